@@ -1,0 +1,33 @@
+# demo: train and compare (under ten minutes)   test: every CPU test   check: format, lint, types   bench: timings
+PYTHON ?= python3
+BIN := .venv/bin
+STAMP := .venv/.installed
+OUT ?= out/demo
+
+.PHONY: demo test check bench format
+
+demo: $(STAMP)
+	$(BIN)/arcflow demo --out $(OUT)
+
+test: $(STAMP)
+	$(BIN)/python -m pytest -m "not slow and not gpu"
+	$(BIN)/python -m pytest -m "slow and not gpu"
+
+check: $(STAMP)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/pyright
+
+bench: $(STAMP)
+	$(BIN)/python -m benchmarks.exact_step
+	$(BIN)/python -m benchmarks.transformer_time
+
+format: $(STAMP)
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+# The pins keep every machine on the tested versions; nothing here needs torchvision.
+$(STAMP): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $@
