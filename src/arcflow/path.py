@@ -1,0 +1,69 @@
+"""The straight path between noise and image, and the grid of noise levels a sampler visits.
+
+Time runs from noise to image: `tau` is raw time, uniform, from 1 to 0; `sigma` is the noise level,
+
+    x_sigma = (1 - sigma) x0 + sigma eps                        u = dx/dsigma = eps - x0
+    sigma   = shift tau / (1 + (shift - 1) tau)                 shift = 3.2, whatever the resolution       (5)
+
+A sampler of n steps visits tau = 1, 1 - h, 1 - 2h, ..., 0 with h = 1 / (n - 1 + final_step_scale); the last step has
+length final_step_scale h. For two steps: sigma 1 -> 0.7619 -> 0. Source: arXiv 2602.09014 and its code.
+"""
+
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+SHIFT = 3.2
+
+Time = TypeVar("Time", float, Tensor)
+
+
+def shift_sigma(tau: Time, shift: float = SHIFT) -> Time:
+    """Noise level sigma at raw time tau (eq. 5)."""
+    return shift * tau / (1 + (shift - 1) * tau)
+
+
+def unshift_sigma(sigma: Time, shift: float = SHIFT) -> Time:
+    """Raw time tau at noise level sigma: the inverse of eq. 5."""
+    return sigma / (shift - (shift - 1) * sigma)
+
+
+def tau_grid(steps: int, final_step_scale: float = 1.0) -> Float[Tensor, " steps+1"]:
+    """Raw times of an n-step sampler, from 1 to 0, in float64."""
+    if steps < 1:
+        raise ValueError(f"steps is {steps}; a sampler takes at least 1 step.")
+    if not final_step_scale > 0:
+        raise ValueError(f"final_step_scale is {final_step_scale}; the last step needs a length above 0 (1.0 = equal).")
+    step = 1 / (steps - 1 + final_step_scale)
+    taus = 1 - step * torch.arange(steps + 1, dtype=torch.float64)
+    taus[-1] = 0
+    return taus
+
+
+def step_grid(steps: int, shift: float = SHIFT, final_step_scale: float = 1.0) -> Float[Tensor, " steps+1"]:
+    """Noise levels of an n-step sampler, from 1 to 0, in float32: rounded as the stock Euler scheduler rounds."""
+    if not shift > 0:
+        raise ValueError(f"shift is {shift}; it must be above 0 (1 = no shift, 3.2 in the published adapters).")
+    return shift_sigma(tau_grid(steps, final_step_scale).float(), shift)
+
+
+@dataclass(frozen=True)
+class Segment:
+    """One step of the student in raw time: the network is called at `tau_src`, the path ends at `tau_dst`."""
+
+    tau_src: float
+    tau_dst: float
+
+    @property
+    def length(self) -> float:
+        """Raw time the segment spans."""
+        return self.tau_src - self.tau_dst
+
+
+def segments(steps: int, final_step_scale: float = 1.0) -> list[Segment]:
+    """The steps of an n-step sampler as segments of raw time, noise first."""
+    taus = tau_grid(steps, final_step_scale).tolist()
+    return [Segment(src, dst) for src, dst in zip(taus[:-1], taus[1:], strict=True)]
