@@ -1,0 +1,233 @@
+"""What differs between backbones, as data: one row of `FAMILIES` per diffusers transformer class.
+
+A row says where the last layers are, which Linears take a LoRA, how many pixels a token packs, and which functions turn
+prompts into conditioning and latents into images. Above this file a model is two callables of (x, sigma, cond); `cond`
+is a dict of tensors whose first axis is the batch, but for position ids (`*_ids`), which all samples share.
+`call` rounds time exactly as the stock pipelines do: they cast 1000 sigma to the dtype of the latents before dividing
+it again (in bfloat16 761.9 becomes 760), so that teacher, student and pipeline see the same number.
+"""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from einops import rearrange
+from jaxtyping import Float, UInt8
+from torch import Tensor, nn
+
+Cond = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Family:
+    """One backbone: names, places and the functions that know its conditioning."""
+
+    name: str
+    transformer: str
+    """Class name of the stock diffusers transformer."""
+    pipeline: str
+    """Class name of its text-to-image pipeline."""
+    published: str
+    """Class name in the config.json of a published adapter."""
+    embedder: str
+    """First Linear on the latents: its dtype is the dtype the network computes in."""
+    lora_targets: str
+    """Regular expression for the full names of the Linears that take a LoRA. Never the output head, see `head`."""
+    lora_skip: str
+    """The same for Linears whose output nobody reads; `{last}` is the index of the last block. Empty: none."""
+    guidance: float | None
+    """Guidance embedding the adapters are distilled with; None where there is no such input."""
+    arguments: Callable[[Cond], dict[str, Any]]
+    """Conditioning as keyword arguments of the transformer."""
+    encode: Callable[..., Cond]
+    """(pipe, prompts, latent rows, latent columns, guidance, max_sequence_length) -> conditioning."""
+    to_vae: Callable[[Any, Tensor], Tensor]
+    """(pipe, latents (B, C, h, w)) -> images (B, 3, H, W) in [-1, 1]."""
+    head: str = "proj_out"
+    norm: str = "norm_out"
+    pixels: int = 4
+    """Latent pixels per token, P: a patch of 2 x 2."""
+
+
+def _flux_arguments(cond: Cond) -> dict[str, Any]:
+    return dict(cond)
+
+
+def _flux_encode(
+    pipe: Any, prompts: list[str], rows: int, columns: int, guidance: float, max_sequence_length: int | None
+) -> Cond:
+    length = max_sequence_length or min(512, pipe.tokenizer_2.model_max_length)
+    embeds, pooled, txt_ids = pipe.encode_prompt(prompt=prompts, prompt_2=None, max_sequence_length=length)
+    img_ids = torch.zeros(rows, columns, 3, device=embeds.device, dtype=embeds.dtype)
+    img_ids[..., 1] += torch.arange(rows, device=embeds.device)[:, None]
+    img_ids[..., 2] += torch.arange(columns, device=embeds.device)[None, :]
+    cond = {
+        "encoder_hidden_states": embeds,
+        "pooled_projections": pooled,
+        "txt_ids": txt_ids,
+        "img_ids": img_ids.flatten(0, 1),
+    }
+    if pipe.transformer.config.guidance_embeds:
+        cond["guidance"] = torch.full((len(prompts),), guidance, device=embeds.device, dtype=torch.float32)
+    return cond
+
+
+def _flux_to_vae(pipe: Any, latents: Tensor) -> Tensor:
+    config = pipe.vae.config
+    latents = latents / config.scaling_factor + (config.shift_factor or 0.0)
+    return pipe.vae.decode(latents.to(pipe.vae.device, pipe.vae.dtype), return_dict=False)[0]
+
+
+def _qwen_arguments(cond: Cond) -> dict[str, Any]:
+    mask = cond["encoder_hidden_states_mask"]
+    return {
+        "encoder_hidden_states": cond["encoder_hidden_states"],
+        # as the stock pipeline: padding is masked, and without any there is no mask
+        "encoder_hidden_states_mask": None if bool(mask.all()) else mask,
+        "img_shapes": [[tuple(shape)] for shape in cond["img_shapes"].tolist()],
+    }
+
+
+def _qwen_encode(
+    pipe: Any, prompts: list[str], rows: int, columns: int, guidance: float, max_sequence_length: int | None
+) -> Cond:
+    embeds, mask = pipe.encode_prompt(prompt=prompts, max_sequence_length=max_sequence_length or 512)
+    mask = torch.ones(embeds.shape[:2], device=embeds.device) if mask is None else mask
+    return {
+        "encoder_hidden_states": embeds,
+        "encoder_hidden_states_mask": mask.bool(),
+        "img_shapes": torch.tensor([[1, rows, columns]] * len(prompts)),
+    }
+
+
+def _qwen_to_vae(pipe: Any, latents: Tensor) -> Tensor:
+    config = pipe.vae.config
+    latents = latents.to(pipe.vae.device, pipe.vae.dtype)
+    mean, std = (torch.tensor(v).to(latents)[:, None, None] for v in (config.latents_mean, config.latents_std))
+    return pipe.vae.decode((latents / (1.0 / std) + mean).unsqueeze(2), return_dict=False)[0][:, :, 0]
+
+
+_TIME = r"time_text_embed\.timestep_embedder\.linear_[12]"
+
+FAMILIES = (
+    Family(
+        name="flux",
+        transformer="FluxTransformer2DModel",
+        pipeline="FluxPipeline",
+        published="ArcFluxTransformer2DModel",
+        embedder="x_embedder",
+        lora_targets=_TIME
+        + r"|transformer_blocks\.\d+\.ff(_context)?\.net\.(0\.proj|2)"
+        + r"|single_transformer_blocks\.\d+\.proj_(mlp|out)",
+        lora_skip="",
+        guidance=3.5,
+        arguments=_flux_arguments,
+        encode=_flux_encode,
+        to_vae=_flux_to_vae,
+    ),
+    Family(
+        name="qwen_image",
+        transformer="QwenImageTransformer2DModel",
+        pipeline="QwenImagePipeline",
+        published="ArcQwenImageTransformer2DModel",
+        embedder="img_in",
+        lora_targets=_TIME + r"|transformer_blocks\.\d+\.(img|txt)_mlp\.net\.(0\.proj|2)",
+        lora_skip=r"transformer_blocks\.{last}\.txt_mlp\..*",  # the text stream ends before it
+        guidance=None,
+        arguments=_qwen_arguments,
+        encode=_qwen_encode,
+        to_vae=_qwen_to_vae,
+    ),
+)
+
+
+def family_of(transformer: nn.Module) -> Family:
+    """The row of `FAMILIES` for this transformer."""
+    for family in FAMILIES:
+        if any(base.__name__ == family.transformer for base in type(transformer).__mro__):
+            return family
+    supported = ", ".join(family.transformer for family in FAMILIES)
+    raise ValueError(
+        f"{type(transformer).__name__} is not a supported backbone; expected one of {supported}. "
+        f"Pass the pipeline's `transformer`, or add a row to arcflow.backbone.FAMILIES."
+    )
+
+
+def lora_names(transformer: nn.Module) -> list[str]:
+    """Full names of the Linears that take a LoRA."""
+    family = family_of(transformer)
+    blocks: Any = transformer.transformer_blocks
+    skip = family.lora_skip.replace("{last}", str(len(blocks) - 1))
+    names = [name for name, _ in transformer.named_modules() if re.fullmatch(family.lora_targets, name)]
+    return [name for name in names if not re.fullmatch(skip, name)]
+
+
+def call(
+    transformer: nn.Module, x: Float[Tensor, "batch tokens width"], sigma: float | Float[Tensor, " batch"], cond: Cond
+) -> Float[Tensor, "batch tokens out"]:
+    """Raw output of the network at noise level `sigma`, with the stock pipeline's casts."""
+    family = family_of(transformer)
+    dtype = getattr(transformer, family.embedder).weight.dtype
+    time = torch.as_tensor(sigma, dtype=torch.float32, device=x.device).expand(len(x)) * 1000
+    return transformer(
+        hidden_states=x.to(dtype),
+        timestep=time.to(dtype) / 1000,
+        return_dict=False,
+        **family.arguments(cond),
+    )[0]
+
+
+@torch.no_grad()
+def encode_prompts(
+    pipe: Any,
+    prompts: list[str],
+    *,
+    height: int,
+    width: int,
+    guidance: float = 3.5,
+    max_sequence_length: int | None = None,
+) -> Cond:
+    """Conditioning of a batch of prompts for images of this size, by the pipeline's own text encoders."""
+    rows, columns = _grid(pipe, height, width)
+    return family_of(pipe.transformer).encode(pipe, prompts, rows, columns, guidance, max_sequence_length)
+
+
+def noise(pipe: Any, seeds: list[int], height: int, width: int) -> Float[Tensor, "batch tokens width"]:
+    """Starting latents, float32 on the CPU: sample i is what the stock pipeline (in float32) draws from
+    `torch.Generator("cpu").manual_seed(seeds[i])`, whatever the rest of the batch."""
+    rows, columns = _grid(pipe, height, width)
+    shape = (pipe.transformer.config.in_channels // 4, 2 * rows, 2 * columns)
+    draws = [torch.randn(shape, generator=torch.Generator("cpu").manual_seed(seed)) for seed in seeds]
+    return rearrange(torch.stack(draws), "b c (h p) (w q) -> b (h w) (c p q)", p=2, q=2)
+
+
+@torch.no_grad()
+def decode(
+    pipe: Any, x: Float[Tensor, "batch tokens width"], height: int, width: int
+) -> UInt8[np.ndarray, "batch height width 3"]:
+    """Images of packed latents, by the pipeline's own autoencoder."""
+    rows, columns = _grid(pipe, height, width)
+    if x.shape[1] != rows * columns:
+        raise ValueError(
+            f"{x.shape[1]} tokens do not make an image of {height} x {width}: expected {rows} x {columns} tokens. "
+            f"Give the height and width the latents were made for."
+        )
+    latents = rearrange(x, "b (h w) (c p q) -> b c (h p) (w q)", h=rows, p=2, q=2)
+    images = family_of(pipe.transformer).to_vae(pipe, latents)
+    return _to_uint8(images)
+
+
+def _to_uint8(images: Float[Tensor, "batch 3 height width"]) -> UInt8[np.ndarray, "batch height width 3"]:
+    unit = (images.float() * 0.5 + 0.5).clamp(0, 1)
+    return (rearrange(unit, "b c h w -> b h w c").cpu().numpy() * 255).round().astype(np.uint8)
+
+
+def _grid(pipe: Any, height: int, width: int) -> tuple[int, int]:
+    """Rows and columns of tokens: a token covers 2 x 2 latent pixels."""
+    patch = 2 * pipe.vae_scale_factor
+    if height % patch or width % patch or min(height, width) < patch:
+        raise ValueError(f"image size {height} x {width}: both must be multiples of {patch} for this pipeline.")
+    return height // patch, width // patch

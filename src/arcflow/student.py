@@ -1,0 +1,282 @@
+"""One network that is teacher and student.
+
+`build` turns a stock transformer into a student in place: the base is frozen, the last Linear and the norm before it
+become a `Fork` (the frozen module beside a tuned one, under the same name), and the feed-forward Linears get a LoRA
+through PEFT. Nothing is subclassed, so stock pipelines go on working, and no second copy of the base is held.
+
+    student  = predict(net, x, sigma, cond)                 # a Mixture, with gradient
+    with teacher(net): u = net(...)                         # the untouched base, bit for bit
+
+The teacher view flips flags and leaves `requires_grad` alone. Be back in the student view before `backward()`:
+checkpointed blocks are computed again there. Parameters go by the names of the published adapters
+(`proj_out_means.weight`, `<module>.lora_A.weight`, ...). Source: arXiv 2602.09014, section 4.
+"""
+
+import copy
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from peft import LoraConfig, inject_adapter_in_model
+from peft.tuners.lora import LoraLayer
+from torch import Tensor, nn
+
+from arcflow.backbone import Cond, call, family_of, lora_names
+from arcflow.head import MomentumHead
+from arcflow.momentum import Mixture, unpack
+
+ADAPTER = "arcflow"
+
+
+class Fork(nn.Module):
+    """A frozen module and its tuned twin under one name; `teacher` says which one answers."""
+
+    def __init__(self, frozen: nn.Module, tuned: nn.Module) -> None:
+        super().__init__()
+        self.frozen, self.tuned = frozen, tuned
+        self.teacher = False
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        if self.teacher:
+            return self.frozen(*inputs)
+        # the twin is float32 also over a bfloat16 base, and gives float32 to what follows
+        dtype = next(self.tuned.parameters()).dtype
+        return self.tuned(*(value.to(dtype) for value in inputs))
+
+
+@dataclass
+class _State:
+    """What `remove` and `unfuse` need to undo the work; hangs on the transformer as `_arcflow`."""
+
+    modes: int
+    pixels: int
+    trainable_before: list[nn.Parameter]
+    fused: dict[str, nn.Module] = field(default_factory=dict)
+    """The head's fork and the LoRA layers by name, while plain Linears stand in for them."""
+
+
+def build(
+    transformer: nn.Module,
+    *,
+    modes: int = 16,
+    rank: int = 256,
+    alpha: float | None = None,
+    dropout: float = 0.05,
+    lora: bool = True,
+    generator: torch.Generator | None = None,
+) -> nn.Module:
+    """The same transformer, now a student that starts as its teacher. Without `lora` only head and norm are tuned.
+    `alpha` is the rank unless given. All draws are from `generator`, in float32 on the CPU."""
+    family = family_of(transformer)
+    if is_student(transformer):
+        raise ValueError("this transformer is a student already; call arcflow.student.remove(transformer) first.")
+    if getattr(transformer, "peft_config", None):
+        raise ValueError(
+            f"this transformer carries the PEFT adapters {sorted(transformer.peft_config)}; expected a plain base. "
+            f"Fuse or delete them first (pipe.fuse_lora(); pipe.unload_lora_weights())."
+        )
+    if lora and rank < 1:
+        raise ValueError(f"rank is {rank}; expected at least 1 (256 in the published adapters), or lora=False.")
+    state = _State(modes, family.pixels, [p for p in transformer.parameters() if p.requires_grad])
+    base: Any = getattr(transformer, family.head)
+    head = MomentumHead.from_linear(base, modes, family.pixels, generator)
+    transformer.requires_grad_(False)
+    if lora:
+        _add_lora(transformer, rank, float(alpha or rank), dropout, generator)
+    norm: Any = getattr(transformer, family.norm)
+    setattr(transformer, family.norm, Fork(norm, copy.deepcopy(norm).float().requires_grad_(True)))
+    setattr(transformer, family.head, Fork(base, head))
+    for fork in (getattr(transformer, family.norm), getattr(transformer, family.head)):
+        fork.train(transformer.training)
+    transformer._arcflow = state  # type: ignore[assignment]
+    return transformer
+
+
+def _add_lora(
+    transformer: nn.Module, rank: int, alpha: float, dropout: float, generator: torch.Generator | None
+) -> None:
+    # A full-match expression over exact names: a bare "proj_out" would also hit the output head.
+    targets = "|".join(re.escape(name) for name in lora_names(transformer))
+    config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=targets)  # type: ignore[arg-type]
+    inject_adapter_in_model(config, transformer, ADAPTER, low_cpu_mem_usage=True)
+    for layer in lora_layers(transformer).values():
+        weight: Any = layer.get_base_layer().weight
+        down = torch.randn(rank, layer.in_features, generator=generator) / rank
+        layer.lora_A[ADAPTER].weight = nn.Parameter(down.to(weight.device))
+        layer.lora_B[ADAPTER].weight = nn.Parameter(torch.zeros(layer.out_features, rank, device=weight.device))
+
+
+def is_student(transformer: nn.Module) -> bool:
+    """Whether `build` (or an adapter) has been at work on this transformer."""
+    return hasattr(transformer, "_arcflow")
+
+
+def modes(transformer: nn.Module) -> int:
+    """K of a student."""
+    return _state(transformer).modes
+
+
+def lora_layers(transformer: nn.Module) -> dict[str, LoraLayer]:
+    """The LoRA layers by the name of the Linear they wrap; also while fused."""
+    modules = {**dict(transformer.named_modules()), **_fused(transformer)}
+    return {name: module for name, module in modules.items() if isinstance(module, LoraLayer)}
+
+
+def trainable(transformer: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters that training changes, by their names in a published adapter. All else is the frozen base."""
+    family, modules = family_of(transformer), {**dict(transformer.named_modules()), **_fused(transformer)}
+    _state(transformer)
+    named: dict[str, nn.Parameter] = {}
+    for name, layer in lora_layers(transformer).items():
+        named[f"{name}.lora_A.weight"] = layer.lora_A[ADAPTER].weight
+        named[f"{name}.lora_B.weight"] = layer.lora_B[ADAPTER].weight
+    for name, parameter in modules[family.norm].tuned.named_parameters():
+        named[f"{family.norm}.{name}"] = parameter
+    for name, parameter in modules[family.head].tuned.named_parameters():
+        named[f"{family.head}_{name}"] = parameter
+    return named
+
+
+def shapes(transformer: nn.Module, modes: int, rank: int) -> dict[str, tuple[int, ...]]:
+    """Names and shapes that `trainable` would have after `build(transformer, modes, rank)`; rank 0 means no LoRA.
+    Touches nothing."""
+    family = family_of(transformer)
+    found: dict[str, tuple[int, ...]] = {}
+    for name in lora_names(transformer) if rank else []:
+        linear: Any = transformer.get_submodule(name)
+        found[f"{name}.lora_A.weight"] = (rank, linear.in_features)
+        found[f"{name}.lora_B.weight"] = (linear.out_features, rank)
+    norm, base = (_frozen(transformer, name) for name in (family.norm, family.head))
+    found |= {f"{family.norm}.{name}": tuple(p.shape) for name, p in norm.named_parameters()}
+    head = MomentumHead(base.in_features, modes, base.out_features, family.pixels, device="meta")
+    return found | {f"{family.head}_{name}": tuple(p.shape) for name, p in head.named_parameters()}
+
+
+@contextmanager
+def teacher(transformer: nn.Module) -> Iterator[nn.Module]:
+    """The teacher view: LoRA off, forks on the frozen side; what it was before comes back at the end."""
+    _unfused(transformer, "take the teacher view")
+    forks, layers = _forks(transformer), list(lora_layers(transformer).values())
+    before = [fork.teacher for fork in forks], [layer._disable_adapters for layer in layers]
+    _flip(forks, layers, [True] * len(forks), [True] * len(layers))
+    try:
+        yield transformer
+    finally:
+        _flip(forks, layers, *before)
+
+
+def in_teacher_view(transformer: nn.Module) -> bool:
+    """Whether a `teacher` block is open on this transformer."""
+    return any(fork.teacher for fork in _forks(transformer))
+
+
+def predict(
+    transformer: nn.Module, x: Float[Tensor, "batch tokens width"], sigma: float | Tensor, cond: Cond
+) -> Mixture:
+    """The student's path from noise level `sigma` on."""
+    state = _state(transformer)
+    return unpack(call(transformer, x, sigma, cond), state.modes, state.pixels)
+
+
+@torch.no_grad()
+def teacher_velocity(
+    transformer: nn.Module, x: Float[Tensor, "batch tokens width"], sigma: float | Tensor, cond: Cond
+) -> Float[Tensor, "batch tokens width"]:
+    """The teacher's velocity at noise level `sigma`, float32, without gradient."""
+    with teacher(transformer):
+        return call(transformer, x, sigma, cond).float()
+
+
+@torch.no_grad()
+def fuse(transformer: nn.Module) -> nn.Module:
+    """The student as plain Linears, for speed: LoRA added into copies of the base weights, the head one product.
+    Costs those copies in memory; there is no teacher view and no training until `unfuse`, which is exact."""
+    state, family = _state(transformer), family_of(transformer)
+    _unfused(transformer, "fuse it again")
+    layers, head = lora_layers(transformer), getattr(transformer, family.head)
+    fast: dict[str, nn.Module] = {name: _merged(layer) for name, layer in layers.items()}
+    fast[family.head] = Fork(head.frozen, head.tuned.packed())
+    state.fused = {**layers, family.head: head}
+    for name, module in fast.items():
+        transformer.set_submodule(name, module)
+    return transformer
+
+
+def unfuse(transformer: nn.Module) -> nn.Module:
+    """The trainable student again, bit for bit what it was before `fuse`."""
+    state = _state(transformer)
+    for name, module in state.fused.items():
+        device = next(transformer.get_submodule(name).parameters()).device
+        transformer.set_submodule(name, module.to(device))
+    state.fused = {}
+    return transformer
+
+
+def remove(transformer: nn.Module) -> nn.Module:
+    """The untouched base again, bit for bit."""
+    state, family = _state(transformer), family_of(transformer)
+    unfuse(transformer)
+    for name, layer in lora_layers(transformer).items():
+        transformer.set_submodule(name, layer.get_base_layer())
+    for name in (family.norm, family.head):
+        setattr(transformer, name, _frozen(transformer, name))
+    if hasattr(transformer, "peft_config"):
+        del transformer.peft_config
+    for parameter in state.trainable_before:
+        parameter.requires_grad_(True)
+    del transformer._arcflow
+    return transformer
+
+
+@torch.no_grad()
+def _merged(layer: LoraLayer) -> nn.Linear:
+    base: Any = layer.get_base_layer()
+    linear = nn.utils.skip_init(
+        nn.Linear, base.in_features, base.out_features, base.bias is not None, device=base.weight.device
+    ).to(base.weight.dtype)
+    up, down = layer.lora_B[ADAPTER].weight.float(), layer.lora_A[ADAPTER].weight.float()
+    linear.weight.copy_(base.weight.float() + up @ down * layer.scaling[ADAPTER])
+    if base.bias is not None:
+        linear.bias.copy_(base.bias)
+    return linear.requires_grad_(False)  # type: ignore[return-value]
+
+
+def _state(transformer: nn.Module) -> _State:
+    if not is_student(transformer):
+        raise ValueError(
+            f"this {type(transformer).__name__} is a plain base, not a student; attach an adapter "
+            f"(arcflow.attach, arcflow.load_adapter) or make a student (arcflow.student.build) first."
+        )
+    return transformer._arcflow  # type: ignore[return-value]
+
+
+def _fused(transformer: nn.Module) -> dict[str, nn.Module]:
+    return transformer._arcflow.fused if is_student(transformer) else {}  # type: ignore[union-attr,return-value]
+
+
+def _unfused(transformer: nn.Module, wish: str) -> None:
+    if _state(transformer).fused:
+        raise ValueError(f"cannot {wish}: the student is fused. Call arcflow.student.unfuse(transformer) first.")
+
+
+def _forks(transformer: nn.Module) -> list[Fork]:
+    family = family_of(transformer)
+    modules = (getattr(transformer, name) for name in (family.norm, family.head))
+    return [module for module in modules if isinstance(module, Fork)]
+
+
+def _flip(forks: list[Fork], layers: list[LoraLayer], as_teacher: list[bool], lora_off: list[bool]) -> None:
+    # PEFT's own switches (enable_adapters) also touch requires_grad; the flag alone does not.
+    for fork, value in zip(forks, as_teacher, strict=True):
+        fork.teacher = value
+    for layer, value in zip(layers, lora_off, strict=True):
+        layer._disable_adapters = value
+
+
+def _frozen(transformer: nn.Module, name: str) -> Any:
+    module: Any = _fused(transformer).get(name, getattr(transformer, name))
+    return module.frozen if isinstance(module, Fork) else module
