@@ -1,0 +1,343 @@
+"""`arcflow world train`: the small teacher from nothing, stage by stage, on a CPU.
+
+    text  ->  autoencoder  ->  latents  ->  flow  ->  guidance  ->  decoder  ->  teacher/
+
+Each stage is one call of `fit` and leaves its result in the output folder. A stage that is finished is not repeated,
+one that was interrupted goes on from its last checkpoint: all randomness of a step is a function of stage and step.
+"""
+
+import json
+import os
+import random
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL, FluxTransformer2DModel
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from tqdm import tqdm
+from transformers import CLIPTextModel, T5EncoderModel
+
+from arcflow.world import autoencoder as ae
+from arcflow.world import teacher as tf
+from arcflow.world import text
+from arcflow.world.check import accuracy
+from arcflow.world.render import render_all
+from arcflow.world.scene import sample_prompts, sample_scene
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pretrain:
+    """How long the small teacher trains. The defaults made the shipped one."""
+
+    text_steps: int = 1500
+    """Steps of 128 captions for the text encoders."""
+    autoencoder_steps: int = 2900
+    """Steps of 16 pictures for encoder and decoder."""
+    scenes: int = 81920
+    """Pictures encoded once for the transformer to learn from."""
+    flow_steps: int = 12000
+    """Steps of flow matching."""
+    guidance_steps: int = 2500
+    """Steps of guidance distillation."""
+    decoder_steps: int = 2500
+    """Steps of 16 pictures for the decoder alone."""
+    batch: int = 128
+    """Pictures a step for the transformer."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One training: its learning rate rises over 3 %, holds, and falls linearly over the last `cooldown` share."""
+
+    name: str
+    steps: int
+    rate: float
+    cooldown: float = 0.3
+    ema: float = 0.0
+
+    def scale(self, step: int) -> float:
+        warm = (step + 1) / max(1, 0.03 * self.steps)
+        fall = (self.steps - step) / max(1, self.cooldown * self.steps)
+        return max(0.02, min(1.0, warm, fall))
+
+
+def fit(
+    stage: Stage,
+    out: Path,
+    modules: dict[str, nn.Module],
+    loss: Callable[[int], Tensor],
+    probe: Callable[[], str] | None = None,
+) -> None:
+    """Minimise `loss(step)` over the trainable parameters of `modules`; resumes from `out/<stage>.safetensors`.
+
+    With `stage.ema` the modules end with the running mean of their weights. Every checkpoint interval `probe()` adds a
+    line to `out/<stage>.log`.
+    """
+    names = [f"{m}.{n}" for m, module in modules.items() for n, p in module.named_parameters() if p.requires_grad]
+    weights = [p for module in modules.values() for p in module.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(weights, stage.rate, betas=(0.9, 0.99), weight_decay=0.0)
+    mean = [w.detach().clone() for w in weights]
+    path = out / f"{stage.name}.safetensors"
+    start = _resume(path, names, weights, mean, optimizer) if path.exists() else 0
+    bar, last = tqdm(range(start, stage.steps), initial=start, total=stage.steps, desc=stage.name), time.monotonic()
+    for step in bar:
+        torch.manual_seed(hash_seed(stage.name, step))
+        value = loss(step)
+        optimizer.zero_grad()
+        value.backward()
+        nn.utils.clip_grad_norm_(weights, 1.0)
+        for group in optimizer.param_groups:
+            group["lr"] = stage.rate * stage.scale(step)
+        optimizer.step()
+        with torch.no_grad():
+            torch._foreach_lerp_(mean, weights, 1 - min(stage.ema, (step + 1) / (step + 10)))
+        if step % 20 == 0:
+            bar.set_postfix(loss=f"{value.item():.4f}")
+        if time.monotonic() - last > 240 or step == stage.steps - 1:
+            last = time.monotonic()
+            _checkpoint(path, names, weights, mean, optimizer, step + 1)
+            _log(out / f"{stage.name}.log", step + 1, value.item(), weights, mean, probe)
+    with torch.no_grad():
+        torch._foreach_copy_(weights, mean)
+
+
+def hash_seed(name: str, step: int) -> int:
+    """A seed of its own for each step of each stage."""
+    return random.Random(f"{name}-{step}").getrandbits(48)
+
+
+def _log(path: Path, step: int, loss: float, weights: list, mean: list, probe: Callable[[], str] | None) -> None:
+    kept = [w.detach().clone() for w in weights]
+    with torch.no_grad():
+        torch._foreach_copy_(weights, mean)
+        line = f"step {step}  loss {loss:.4f}  {probe() if probe else ''}"
+        torch._foreach_copy_(weights, kept)
+    with path.open("a") as file:
+        file.write(line + "\n")
+
+
+def _checkpoint(
+    path: Path, names: list[str], weights: list, mean: list, optimizer: torch.optim.Optimizer, step: int
+) -> None:
+    tensors = {}
+    for name, weight, average in zip(names, weights, mean, strict=True):
+        state = optimizer.state[weight]
+        tensors |= {f"{name}|weight": weight.detach(), f"{name}|mean": average}
+        tensors |= {f"{name}|{key}": state[key] for key in ("exp_avg", "exp_avg_sq", "step")}
+    temporary = path.with_suffix(".tmp")
+    save_file({k: v.contiguous() for k, v in tensors.items()}, temporary, {"step": str(step)})
+    os.replace(temporary, path)
+
+
+def _resume(path: Path, names: list[str], weights: list, mean: list, optimizer: torch.optim.Optimizer) -> int:
+    tensors = load_file(path)
+    with torch.no_grad():
+        for name, weight, average in zip(names, weights, mean, strict=True):
+            weight.copy_(tensors[f"{name}|weight"])
+            average.copy_(tensors[f"{name}|mean"])
+            optimizer.state[weight] = {
+                key: tensors[f"{name}|{key}"].clone().contiguous() for key in ("exp_avg", "exp_avg_sq", "step")
+            }
+    with safe_open(path, "pt") as file:
+        return int(file.metadata()["step"])
+
+
+def train_teacher(out: Path, recipe: Pretrain, *, threads: int | None = None) -> Path:
+    """Train every stage that is not finished; returns the folder of the pipeline, `out/teacher`."""
+    out.mkdir(parents=True, exist_ok=True)
+    if threads:
+        torch.set_num_threads(threads)
+    t5, clip = train_text(out, recipe)
+    vae = train_autoencoder(out, recipe)
+    latents, captions = encode_scenes(out, recipe, vae)
+    batches = Batches(latents, captions, t5, clip, recipe.batch)
+    flow = train_flow(out, recipe, batches, vae)
+    net = train_guidance(out, recipe, batches, vae, flow)
+    vae = train_decoder(out, recipe, vae)
+    return _finish(out / "teacher", lambda folder: tf.assemble(net, vae, t5, clip).save_pretrained(folder))
+
+
+def _finish(folder: Path, save: Callable[[Path], object]) -> Path:
+    temporary = folder.with_name(folder.name + ".tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    save(temporary)
+    shutil.rmtree(folder, ignore_errors=True)
+    temporary.rename(folder)
+    return folder
+
+
+def train_text(out: Path, recipe: Pretrain) -> tuple[T5EncoderModel, CLIPTextModel]:
+    if not (out / "clip").exists():
+        torch.manual_seed(0)
+        t5, clip, probes, tokenizer = text.build_t5(), text.build_clip(), text.Probes(), text.build_tokenizer()
+
+        def loss(step: int) -> Tensor:
+            prompts = text.captions(128, f"text-{step}")
+            return text.text_loss(t5, clip, probes, prompts, text.tokenize(tokenizer, [p.text for p in prompts]))
+
+        fit(Stage("text", recipe.text_steps, 2e-3), out, {"t5": t5, "clip": clip, "probes": probes}, loss)
+        _finish(out / "t5", t5.save_pretrained)
+        _finish(out / "clip", clip.save_pretrained)
+    return (
+        T5EncoderModel.from_pretrained(out / "t5").eval().requires_grad_(False),
+        CLIPTextModel.from_pretrained(out / "clip").eval().requires_grad_(False),
+    )
+
+
+def _pictures(count: int, seed: str) -> Tensor:
+    return ae.pictures(count, seed).contiguous(memory_format=torch.channels_last)
+
+
+def _half() -> torch.autocast:
+    return torch.autocast("cpu", torch.bfloat16)
+
+
+def train_autoencoder(out: Path, recipe: Pretrain) -> AutoencoderKL:
+    if not (out / "autoencoder").exists():
+        torch.manual_seed(0)
+        vae = ae.build_autoencoder().to(memory_format=torch.channels_last)
+
+        def loss(step: int) -> Tensor:
+            with _half():
+                return ae.autoencoder_loss(vae, _pictures(16, f"ae-{step}"))
+
+        stage = Stage("autoencoder", recipe.autoencoder_steps, 2.5e-3, cooldown=0.9)
+        fit(stage, out, {"vae": vae}, loss, lambda: json.dumps(ae.reconstruction_accuracy(vae)))
+        ae.standardize(vae)
+        _finish(out / "autoencoder", vae.save_pretrained)
+    return AutoencoderKL.from_pretrained(out / "autoencoder").to(memory_format=torch.channels_last).eval()
+
+
+def encode_scenes(out: Path, recipe: Pretrain, vae: AutoencoderKL) -> tuple[Tensor, list[str]]:
+    """Standardised packed latents of training scenes, with their captions; kept in `out/scenes.safetensors`."""
+    path, chunk = out / "scenes.safetensors", 256
+    if not path.exists():
+        parts, captions = [], []
+        for start in tqdm(range(0, recipe.scenes, chunk), desc="scenes"):
+            prompts, rng = text.captions(chunk, f"train-{start}"), random.Random(f"scenes-{start}")
+            x = ae.to_tensor(render_all([sample_scene(prompt, rng) for prompt in prompts]))
+            with torch.no_grad(), _half():
+                z = vae.encode(x.contiguous(memory_format=torch.channels_last)).latent_dist.mode().float()
+            parts.append(tf.pack((z - vae.config.shift_factor) * vae.config.scaling_factor).half())
+            captions += [prompt.text for prompt in prompts]
+        save_file({"latents": torch.cat(parts)}, path.with_suffix(".tmp"), {"captions": json.dumps(captions)})
+        os.replace(path.with_suffix(".tmp"), path)
+    with safe_open(path, "pt") as file:
+        return file.get_tensor("latents"), json.loads(file.metadata()["captions"])
+
+
+@dataclass
+class Batches:
+    """Latents with their captions' embeddings, by step."""
+
+    latents: Tensor
+    captions: list[str]
+    t5: T5EncoderModel
+    clip: CLIPTextModel
+    size: int
+
+    def empty(self) -> tf.Conditioning:
+        return tf.embed(self.t5, self.clip, [""])
+
+    def at(self, step: int, stage: str) -> tuple[Tensor, tf.Conditioning]:
+        per_epoch = len(self.latents) // self.size
+        epoch, place = divmod(step, per_epoch)
+        order = np.random.default_rng(hash_seed(stage, -1 - epoch)).permutation(len(self.latents))
+        rows = torch.from_numpy(order[place * self.size : (place + 1) * self.size])
+        texts = [self.captions[i] for i in rows]
+        return self.latents[rows].float(), tf.embed(self.t5, self.clip, texts)
+
+
+def _frozen(net: FluxTransformer2DModel) -> FluxTransformer2DModel:
+    return net.eval().requires_grad_(False)
+
+
+def train_flow(out: Path, recipe: Pretrain, batches: Batches, vae: AutoencoderKL) -> FluxTransformer2DModel:
+    if not (out / "flow").exists():
+        torch.manual_seed(0)
+        net, empty = tf.build_transformer(), batches.empty()
+
+        def probe() -> str:
+            def guided(x: Tensor, sigma: Tensor, cond: tf.Conditioning) -> Tensor:
+                return tf.guided_velocity(net, x, sigma, cond, empty, torch.full((len(x),), 3.5))
+
+            return json.dumps(judge(guided, batches, vae, count=120, steps=25))
+
+        fit(
+            Stage("flow", recipe.flow_steps, 1.2e-3, cooldown=0.35, ema=0.999),
+            out,
+            {"transformer": net},
+            lambda step: tf.flow_loss(net, *batches.at(step, "flow"), empty),
+            probe,
+        )
+        _finish(out / "flow", net.save_pretrained)
+    return _frozen(FluxTransformer2DModel.from_pretrained(out / "flow"))
+
+
+def train_guidance(
+    out: Path, recipe: Pretrain, batches: Batches, vae: AutoencoderKL, flow: FluxTransformer2DModel
+) -> FluxTransformer2DModel:
+    if not (out / "transformer").exists():
+        net, empty = FluxTransformer2DModel.from_pretrained(out / "flow"), batches.empty()
+
+        def probe() -> str:
+            def at(x: Tensor, sigma: Tensor, cond: tf.Conditioning) -> Tensor:
+                return tf.velocity(net, x, sigma, cond, torch.full((len(x),), 3.5))
+
+            return json.dumps(judge(at, batches, vae, count=120, steps=25))
+
+        fit(
+            Stage("guidance", recipe.guidance_steps, 4e-4, cooldown=0.8, ema=0.995),
+            out,
+            {"transformer": net},
+            lambda step: tf.guidance_loss(net, flow, *batches.at(step, "guidance"), empty),
+            probe,
+        )
+        _finish(out / "transformer", net.save_pretrained)
+    return _frozen(FluxTransformer2DModel.from_pretrained(out / "transformer"))
+
+
+def train_decoder(out: Path, recipe: Pretrain, vae: AutoencoderKL) -> AutoencoderKL:
+    if not (out / "vae").exists():
+        vae.requires_grad_(False).decoder.requires_grad_(True)
+
+        def loss(step: int) -> Tensor:
+            with _half():
+                return ae.decoder_loss(vae, _pictures(16, f"decoder-{step}"))
+
+        stage = Stage("decoder", recipe.decoder_steps, 1.5e-3, cooldown=0.9, ema=0.99)
+        fit(stage, out, {"vae": vae}, loss, lambda: json.dumps(ae.reconstruction_accuracy(vae)))
+        _finish(out / "vae", vae.save_pretrained)
+    return AutoencoderKL.from_pretrained(out / "vae").eval()
+
+
+def judge(
+    velocity_at: Callable[[Tensor, Tensor, tf.Conditioning], Tensor],
+    batches: Batches,
+    vae: AutoencoderKL,
+    *,
+    count: int,
+    steps: int,
+) -> dict[str, float]:
+    """Checker accuracy on held-out captions, for watching a training."""
+    prompts = sample_prompts(count, seed=3, split="test")
+    return accuracy(np.concatenate(list(_drawn(velocity_at, batches, vae, [p.text for p in prompts], steps))), prompts)
+
+
+def _drawn(
+    velocity_at: Callable, batches: Batches, vae: AutoencoderKL, texts: list[str], steps: int
+) -> Iterator[np.ndarray]:
+    for start in range(0, len(texts), 60):
+        cond = tf.embed(batches.t5, batches.clip, texts[start : start + 60])
+        noise = torch.randn(len(cond[1]), 16, 64, generator=torch.Generator().manual_seed(start))
+        x = tf.draw(lambda x, sigma, cond=cond: velocity_at(x, sigma, cond), noise, steps)
+        z = x.reshape(-1, 4, 4, 16, 2, 2).permute(0, 3, 1, 4, 2, 5).reshape(-1, 16, 8, 8)
+        with torch.no_grad():
+            yield ae.to_images(vae.decode(z / vae.config.scaling_factor + vae.config.shift_factor).sample)

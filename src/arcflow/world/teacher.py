@@ -1,0 +1,164 @@
+"""The small teacher: a genuine diffusers `FluxPipeline` that draws this world, and its transformer's losses.
+
+Stage one is flow matching (x_sigma = (1 - sigma) x0 + sigma eps, target eps - x0), captions dropped at times, guidance
+input fixed at 1. Stage two distils guidance into the network, as FLUX.1-dev was (arXiv 2210.03142): with its own frozen
+copy as teacher it learns u_empty + w (u_caption - u_empty), given w.
+"""
+
+from collections.abc import Callable
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
+from jaxtyping import Float
+from torch import Tensor
+from transformers import CLIPTextModel, T5EncoderModel
+
+from arcflow.path import shift_sigma
+from arcflow.world.text import WIDTH, build_tokenizer, tokenize
+
+GRID, TOKEN = 4, 64
+SHIFT = 3.2
+GUIDANCE = (1.0, 5.0)
+"""Range of guidance scales distilled into the teacher; 3.5 is what it is used with."""
+DROP_CAPTION = 0.1
+
+Conditioning = tuple[Float[Tensor, "batch words width"], Float[Tensor, "batch width"]]
+
+
+def build_transformer() -> FluxTransformer2DModel:
+    """An untrained small FLUX: 16 tokens of width 64, guidance embedding, 2 double and 4 single blocks."""
+    return FluxTransformer2DModel(
+        in_channels=TOKEN,
+        num_layers=2,
+        num_single_layers=4,
+        attention_head_dim=32,
+        num_attention_heads=4,
+        joint_attention_dim=WIDTH,
+        pooled_projection_dim=WIDTH,
+        guidance_embeds=True,
+        axes_dims_rope=(8, 12, 12),
+    )
+
+
+def assemble(
+    transformer: FluxTransformer2DModel, vae: AutoencoderKL, t5: T5EncoderModel, clip: CLIPTextModel
+) -> FluxPipeline:
+    """The parts as one stock pipeline, sampling on the grid of shift 3.2."""
+    return FluxPipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=SHIFT),
+        vae=vae,
+        text_encoder=clip,
+        tokenizer=build_tokenizer(),
+        text_encoder_2=t5,
+        tokenizer_2=build_tokenizer(),
+        transformer=transformer,
+    )
+
+
+def teacher_folder() -> Path:
+    """Where the shipped teacher lies: an ordinary `FluxPipeline` folder."""
+    return Path(str(files("arcflow") / "assets" / "teacher"))
+
+
+def load_teacher(folder: str | Path | None = None) -> FluxPipeline:
+    """The shipped teacher (or another folder's), on the CPU in float32.
+
+    Raises:
+        ValueError: the folder holds no pipeline.
+    """
+    path = Path(folder) if folder else teacher_folder()
+    if not (path / "model_index.json").is_file():
+        raise ValueError(f"no teacher in {path}: expected a FluxPipeline folder; train one with `arcflow world train`")
+    return FluxPipeline.from_pretrained(path, torch_dtype=torch.float32)
+
+
+@cache
+def _positions() -> Float[Tensor, "16 3"]:
+    rows, columns = torch.meshgrid(torch.arange(GRID), torch.arange(GRID), indexing="ij")
+    return torch.stack([torch.zeros(GRID, GRID), rows, columns], -1).reshape(-1, 3).float()
+
+
+def velocity(net: FluxTransformer2DModel, x: Tensor, sigma: Tensor, cond: Conditioning, guidance: Tensor) -> Tensor:
+    """The transformer's velocity at packed latents (n, 16, 64)."""
+    words, pooled = cond
+    return net(
+        hidden_states=x,
+        timestep=sigma,
+        guidance=guidance,
+        encoder_hidden_states=words,
+        pooled_projections=pooled,
+        txt_ids=torch.zeros(words.shape[1], 3),
+        img_ids=_positions(),
+        return_dict=False,
+    )[0]
+
+
+def pack(z: Float[Tensor, "n 16 8 8"]) -> Float[Tensor, "n 16 64"]:
+    """Latents to tokens, 2 x 2 patches, channel slowest: FLUX's own packing."""
+    return z.reshape(-1, 16, GRID, 2, GRID, 2).permute(0, 2, 4, 1, 3, 5).reshape(-1, GRID * GRID, TOKEN)
+
+
+@torch.no_grad()
+def embed(t5: T5EncoderModel, clip: CLIPTextModel, texts: list[str]) -> Conditioning:
+    """T5 tokens and CLIP's pooled vector, as the pipeline computes them."""
+    ids = tokenize(build_tokenizer(), texts)
+    return t5(ids)[0], clip(ids).pooler_output
+
+
+def sample_sigma(count: int) -> Float[Tensor, "count"]:
+    """Noise levels to train at: logit-normal, three in ten uniform, then shifted by 2 towards noise."""
+    tau = torch.where(torch.rand(count) < 0.3, torch.rand(count), torch.sigmoid(torch.randn(count)))
+    return shift_sigma(tau, 2.0)
+
+
+def flow_loss(net: FluxTransformer2DModel, x0: Tensor, cond: Conditioning, empty: Conditioning) -> Tensor:
+    """Stage one: mean squared error of the velocity."""
+    sigma, eps = sample_sigma(len(x0)), torch.randn_like(x0)
+    drop = torch.rand(len(x0)) < DROP_CAPTION
+    words = torch.where(drop[:, None, None], empty[0], cond[0])
+    pooled = torch.where(drop[:, None], empty[1], cond[1])
+    x = x0 + sigma[:, None, None] * (eps - x0)
+    return (velocity(net, x, sigma, (words, pooled), torch.ones(len(x0))) - (eps - x0)).square().mean()
+
+
+def guided_velocity(
+    net: FluxTransformer2DModel, x: Tensor, sigma: Tensor, cond: Conditioning, empty: Conditioning, scale: Tensor
+) -> Tensor:
+    """Classifier-free guidance in one batched call: u_empty + scale (u_caption - u_empty)."""
+    n = len(x)
+    words = torch.cat([cond[0], empty[0].expand_as(cond[0])])
+    pooled = torch.cat([cond[1], empty[1].expand_as(cond[1])])
+    both = velocity(net, torch.cat([x, x]), torch.cat([sigma, sigma]), (words, pooled), torch.ones(2 * n))
+    caption, nothing = both.chunk(2)
+    return nothing + scale[:, None, None] * (caption - nothing)
+
+
+def guidance_loss(
+    net: FluxTransformer2DModel,
+    frozen: FluxTransformer2DModel,
+    x0: Tensor,
+    cond: Conditioning,
+    empty: Conditioning,
+) -> Tensor:
+    """Stage two: match the frozen network's guided velocity, the scale given as guidance."""
+    sigma, eps = sample_sigma(len(x0)), torch.randn_like(x0)
+    low, high = GUIDANCE
+    scale = low + (high - low) * torch.rand(len(x0))
+    x = x0 + sigma[:, None, None] * (eps - x0)
+    with torch.no_grad():
+        target = guided_velocity(frozen, x, sigma, cond, empty, scale)
+    return (velocity(net, x, sigma, cond, scale) - target).square().mean()
+
+
+@torch.no_grad()
+def draw(
+    velocity_at: Callable[[Tensor, Tensor], Tensor], x: Float[Tensor, "n 16 64"], steps: int
+) -> Float[Tensor, "n 16 64"]:
+    """Plain Euler from noise on the grid of shift 3.2, for judging a network in training."""
+    sigmas = shift_sigma(torch.linspace(1, 0, steps + 1), SHIFT)
+    for a, b in zip(sigmas[:-1], sigmas[1:], strict=True):
+        x = x + (b - a) * velocity_at(x, a.expand(len(x)))
+    return x
