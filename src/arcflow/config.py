@@ -1,0 +1,295 @@
+"""What a run is: typed, frozen, complete.
+
+Five small dataclasses say everything a distillation needs to know: the model, the objective, the prompts, the
+optimizer and the run around them. A recipe is a function that returns a whole `Run`; the command line is generated
+from the same types, and the run folder keeps the resolved JSON. Noise level and raw time run from 1 (noise) to 0
+(image). Published values: arXiv 2602.09014 and the configuration released with it.
+"""
+
+import dataclasses
+import json
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_type_hints
+
+Dtype = Literal["float32", "bfloat16", "float16"]
+Device = Literal["auto", "cpu", "cuda", "mps"]
+Cooldown = Literal["none", "linear", "cosine"]
+
+
+def _check(valid: bool, name: str, given: object, expected: str, remedy: str) -> None:
+    if not valid:
+        raise ValueError(f"{name} = {given!r}: expected {expected}; {remedy}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Model:
+    """The teacher, and what is added to it to make the student."""
+
+    base: str = "world"
+    """The teacher: "world" for the small one shipped with the package, a diffusers pipeline folder, or a Hub id."""
+    dtype: Dtype = "float32"
+    """Precision of the frozen weights; what is trained is always float32."""
+    modes: int = 16
+    """K, the number of basic velocities in the mixture. 1 is the straight line."""
+    rank: int = 256
+    """Rank (and alpha) of the LoRA."""
+    dropout: float = 0.05
+    """Dropout in front of the LoRA while training."""
+    lora: bool = True
+    """Train a LoRA on the blocks; without it only the head and the last norm learn."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, about a third more time."""
+
+    def __post_init__(self) -> None:
+        _check(bool(self.base), "model.base", self.base, "a name", 'give "world", a folder or a Hub id')
+        _check(self.modes >= 1, "model.modes", self.modes, "1 or more", "the published adapters use 16")
+        _check(self.rank >= 1, "model.rank", self.rank, "1 or more", "set model.lora to False to train without LoRA")
+        _check(0 <= self.dropout < 1, "model.dropout", self.dropout, "0 <= p < 1", "the published value is 0.05")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Distill:
+    """The objective: which path is matched, where, and how the states are reached."""
+
+    steps: int = 2
+    """Network calls of the student; one segment of the path each."""
+    shift: float = 3.2
+    """Shift from raw time to noise level: sigma = shift tau / (1 + (shift - 1) tau)."""
+    final_step_scale: float = 1.0
+    """Length of the last step in raw time, relative to the others."""
+    guidance: float = 3.5
+    """Guidance handed to models that embed it (FLUX.1-dev); others ignore it."""
+    teacher_cfg: float = 1.0
+    """True classifier-free guidance of the teacher against the empty prompt; 1 is off."""
+    states: int = 4
+    """N, states per segment at which the teacher is asked."""
+    window: int = 3
+    """Length of the matching window in 1/128 of raw time; velocities are matched in the mean over it."""
+    mode_dropout: float = 0.1
+    """Probability that a mode is left out of the copy that walks to the states."""
+    decay: int = 2000
+    """Iterations over which the teacher ratio falls from 1 (the teacher's path) to 0 (the student's own)."""
+
+    def __post_init__(self) -> None:
+        _check(self.steps >= 1, "distill.steps", self.steps, "1 or more", "the published adapters use 2")
+        _check(self.shift > 0, "distill.shift", self.shift, "a positive number", "the published value is 3.2")
+        scale = self.final_step_scale
+        _check(scale > 0, "distill.final_step_scale", scale, "a positive number", "the published value is 1.0")
+        _check(self.teacher_cfg >= 1, "distill.teacher_cfg", self.teacher_cfg, "1 or more", "1 switches it off")
+        _check(self.states >= 1, "distill.states", self.states, "1 or more", "the published value is 4")
+        _check(0 <= self.window < 128, "distill.window", self.window, "0 to 127", "the published value is 3")
+        dropout = self.mode_dropout
+        _check(0 <= dropout < 1, "distill.mode_dropout", dropout, "0 <= p < 1", "the published value is 0.1")
+        _check(self.decay >= 0, "distill.decay", self.decay, "0 or more", "0 starts on the student's own path")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Data:
+    """Prompts, the only data there is."""
+
+    prompts: str = "world"
+    """Training prompts: "world" (built-in grammar) or a file (.txt: one a line; .jsonl: objects with "prompt")."""
+    count: int = 8192
+    """How many prompts to draw from the grammar (a file is read whole)."""
+    held_out: str | None = None
+    """File of prompts for the distance to the teacher; None: the grammar's test split, or the file's last ones."""
+    held_out_count: int = 64
+    """How many held-out prompts (and noises) the distance is measured on."""
+    teacher_steps: int = 50
+    """Euler steps of the teacher whose end points the distance is measured against."""
+    height: int = 64
+    """Image height in pixels."""
+    width: int = 64
+    """Image width in pixels."""
+    max_sequence_length: int | None = None
+    """Text tokens; None lets the family decide."""
+    cache: bool = True
+    """Encode all prompts once and keep them in memory; else encode every batch (large text encoders)."""
+
+    def __post_init__(self) -> None:
+        known = self.prompts == "world" or self.prompts.endswith((".txt", ".jsonl"))
+        _check(known, "data.prompts", self.prompts, '"world" or a .txt or .jsonl file', "rename or convert the file")
+        held = self.held_out
+        known = held is None or held.endswith((".txt", ".jsonl"))
+        _check(known, "data.held_out", held, "None or a .txt or .jsonl file", "rename or convert the file")
+        for name in ("count", "held_out_count", "teacher_steps", "height", "width"):
+            value = getattr(self, name)
+            _check(value >= 1, f"data.{name}", value, "1 or more", "leave it out to take the default")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Optim:
+    """AdamW, its schedule, and the averaged weights that are kept."""
+
+    iterations: int = 10_000
+    """Optimizer steps in all."""
+    batch: int = 32
+    """Samples per iteration."""
+    micro_batch: int | None = None
+    """Samples per backward pass, to fit in memory; None takes the whole batch at once."""
+    lr: float = 1e-4
+    """Learning rate."""
+    lr_log_gamma: float = 1e-5
+    """Learning rate of the head's log-gamma part."""
+    betas: tuple[float, float] = (0.9, 0.95)
+    """AdamW's two decay rates."""
+    weight_decay: float = 0.0
+    """AdamW's weight decay."""
+    warmup: int = 100
+    """Iterations of linear warm-up."""
+    warmup_start: float = 0.001
+    """Fraction of the learning rate at which the warm-up starts."""
+    cooldown: Cooldown = "none"
+    """Shape of the fall to zero at the end; "none" keeps the rate constant."""
+    cooldown_iterations: int = 0
+    """Length of that fall."""
+    clip: float = 50.0
+    """Largest gradient norm."""
+    clip_from: int = 100
+    """First iteration that is clipped."""
+    ema_from: int = 100
+    """First iteration averaged with beta = (1 - 1/t)^power; a plain copy before."""
+    ema_power: float = 8.0
+    """Power in beta: the larger, the shorter the memory."""
+
+    def __post_init__(self) -> None:
+        for name in ("iterations", "batch", "micro_batch"):
+            value = getattr(self, name)
+            _check(value is None or value >= 1, f"optim.{name}", value, "1 or more", "leave it out to take the default")
+        for name in ("lr", "lr_log_gamma", "clip", "ema_power"):
+            value = getattr(self, name)
+            _check(value > 0, f"optim.{name}", value, "a positive number", "leave it out to take the default")
+        for name in ("warmup", "clip_from", "ema_from", "cooldown_iterations", "weight_decay"):
+            value = getattr(self, name)
+            _check(value >= 0, f"optim.{name}", value, "0 or more", "leave it out to take the default")
+        low = self.warmup_start
+        _check(0 < low <= 1, "optim.warmup_start", low, "0 < fraction <= 1", "the published value is 0.001")
+        _check(all(0 <= b < 1 for b in self.betas), "optim.betas", self.betas, "0 <= beta < 1", "published: 0.9 0.95")
+        if self.cooldown != "none":
+            length, room = self.cooldown_iterations, self.iterations - self.warmup
+            expected = f"1 to {room} (the iterations after warm-up)"
+            remedy = "set the length of the cooldown or choose none"
+            _check(1 <= length <= room, "optim.cooldown_iterations", length, expected, remedy)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """A whole run. The same seed gives the same run, however often it was interrupted."""
+
+    out: str = "runs/world"
+    """The run folder: configuration, log, checkpoints, adapter. An unfinished run in it is resumed."""
+    seed: int = 0
+    """All randomness of iteration n is a function of this number and n."""
+    device: Device = "auto"
+    """Where to compute; auto takes cuda, then mps, then cpu."""
+    eval_every: int = 250
+    """Iterations between two measurements of the distance to the teacher."""
+    save_every: int = 250
+    """Iterations between two checkpoints."""
+    keep: int = 2
+    """Checkpoints that are kept."""
+    log_every: int = 1
+    """Iterations between two lines of the log."""
+    stop_after: float | None = None
+    """Minutes after which to save and stop; the same command goes on from there."""
+    model: Model = field(default_factory=Model)
+    distill: Distill = field(default_factory=Distill)
+    data: Data = field(default_factory=Data)
+    optim: Optim = field(default_factory=Optim)
+
+    def __post_init__(self) -> None:
+        _check(bool(self.out), "out", self.out, "a folder", "give one, say runs/world")
+        _check(self.seed >= 0, "seed", self.seed, "0 or more", "leave it out to take 0")
+        for name in ("eval_every", "save_every", "keep", "log_every"):
+            value = getattr(self, name)
+            _check(value >= 1, name, value, "1 or more", "leave it out to take the default")
+        limit = self.stop_after
+        _check(limit is None or limit > 0, "stop_after", limit, "a positive number of minutes", "leave it out for none")
+
+
+def world() -> Run:
+    """The shipped small teacher in two steps, as well as it goes: at most 90 minutes on two CPU cores."""
+    optim = Optim(iterations=8000, batch=32, lr=5e-4, lr_log_gamma=5e-5, cooldown="cosine", cooldown_iterations=4000)
+    return Run(
+        out="runs/world",
+        stop_after=88.0,
+        model=Model(rank=64, dropout=0.0),
+        distill=Distill(decay=500),
+        optim=optim,
+    )
+
+
+def world_quick() -> Run:
+    """The shipped small teacher in two steps, in the time of a coffee: four to five minutes on two CPU cores."""
+    optim = Optim(
+        iterations=700,
+        batch=32,
+        lr=1e-3,
+        lr_log_gamma=1e-4,
+        warmup=20,
+        cooldown="cosine",
+        cooldown_iterations=350,
+        clip_from=20,
+        ema_from=20,
+    )
+    return Run(
+        out="runs/world_quick",
+        eval_every=100,
+        save_every=100,
+        stop_after=6.0,
+        model=Model(rank=64, dropout=0.0),
+        distill=Distill(decay=100),
+        data=Data(count=4096, held_out_count=32),
+        optim=optim,
+    )
+
+
+def flux() -> Run:
+    """FLUX.1-dev with the published values. Bring a file of prompts: `data.prompts`."""
+    return Run(
+        out="runs/flux",
+        eval_every=500,
+        save_every=250,
+        log_every=10,
+        model=Model(base="black-forest-labs/FLUX.1-dev", dtype="bfloat16", gradient_checkpointing=True),
+        distill=Distill(decay=2000),
+        data=Data(prompts="prompts.txt", held_out_count=16, height=1024, width=1024, cache=False),
+        optim=Optim(iterations=10_000, batch=384, micro_batch=4),
+    )
+
+
+def qwen_image() -> Run:
+    """Qwen-Image with the published values: true CFG 4 in the teacher, none in the student."""
+    return Run(
+        out="runs/qwen_image",
+        eval_every=500,
+        save_every=250,
+        log_every=10,
+        model=Model(base="Qwen/Qwen-Image", dtype="bfloat16", gradient_checkpointing=True),
+        distill=Distill(decay=1000, teacher_cfg=4.0),
+        data=Data(prompts="prompts.txt", held_out_count=16, height=1024, width=1024, cache=False),
+        optim=Optim(iterations=15_000, batch=384, micro_batch=2),
+    )
+
+
+def to_json(run: Run) -> str:
+    """The resolved configuration as it stands in `run.json`."""
+    return json.dumps(dataclasses.asdict(run), indent=2) + "\n"
+
+
+def from_json(text: str) -> Run:
+    """The run that `to_json` wrote; unknown keys are an error that names them."""
+    return _build(Run, json.loads(text), "run")
+
+
+def _build(kind: type, values: dict[str, Any], where: str) -> Any:  # noqa: ANN401
+    hints = get_type_hints(kind)
+    unknown = sorted(set(values) - set(hints))
+    if unknown:
+        raise ValueError(f"{where}: unknown keys {unknown}, expected {sorted(hints)}; remove or rename them")
+    parts = {}
+    for name, value in values.items():
+        if dataclasses.is_dataclass(hints[name]):
+            value = _build(hints[name], value, f"{where}.{name}")
+        parts[name] = tuple(value) if isinstance(value, list) else value
+    return kind(**parts)

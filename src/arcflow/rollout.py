@@ -1,0 +1,142 @@
+"""Walking: the teacher by Euler steps, the student along its arcs, and both in turn to the training states.
+
+Everything above the model sees two callables, `teacher(x, sigma, cond) -> u` and `student(x, sigma, cond) -> Policy`,
+so every function here runs on an analytic toy as well as on a 12 B transformer. The state moves against the velocity:
+sigma falls from 1 (noise) to 0 (image), so x(b) = x(a) + (sigma_b - sigma_a) u for Euler and x(b) = x(a) -
+displacement(a, b) for a policy. Raw time tau is uniform; a schedule is drawn in tau and turned into sigma once, in
+float64. Source: arXiv 2602.09014, section 4 and the code released with it.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float
+from torch import Generator, Tensor
+
+from arcflow.backbone import Cond
+from arcflow.data import repeat
+from arcflow.momentum import Policy
+from arcflow.path import Segment, shift_sigma
+
+
+@runtime_checkable
+class Arc(Policy, Protocol):
+    """A policy as a student call returns it, checkable at run time."""
+
+
+Teacher = Callable[[Tensor, Tensor, Cond], Tensor]
+Student = Callable[[Tensor, Tensor, Cond], Arc]
+
+
+def column(value: Float[Tensor, " batch"], like: Float[Tensor, "batch *rest"]) -> Float[Tensor, "batch *ones"]:
+    """Per-sample numbers, shaped to multiply `like`."""
+    return value.reshape(-1, *[1] * (like.ndim - 1))
+
+
+def guided(teacher: Teacher, negative: Cond, scale: float) -> Teacher:
+    """The teacher under true guidance, u = n + scale (p - n), in float32; `negative` is a batch of one."""
+
+    def velocity(x: Tensor, sigma: Tensor, cond: Cond) -> Tensor:
+        against = teacher(x, sigma, repeat(negative, len(x))).float()
+        return torch.lerp(against, teacher(x, sigma, cond).float(), scale)
+
+    return velocity
+
+
+@torch.no_grad()
+def euler(
+    teacher: Teacher,
+    x: Float[Tensor, "batch *rest"],
+    cond: Cond,
+    sigmas: Float[Tensor, " points"],
+    trace: bool = False,
+) -> Float[Tensor, "*trace_batch_rest"]:
+    """End of the teacher's Euler path over `sigmas`; with `trace` every point of it, the start included."""
+    points = [x]
+    for here, there in zip(sigmas[:-1].tolist(), sigmas[1:].tolist(), strict=True):
+        u = teacher(x, torch.full((len(x),), here, dtype=x.dtype, device=x.device), cond)
+        x = x + (there - here) * u
+        if trace:
+            points.append(x)
+    return torch.stack(points) if trace else x
+
+
+@torch.no_grad()
+def arcs(
+    student: Student,
+    x: Float[Tensor, "batch *rest"],
+    cond: Cond,
+    sigmas: Float[Tensor, " points"],
+    trace: bool = False,
+) -> Float[Tensor, "*trace_batch_rest"]:
+    """End of the student's path over `sigmas`, one call per step, each walked in closed form."""
+    points = [x]
+    for here, there in zip(sigmas[:-1].tolist(), sigmas[1:].tolist(), strict=True):
+        policy = student(x, torch.full((len(x),), here, dtype=x.dtype, device=x.device), cond)
+        x = x - policy.displacement(0.0, here - there)
+        if trace:
+            points.append(x)
+    return torch.stack(points) if trace else x
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """When the teacher is asked (`tau`) and until when its velocity is followed (`tau_next`); float64 on the CPU."""
+
+    segment: Segment
+    tau: Float[Tensor, "states batch"]
+    tau_next: Float[Tensor, "states batch"]
+
+
+def schedule(
+    segment: Segment, batch: int, *, states: int, window: float, ratio: float, generator: Generator
+) -> Schedule:
+    """Random times of a segment's states: a share `ratio` of the way is the teacher's, the last `window` is free."""
+
+    def uniforms(count: int) -> Float[Tensor, "batch count"]:
+        drawn = torch.rand(batch, count, generator=generator, device=generator.device)
+        return drawn.cpu().double().sort(-1).values
+
+    room = max(segment.length - window, 0.0)
+    zeros, ones = torch.zeros(batch, 1, dtype=torch.float64), torch.ones(batch, 1, dtype=torch.float64)
+    by_student = (1 - ratio) * room * torch.cat([zeros, uniforms(states)], -1)
+    by_teacher = ratio * room * torch.cat([zeros, uniforms(states - 1), ones], -1)
+    return Schedule(
+        segment=segment,
+        tau=(segment.tau_src - by_student[:, 1:] - by_teacher[:, :-1]).T,
+        tau_next=(segment.tau_src - by_student[:, 1:] - by_teacher[:, 1:]).T,
+    )
+
+
+@torch.no_grad()
+def visit(
+    roll: Arc, teacher: Teacher, x: Float[Tensor, "batch *rest"], cond: Cond, times: Schedule, shift: float
+) -> tuple[Float[Tensor, "states batch *rest"], Float[Tensor, "batch *rest"]]:
+    """The teacher's velocity at every state of a segment, and where the walk arrives at the segment's end.
+
+    Between two states the walk follows `roll` and then the teacher. If the teacher has no share in the walk, all
+    states are known at once and it is asked in a single call.
+    """
+    sigma_src = shift_sigma(times.segment.tau_src, shift)
+    sigma = shift_sigma(times.tau, shift).to(x)
+    starts, ends = (s.to(x) for s in (left_behind(times.tau, times, shift), left_behind(times.tau_next, times, shift)))
+    last = sigma_src - shift_sigma(times.segment.tau_dst, shift)
+    if torch.equal(times.tau, times.tau_next):
+        states = torch.cat([x - roll.displacement(0.0, start) for start in starts])
+        targets = teacher(states, sigma.flatten(), repeat(cond, len(sigma))).unflatten(0, sigma.shape)
+        return targets, x - roll.displacement(0.0, last)
+    targets, here = [], torch.zeros_like(starts[0])
+    for i in range(len(sigma)):
+        x = x - roll.displacement(here, starts[i])
+        u = teacher(x, sigma[i], cond)
+        x = x - column(ends[i] - starts[i], x) * u
+        targets.append(u)
+        here = ends[i]
+    return torch.stack(targets), x - roll.displacement(here, last)
+
+
+def left_behind(tau: Float[Tensor, "*any"], times: Schedule, shift: float) -> Float[Tensor, "*any"]:
+    """Noise level left behind since the call, `s`, at raw times of a segment."""
+    return shift_sigma(times.segment.tau_src, shift) - shift_sigma(tau, shift)

@@ -1,0 +1,134 @@
+"""Walking along paths: Euler, arcs, and the mixed walk to the states, on teachers with a known flow."""
+
+import pytest
+import torch
+
+from arcflow.momentum import Mixture
+from arcflow.path import Segment, shift_sigma, step_grid
+from arcflow.rollout import Schedule, arcs, euler, guided, schedule, visit
+
+SEGMENT = Segment(1.0, 0.5)
+WINDOW = 3 / 128
+
+
+def mixture(batch=3, tokens=2, modes=4, width=8, pixels=4, seed=0):
+    draw = torch.Generator().manual_seed(seed)
+    shapes = (modes, width), (modes, pixels), (modes - 1, pixels)
+    return Mixture(*(torch.randn(batch, tokens, *s, generator=draw, dtype=torch.float64) for s in shapes))
+
+
+def growth(x, sigma, cond):
+    return -x
+
+
+def times(ratio, states=4, batch=3, window=WINDOW, segment=SEGMENT, seed=0):
+    draws = torch.Generator().manual_seed(seed)
+    return schedule(segment, batch, states=states, window=window, ratio=ratio, generator=draws)
+
+
+def test_euler_converges_with_order_one():
+    x, exact = torch.ones(1, 2, dtype=torch.float64), torch.e
+    errors = [
+        abs(float(euler(growth, x, {}, torch.linspace(1, 0, n + 1, dtype=torch.float64))[0, 0]) - exact)
+        for n in (64, 128, 256)
+    ]
+    assert errors[0] / errors[1] == pytest.approx(2, rel=0.05)
+    assert errors[1] / errors[2] == pytest.approx(2, rel=0.05)
+
+
+def test_euler_trace_starts_at_the_noise_and_ends_where_euler_ends():
+    x, sigmas = torch.randn(2, 3), step_grid(4)
+    trace = euler(growth, x, {}, sigmas, trace=True)
+    assert trace.shape == (5, 2, 3)
+    assert torch.equal(trace[0], x) and torch.equal(trace[-1], euler(growth, x, {}, sigmas))
+
+
+def test_arcs_of_straight_policies_are_euler_steps():
+    x, sigmas = torch.randn(3, 2, 8), step_grid(3)
+
+    def straight(x, sigma, cond):
+        return Mixture(-x.unsqueeze(-2), torch.zeros(*x.shape[:-1], 1, 4), torch.zeros(*x.shape[:-1], 0, 4))
+
+    assert torch.allclose(arcs(straight, x, {}, sigmas, trace=True), euler(growth, x, {}, sigmas, trace=True))
+
+
+def test_guidance_moves_away_from_the_empty_prompt():
+    def teacher(x, sigma, cond):
+        return x * cond["text"][:, None]
+
+    x = torch.ones(2, 3)
+    u = guided(teacher, {"text": torch.tensor([1.0])}, 4.0)(x, torch.ones(2), {"text": torch.tensor([2.0, 3.0])})
+    assert torch.equal(u, torch.tensor([[5.0] * 3, [9.0] * 3]))
+
+
+@pytest.mark.parametrize("ratio", [0.0, 0.3, 1.0])
+def test_the_walk_never_goes_back_and_leaves_the_window_free(ratio):
+    drawn = times(ratio, batch=200)
+    flat = torch.stack([drawn.tau, drawn.tau_next], 1).flatten(0, 1)
+    assert (flat.diff(dim=0) <= 1e-12).all()
+    assert (flat <= SEGMENT.tau_src).all() and (flat >= SEGMENT.tau_dst + WINDOW - 1e-12).all()
+
+
+@pytest.mark.parametrize("ratio", [0.3, 1.0])
+def test_the_teacher_has_its_share_of_the_way(ratio):
+    drawn = times(ratio)
+    shares = (drawn.tau - drawn.tau_next).sum(0)
+    assert torch.allclose(shares, torch.full_like(shares, ratio * (SEGMENT.length - WINDOW)))
+
+
+def test_a_segment_shorter_than_the_window_is_asked_at_its_start():
+    drawn = times(0.5, segment=Segment(0.02, 0.0))
+    assert torch.equal(drawn.tau, torch.full_like(drawn.tau, 0.02)) and torch.equal(drawn.tau, drawn.tau_next)
+
+
+def test_the_first_state_of_a_teacher_only_walk_is_the_start():
+    assert torch.equal(times(1.0).tau[0], torch.ones(3, dtype=torch.float64))
+
+
+def test_states_of_the_student_alone_take_one_call_and_lie_on_its_arc():
+    calls, roll, x, drawn = [], mixture(), torch.randn(3, 2, 8, dtype=torch.float64), times(0.0)
+
+    def teacher(x, sigma, cond):
+        calls.append((x, sigma, cond))
+        return x
+
+    cond = {"text": torch.arange(3), "img_ids": torch.zeros(7, 3)}
+    states, end = visit(roll, teacher, x, cond, drawn, 3.2)
+    ((_, sigma, seen),) = calls
+    assert torch.equal(seen["text"], torch.arange(3).repeat(4)) and torch.equal(seen["img_ids"], cond["img_ids"])
+    assert torch.allclose(sigma.view(4, 3), shift_sigma(drawn.tau, 3.2))
+    for i in range(4):
+        assert torch.allclose(states[i], x - roll.displacement(0.0, 1 - shift_sigma(drawn.tau[i], 3.2)))
+    assert torch.allclose(end, x - roll.displacement(0.0, 1 - shift_sigma(0.5, 3.2)))
+
+
+def test_batched_and_sequential_walks_agree_without_teacher_share():
+    roll, x, drawn = mixture(), torch.randn(3, 2, 8, dtype=torch.float64), times(0.0)
+
+    def teacher(x, sigma, cond):
+        return x.sin() + sigma[:, None, None] * cond["text"][:, None, None]
+
+    cond = {"text": torch.arange(3.0, dtype=torch.float64)}
+    # a teacher share of 1e-15 is no share, but it takes the sequential road
+    nearly = Schedule(drawn.segment, drawn.tau, drawn.tau_next - 1e-15)
+    batched, sequential = visit(roll, teacher, x, cond, drawn, 3.2), visit(roll, teacher, x, cond, nearly, 3.2)
+    for one, other in zip(batched, sequential, strict=True):
+        assert torch.allclose(one, other, atol=1e-12)
+
+
+def test_a_teacher_only_walk_is_euler_on_its_own_times():
+    roll, x, drawn = mixture(), torch.randn(3, 2, 8, dtype=torch.float64), times(1.0)
+    u, end = visit(roll, growth, x, {}, drawn, 3.2)
+    sample = 1
+    grid = shift_sigma(torch.cat([drawn.tau[:, sample], drawn.tau_next[-1:, sample]]), 3.2)
+    points = euler(growth, x[sample : sample + 1], {}, grid, trace=True)
+    assert torch.allclose(u[:, sample], -points[:-1, 0])
+    rest = roll.displacement(*(1 - shift_sigma(tau, 3.2) for tau in (drawn.tau_next[-1], torch.full((3,), 0.5))))
+    assert torch.allclose(end[sample], points[-1, 0] - rest[sample])
+
+
+def test_the_walk_has_no_gradient():
+    roll = mixture()
+    roll.v.requires_grad_(True)
+    u, end = visit(roll, growth, torch.zeros(3, 2, 8, dtype=torch.float64), {}, times(0.5), 3.2)
+    assert not u.requires_grad and not end.requires_grad
