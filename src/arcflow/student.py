@@ -150,7 +150,7 @@ def shapes(transformer: nn.Module, modes: int, rank: int) -> dict[str, tuple[int
         linear: Any = transformer.get_submodule(name)
         found[f"{name}.lora_A.weight"] = (rank, linear.in_features)
         found[f"{name}.lora_B.weight"] = (linear.out_features, rank)
-    norm, base = (_frozen(transformer, name) for name in (family.norm, family.head))
+    norm, base = (frozen(transformer, name) for name in (family.norm, family.head))
     found |= {f"{family.norm}.{name}": tuple(p.shape) for name, p in norm.named_parameters()}
     head = MomentumHead(base.in_features, modes, base.out_features, family.pixels, device="meta")
     return found | {f"{family.head}_{name}": tuple(p.shape) for name, p in head.named_parameters()}
@@ -223,13 +223,19 @@ def remove(transformer: nn.Module) -> nn.Module:
     for name, layer in lora_layers(transformer).items():
         transformer.set_submodule(name, layer.get_base_layer())
     for name in (family.norm, family.head):
-        setattr(transformer, name, _frozen(transformer, name))
+        setattr(transformer, name, frozen(transformer, name))
     if hasattr(transformer, "peft_config"):
         del transformer.peft_config
     for parameter in state.trainable_before:
         parameter.requires_grad_(True)
     del transformer._arcflow
     return transformer
+
+
+def frozen(transformer: nn.Module, name: str) -> Any:
+    """The base's own module where a student may have a fork."""
+    module: Any = _fused(transformer).get(name, getattr(transformer, name))
+    return module.frozen if isinstance(module, Fork) else module
 
 
 @torch.no_grad()
@@ -275,8 +281,3 @@ def _flip(forks: list[Fork], layers: list[LoraLayer], as_teacher: list[bool], lo
         fork.teacher = value
     for layer, value in zip(layers, lora_off, strict=True):
         layer._disable_adapters = value
-
-
-def _frozen(transformer: nn.Module, name: str) -> Any:
-    module: Any = _fused(transformer).get(name, getattr(transformer, name))
-    return module.frozen if isinstance(module, Fork) else module

@@ -1,0 +1,444 @@
+"""Adapters on disk, and putting them on a stock pipeline.
+
+Two layouts, same tensor names (`proj_out_means.weight`, `norm_out.linear.weight`, `<module>.lora_A.weight`, ...):
+
+    arcflow     adapter.safetensors + arcflow.json: all that sampling needs (base, K, rank, shift, steps, guidance, ...)
+    published   diffusion_pytorch_model.safetensors (float16) + config.json, the layout of the paper's authors, which
+                leaves out alpha (= rank), shift, steps, guidance and the base
+
+Loading is all or nothing: every name and shape is held against the transformer before anything is changed, and whatever
+is wrong is one ValueError that names it. `attach` adds the scheduler; `detach` gives the untouched pipeline back.
+"""
+
+import dataclasses
+import json
+import os
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from arcflow import student
+from arcflow.backbone import FAMILIES, Family, family_of
+from arcflow.path import SHIFT
+from arcflow.scheduler import ArcFlowScheduler
+
+Layout = Literal["arcflow", "published"]
+FILES: dict[str, tuple[str, str]] = {
+    "arcflow": ("adapter.safetensors", "arcflow.json"),
+    "published": ("diffusion_pytorch_model.safetensors", "config.json"),
+}
+SIZES = (
+    "num_layers",
+    "num_single_layers",
+    "num_attention_heads",
+    "attention_head_dim",
+    "in_channels",
+    "joint_attention_dim",
+    "pooled_projection_dim",
+    "guidance_embeds",
+    "axes_dims_rope",
+)
+"""Entries of a transformer's config that a base must share with an adapter."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdapterInfo:
+    """What an adapter's tensors do not say. Fields marked * are filled in by `save_adapter` from the student."""
+
+    base: str = ""
+    """* Where the base came from: a Hub id or a path."""
+    family: str = ""
+    """* Row of `backbone.FAMILIES`."""
+    modes: int = 0
+    """* K."""
+    pixels: int = 4
+    """* Latent pixels per token, P."""
+    rank: int = 0
+    """* Rank of the LoRA; 0 for none."""
+    alpha: float = 0.0
+    """* LoRA scale times rank."""
+    shift: float = SHIFT
+    """Shift between raw time and noise level the student was trained with."""
+    steps: int = 2
+    """Number of steps it was trained for."""
+    final_step_scale: float = 1.0
+    """Length of the last step over the others."""
+    guidance: float | None = None
+    """Guidance embedding it was trained with; None: the family's."""
+    sizes: dict[str, Any] = field(default_factory=dict)
+    """* The base's sizes (`SIZES`)."""
+    fingerprint: list[float] = field(default_factory=list)
+    """* Some weights of the base's last layer, to tell it from another of the same sizes; empty: not known."""
+    versions: dict[str, str] = field(default_factory=dict)
+    """* Versions of the packages that wrote it."""
+    training: dict[str, Any] = field(default_factory=dict)
+    """Record of the training: config, progress, whatever its maker wants to keep."""
+
+
+class _Found(NamedTuple):
+    weights: Path
+    info: AdapterInfo
+    layout: Layout
+
+
+class _Attached(NamedTuple):
+    """What `detach` needs; hangs on the transformer as `_arcflow_attached`."""
+
+    scheduler: Any
+    hook: Any
+
+
+def attach(pipe: Any, path: str | Path, *, fuse: bool = False) -> Any:
+    """The same pipeline, sampling in a few steps: adapter on its transformer, `ArcFlowScheduler` in its place.
+
+    `path` is a folder, or "owner/name" or "owner/name:subfolder" on the Hugging Face Hub. With `fuse` the LoRA is added
+    into copies of the weights: faster, for their memory. True classifier-free guidance (negative_prompt with
+    true_cfg_scale > 1) is refused while attached: it would mix gating logits.
+    """
+    transformer, info = pipe.transformer, read_info(path)
+    scheduler = ArcFlowScheduler(info.modes, info.shift, info.final_step_scale, info.pixels)
+    # a student keeps its stock scheduler through a second attach
+    attached: _Attached | None = getattr(transformer, "_arcflow_attached", None)
+    load_adapter(transformer, path)
+    if fuse:
+        student.fuse(transformer)
+
+    def count(module: nn.Module, *_: Any) -> None:
+        scheduler.calls += not student.in_teacher_view(module)
+
+    if attached:
+        attached.hook.remove()
+    stock = attached.scheduler if attached else pipe.scheduler
+    transformer._arcflow_attached = _Attached(stock, transformer.register_forward_hook(count))
+    pipe.scheduler = scheduler
+    return pipe
+
+
+def detach(pipe: Any) -> Any:
+    """The pipeline as it was before `attach`, bit for bit."""
+    transformer = pipe.transformer
+    if not hasattr(transformer, "_arcflow_attached"):
+        raise ValueError("no adapter is attached to this pipeline; arcflow.attach(pipe, path) puts one on.")
+    attached = transformer._arcflow_attached
+    attached.hook.remove()
+    pipe.scheduler = attached.scheduler
+    del transformer._arcflow_attached
+    student.remove(transformer)
+    return pipe
+
+
+def load_adapter(transformer: Any, folder: str | Path, *, dtype: torch.dtype | None = None) -> Any:
+    """The same transformer, now the student that the adapter describes, in evaluation mode; an adapter it already
+    carries is replaced. LoRA weights take `dtype`, the base's unless given; head and norm are float32."""
+    found = _find(_local(folder))
+    info = found.info
+    tensors = _checked(transformer, found)
+    if student.is_student(transformer):
+        student.remove(transformer)
+    student.build(
+        transformer,
+        modes=info.modes,
+        rank=max(info.rank, 1),
+        alpha=info.alpha or None,
+        dropout=0.0,
+        lora=info.rank > 0,
+        generator=torch.Generator().manual_seed(0),  # all of it is overwritten: leave the global generator alone
+    )
+    with torch.no_grad():
+        for name, parameter in student.trainable(transformer).items():
+            parameter.copy_(tensors[name])
+    base: Any = getattr(transformer, family_of(transformer).embedder)
+    for layer in student.lora_layers(transformer).values():
+        layer.lora_A.to(dtype or base.weight.dtype)
+        layer.lora_B.to(dtype or base.weight.dtype)
+    return transformer.eval()
+
+
+def save_adapter(
+    transformer: Any, folder: str | Path, *, info: AdapterInfo | None = None, layout: Layout = "arcflow"
+) -> Path:
+    """The folder, with the student's adapter in it. Each file appears whole or not at all."""
+    if layout not in FILES:
+        raise ValueError(f"layout is {layout!r}; expected one of {', '.join(map(repr, FILES))}.")
+    full = describe(transformer, info)
+    tensors = {name: p.detach().cpu().contiguous() for name, p in student.trainable(transformer).items()}
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    weights, record = (folder / name for name in FILES[layout])
+    if layout == "published":
+        content, metadata = _published_config(transformer, full), {"policy_config": json.dumps({"type": "ArcFlow"})}
+        tensors = _published_tensors(tensors, full)
+    else:
+        content, metadata = dataclasses.asdict(full), {"format": "arcflow"}
+    _write(weights, lambda path: save_file(tensors, path, metadata))
+    _write(record, lambda path: path.write_text(json.dumps(content, indent=2) + "\n"))
+    for other in {"arcflow", "published"} - {layout}:
+        for name in FILES[other]:  # a folder holds one adapter
+            (folder / name).unlink(missing_ok=True)
+    return folder
+
+
+def read_info(path: str | Path) -> AdapterInfo:
+    """What the adapter in a folder (or on the Hub) says about itself."""
+    return _find(_local(path)).info
+
+
+def describe(transformer: Any, info: AdapterInfo | None = None) -> AdapterInfo:
+    """`info`, completed by what the student itself tells."""
+    family, layers = family_of(transformer), list(student.lora_layers(transformer).values())
+    info = info or AdapterInfo()
+    rank = layers[0].r[student.ADAPTER] if layers else 0
+    return dataclasses.replace(
+        info,
+        base=info.base or str(getattr(transformer.config, "_name_or_path", "") or ""),
+        family=family.name,
+        modes=student.modes(transformer),
+        pixels=family.pixels,
+        rank=rank,
+        alpha=layers[0].scaling[student.ADAPTER] * rank if layers else 0.0,
+        guidance=family.guidance if info.guidance is None else info.guidance,
+        sizes=_sizes(transformer),
+        fingerprint=_fingerprint(transformer),
+        versions={name: _version(name) for name in ("arcflow", "torch", "diffusers", "peft")},
+    )
+
+
+def _local(path: str | Path) -> Path:
+    """The folder a path means: a folder, or "root:subfolder" with a folder or a Hub repository as the root."""
+    if Path(path).is_dir():
+        return Path(path)
+    root, _, inside = str(path).partition(":")
+    if inside and Path(root).is_dir():
+        local = Path(root)
+    elif re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", root):
+        local = _fetched(root, inside)
+    else:
+        raise ValueError(
+            f"no adapter folder {str(path)!r}; expected an existing folder that holds "
+            f"{' or '.join(' + '.join(files) for files in FILES.values())}, or a repository on the Hugging Face Hub as "
+            f"'owner/name' or 'owner/name:subfolder'."
+        )
+    if not (local / inside).is_dir():
+        there = sorted(entry.name for entry in local.iterdir() if entry.is_dir()) if local.is_dir() else []
+        raise ValueError(
+            f"{root!r} has no subfolder {inside!r}; expected one that holds an adapter, such as {there or 'listed on'}"
+            f"{'' if there else f' https://huggingface.co/{root}/tree/main'}."
+        )
+    return local / inside
+
+
+def _fetched(repository: str, inside: str) -> Path:
+    """A local copy of a Hub repository's adapter files."""
+    import huggingface_hub  # needed only for adapters that are not here, and slow to import
+
+    prefix = f"{inside.strip('/')}/" if inside else ""
+    patterns = [f"{prefix}{name}" for files in FILES.values() for name in files]
+    try:
+        return Path(huggingface_hub.snapshot_download(repository, allow_patterns=patterns))
+    except Exception as error:
+        raise ValueError(
+            f"{repository!r} is neither a local folder nor to be had from the Hugging Face Hub "
+            f"({type(error).__name__}: {error}). Check the spelling and the connection, or give a local folder."
+        ) from error
+
+
+def _find(folder: Path) -> _Found:
+    """The adapter files in a folder and what they say."""
+    for layout in ("arcflow", "published"):
+        weights, record = (folder / name for name in FILES[layout])
+        if weights.is_file() and record.is_file():
+            content = _json(record)
+            info = _own_info(content, record) if layout == "arcflow" else _published_info(content, record, weights)
+            if not (isinstance(info.modes, int) and info.modes > 0 and isinstance(info.rank, int) and info.rank >= 0):
+                raise ValueError(
+                    f"{record} says {info.modes!r} modes and rank {info.rank!r}; expected whole numbers, at least 1 "
+                    f"and 0. The file was changed or damaged: fetch or save it again."
+                )
+            return _Found(weights, info, layout)
+    inside = sorted(entry.name for entry in folder.iterdir())
+    pairs = " or ".join(" + ".join(files) for files in FILES.values())
+    folders = [name for name in inside if (folder / name).is_dir()]
+    hint = f" Did you mean its subfolder {' or '.join(map(repr, folders))}?" if folders else ""
+    raise ValueError(f"no adapter in {str(folder)!r}: expected {pairs}, found {inside or 'nothing'}.{hint}")
+
+
+def _own_info(content: dict[str, Any], record: Path) -> AdapterInfo:
+    known = {f.name for f in dataclasses.fields(AdapterInfo)}
+    lacking = [name for name in ("family", "modes", "rank") if name not in content]
+    if lacking or not set(content) <= known:
+        raise ValueError(
+            f"{record} is not a record this version of arcflow reads: missing {lacking}, unknown "
+            f"{sorted(set(content) - known)}. Was it written by a newer arcflow? Upgrade, or save the adapter again."
+        )
+    return AdapterInfo(**content)
+
+
+def _published_info(content: dict[str, Any], record: Path, weights: Path) -> AdapterInfo:
+    families = {family.published: family for family in FAMILIES}
+    name = content.get("_class_name")
+    if name not in families or "num_gaussians" not in content:
+        raise ValueError(
+            f"{record} describes {name!r}, with num_gaussians {content.get('num_gaussians')}; expected one of "
+            f"{', '.join(families)} with a number of modes. Is this an ArcFlow adapter?"
+        )
+    ranks = [shape[0] for key, shape in _header(weights).items() if key.endswith(".lora_A.weight")]
+    steps = re.search(r"(\d+)steps?\b", record.parent.name)
+    return AdapterInfo(
+        family=families[name].name,
+        modes=content["num_gaussians"],
+        pixels=content.get("logweights_channels", 4),
+        rank=ranks[0] if ranks else 1,  # published adapters always have a LoRA: without any, all of it is missing
+        steps=int(steps[1]) if steps else 2,
+        guidance=families[name].guidance,
+        sizes={size: content[size] for size in SIZES if size in content},
+    )
+
+
+def _checked(transformer: Any, found: _Found) -> dict[str, Tensor]:
+    """The adapter's tensors by name, once base, names and shapes are as they should be."""
+    weights, info, _ = found
+    family = family_of(transformer)
+    _check_base(transformer, family, found)
+    expected = student.shapes(transformer, info.modes, info.rank)
+    present = _header(weights)
+    missing, unknown = sorted(set(expected) - set(present)), sorted(set(present) - set(expected))
+    misshapen = [
+        f"{name} {present[name]} (expected {expected[name]})"
+        for name in sorted(set(expected) & set(present))
+        if present[name] != expected[name]
+    ]
+    problems = {"missing": missing, "unknown": unknown, "misshapen": misshapen}
+    if any(problems.values()):
+        told = "; ".join(f"{len(names)} {what}: {_few(names)}" for what, names in problems.items() if names)
+        raise ValueError(
+            f"{weights} does not fit this {family.transformer} with K = {info.modes} and rank {info.rank}. {told}. "
+            f"Nothing was loaded. Check that adapter and base belong together, and fetch or save the adapter again."
+        )
+    tensors = {}
+    with safe_open(weights, "pt") as file:
+        for key in file.keys():
+            tensors[_bare(key)] = file.get_tensor(key)
+    broken = sorted(name for name, tensor in tensors.items() if not tensor.isfinite().all())
+    if broken:
+        raise ValueError(
+            f"{weights} holds values that are not finite in {_few(broken)}. Nothing was loaded. The training diverged, "
+            f"or float16 overflowed: take an earlier checkpoint, or save with layout='arcflow'."
+        )
+    return tensors
+
+
+def _check_base(transformer: Any, family: Family, found: _Found) -> None:
+    info = found.info
+    if info.family != family.name:
+        raise ValueError(
+            f"{found.weights} is an adapter for the family {info.family!r}, but the base is a {family.transformer} "
+            f"({family.name!r}). Load the base it was made for{f': {info.base}' if info.base else ''}."
+        )
+    own = json.loads(json.dumps(_sizes(transformer)))
+    wrong = [f"{k} is {own[k]} (the adapter's base has {v})" for k, v in info.sizes.items() if k in own and own[k] != v]
+    if wrong:
+        raise ValueError(
+            f"{found.weights} was made for another base: {'; '.join(wrong)}. Nothing was loaded. "
+            f"Load the base it was made for{f': {info.base}' if info.base else ''}."
+        )
+    if info.fingerprint:
+        theirs, ours = torch.tensor(info.fingerprint), torch.tensor(_fingerprint(transformer))
+        # loose enough for bfloat16, float16 and light fine-tuning of the base
+        if theirs.shape != ours.shape or (theirs - ours).abs().max() > 0.05 * theirs.abs().max():
+            raise ValueError(
+                f"{found.weights} was made for another base of the same sizes: the last layers differ. Nothing was "
+                f"loaded. Load the base it was made for{f': {info.base}' if info.base else ''}; to try it on this one "
+                f"all the same, empty `fingerprint` in arcflow.json."
+            )
+
+
+def _header(weights: Path) -> dict[str, tuple[int, ...]]:
+    """Names and shapes in a safetensors file, without reading the tensors."""
+    try:
+        with safe_open(weights, "pt") as file:
+            return {_bare(key): tuple(file.get_slice(key).get_shape()) for key in file.keys()}
+    except SafetensorError as error:
+        raise ValueError(
+            f"{weights} cannot be read: {error}. Nothing was loaded. The file is truncated or damaged: copy, fetch or "
+            f"save it again."
+        ) from error
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text())
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not JSON ({error}). The file is damaged: fetch or save it again.") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} holds a {type(content).__name__}; expected an object. Fetch or save it again.")
+    return content
+
+
+def _published_config(transformer: Any, info: AdapterInfo) -> dict[str, Any]:
+    family = family_of(transformer)
+    if not info.rank:
+        raise ValueError("the published layout has a LoRA always, this student has none; save with layout='arcflow'.")
+    out = {"out_channels": getattr(transformer.config, "out_channels", None)}
+    return {
+        "_class_name": family.published,
+        "_diffusers_version": _version("diffusers"),
+        **info.sizes,
+        **(
+            out
+            if out["out_channels"] is None
+            else {"out_channels": student.frozen(transformer, family.head).out_features}
+        ),
+        "num_gaussians": info.modes,
+        "logweights_channels": info.pixels,
+    }
+
+
+def _published_tensors(tensors: dict[str, Tensor], info: AdapterInfo) -> dict[str, Tensor]:
+    """float16, with the LoRA's scale in B: the layout implies alpha = rank."""
+    scale = info.alpha / info.rank
+    scaled = {k: t * scale if scale != 1 and k.endswith("lora_B.weight") else t for k, t in tensors.items()}
+    return {name: tensor.half() for name, tensor in scaled.items()}
+
+
+def _sizes(transformer: Any) -> dict[str, Any]:
+    return {name: transformer.config[name] for name in SIZES if name in transformer.config}
+
+
+def _fingerprint(transformer: Any) -> list[float]:
+    weight = student.frozen(transformer, family_of(transformer).head).weight.detach().flatten()
+    return weight[:: max(1, weight.numel() // 64)][:64].float().tolist()
+
+
+def _bare(key: str) -> str:
+    return key.removeprefix("transformer.")
+
+
+def _few(names: list[str], most: int = 8) -> str:
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "unknown"
+
+
+def _write(path: Path, writer: Callable[[Path], Any]) -> None:
+    """A file that is there whole or not at all."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        writer(temporary)
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
