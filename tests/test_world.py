@@ -1,7 +1,6 @@
 """The world: captions mean what they say, pictures show it, and the checker reads it back."""
 
 import random
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,7 +11,6 @@ from arcflow.world.scene import (
     BACKGROUNDS,
     COLORS,
     RADII,
-    RELATIONS,
     SHAPES,
     SIZE,
     SKILLS,
@@ -29,20 +27,6 @@ def examples(count: int, seed: int = 0) -> list[tuple[Prompt, np.ndarray]]:
     rng = random.Random(seed)
     prompts = [sample_prompt(rng) for _ in range(count)]
     return [(prompt, render(sample_scene(prompt, rng))) for prompt in prompts]
-
-
-def one_word_changes(prompt: Prompt) -> list[Prompt]:
-    """Every caption that differs in one word of the same kind."""
-    changed = []
-    for i, noun in enumerate(prompt.nouns):
-        swaps = [replace(noun, shape=s) for s in SHAPES if s != noun.shape]
-        swaps += [replace(noun, color=c) for c in COLORS if noun.color and c != noun.color]
-        swaps += [replace(noun, size=r) for r in RADII if noun.size and r != noun.size]
-        swaps += [replace(noun, count=n) for n in (1, 2, 3) if n != noun.count]
-        changed += [replace(prompt, nouns=(*prompt.nouns[:i], swap, *prompt.nouns[i + 1 :])) for swap in swaps]
-    changed += [replace(prompt, relation=r) for r in RELATIONS if prompt.relation and r != prompt.relation]
-    changed += [replace(prompt, background=b) for b in BACKGROUNDS if prompt.background and b != prompt.background]
-    return changed
 
 
 def test_a_caption_reads_back_as_what_it_was_made_from() -> None:

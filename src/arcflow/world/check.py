@@ -6,13 +6,31 @@ rendering at the component's own centroid and area overlaps it best (soft inters
 resembles nothing is an object of shape "unknown" and fails every caption, as does any object too many.
 """
 
+import random
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 import numpy as np
 from scipy import ndimage
 
-from arcflow.world.render import AREA, CENTROID, coverage
-from arcflow.world.scene import BACKGROUNDS, COLORS, SIZE, SKILLS, Object, Prompt, Scene, holds, parse
+from arcflow.world.render import AREA, CENTROID, coverage, render
+from arcflow.world.scene import (
+    BACKGROUNDS,
+    COLORS,
+    COUNTS,
+    RADII,
+    RELATIONS,
+    SHAPES,
+    SIZE,
+    SKILLS,
+    Object,
+    Prompt,
+    Scene,
+    holds,
+    parse,
+    sample_prompt,
+    sample_scene,
+)
 
 CONTRAST = 45
 """A pixel belongs to an object when a channel differs from the background by this much (of 255)."""
@@ -92,3 +110,29 @@ def accuracy(images: Iterable[np.ndarray], prompts: Sequence[str | Prompt]) -> d
     right = [judge(image, prompt) for image, prompt in zip(images, parsed, strict=True)]
     skills = {s: [ok for ok, p in zip(right, parsed, strict=True) if p.skill == s] for s in SKILLS}
     return {"overall": float(np.mean(right))} | {s: float(np.mean(oks)) for s, oks in skills.items() if oks}
+
+
+def one_word_changes(prompt: Prompt) -> list[Prompt]:
+    """Every caption that differs in one word of the same kind."""
+    changed = []
+    for i, noun in enumerate(prompt.nouns):
+        swaps = [replace(noun, shape=s) for s in SHAPES if s != noun.shape]
+        swaps += [replace(noun, color=c) for c in COLORS if noun.color and c != noun.color]
+        swaps += [replace(noun, size=r) for r in RADII if noun.size and r != noun.size]
+        swaps += [replace(noun, count=n) for n in COUNTS.values() if n != noun.count]
+        changed += [replace(prompt, nouns=(*prompt.nouns[:i], swap, *prompt.nouns[i + 1 :])) for swap in swaps]
+    changed += [replace(prompt, relation=r) for r in RELATIONS if prompt.relation and r != prompt.relation]
+    changed += [replace(prompt, background=b) for b in BACKGROUNDS if prompt.background and b != prompt.background]
+    return changed
+
+
+def self_test(count: int, seed: int) -> dict[str, float]:
+    """On rendered pictures: the share of true captions it accepts and of captions changed in one word it rejects."""
+    rng = random.Random(seed)
+    accepted, rejected = [], []
+    for _ in range(count):
+        prompt = sample_prompt(rng)
+        scene = read(render(sample_scene(prompt, rng)))
+        accepted.append(holds(prompt, scene))
+        rejected.append(not holds(rng.choice(one_word_changes(prompt)), scene))
+    return {"accepts true captions": float(np.mean(accepted)), "rejects changed captions": float(np.mean(rejected))}

@@ -1,0 +1,402 @@
+"""The command line: one frozen dataclass per command, from which tyro makes the options and their help.
+
+    arcflow demo      distil the shipped small teacher, compare, write a report
+    arcflow train     distil with a recipe: world, world-quick, flux, qwen-image
+    arcflow sample    prompts to PNG files in a few steps
+    arcflow evaluate  teacher, plain Euler and student side by side
+    arcflow world     the built-in world: render, check, train its teacher
+    arcflow doctor    what is here, what is missing, how to get it
+
+Nothing heavy is imported before a command runs, so help is instant. A `ValueError` is a message for the user and is
+printed without a traceback (`python -X dev -m arcflow.cli ...` shows it).
+"""
+
+import dataclasses
+import difflib
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import tyro
+from tyro.conf import OmitSubcommandPrefixes, Positional, UseAppendAction, subcommand
+
+from arcflow import __version__, config
+
+SHIPPED = "world"
+"""Name of what comes with the package: the small teacher, and its adapter."""
+RECIPES = {
+    "world": config.world(),
+    "world-quick": config.world_quick(),
+    "flux": config.flux(),
+    "qwen-image": config.qwen_image(),
+}
+ABOUT_RECIPES = {
+    "world": "The shipped small teacher, as well as it goes: 90 minutes on two CPU cores.",
+    "world-quick": "The same in five minutes; what `arcflow demo` trains.",
+    "flux": "FLUX.1-dev with the published settings. Needs --data.prompts FILE and a large GPU.",
+    "qwen-image": "Qwen-Image with the published settings. Needs --data.prompts FILE and a large GPU.",
+}
+
+
+if TYPE_CHECKING:
+    Recipe = config.Run
+else:
+    Recipe = tyro.extras.subcommand_type_from_defaults(RECIPES, ABOUT_RECIPES)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Demo:
+    """Distil the shipped small FLUX into two steps and show it beside its teacher: under ten minutes on two cores."""
+
+    quick: bool = False
+    """A taste of it in about a minute: few iterations, few prompts, a poor student."""
+    out: Path = Path("out/demo")
+    """Folder for report.html, results.json and the run. Called again, it goes on where it stopped."""
+
+    def run(self) -> None:
+        from arcflow.train import train
+
+        recipe = dataclasses.replace(config.world_quick(), out=str(self.out / "run"))
+        if self.quick:
+            recipe = shorten(recipe)
+        folder = train(recipe)
+        Evaluate(adapter=str(folder / "adapter"), count=24 if self.quick else 384, out=self.out).run()
+
+
+def shorten(recipe: config.Run) -> config.Run:
+    """The same recipe with just enough iterations to see that all parts work."""
+    replace = dataclasses.replace
+    return replace(
+        recipe,
+        eval_every=10,
+        data=replace(recipe.data, count=256, held_out_count=8),
+        optim=replace(recipe.optim, iterations=30, batch=16, warmup=5, cooldown_iterations=15),
+        distill=replace(recipe.distill, decay=10),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Train:
+    """Distil a teacher with a recipe; every setting of the recipe can be overridden."""
+
+    recipe: Recipe
+    """Where the settings come from."""
+
+    def run(self) -> None:
+        from arcflow.train import train
+
+        folder = train(self.recipe)
+        print(f"adapter: {folder / 'adapter'}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """Turn prompts into PNG files in a few steps. What the folder's manifest lists already is not drawn again."""
+
+    prompt: UseAppendAction[tuple[str, ...]] = ()
+    """A prompt; may be given several times."""
+    prompts: Path | None = None
+    """File of prompts: .txt, one a line, or .jsonl with a "prompt" in each object."""
+    model: str = SHIPPED
+    """Teacher: "world" for the shipped small one, a diffusers pipeline folder, or a Hub id."""
+    adapter: str = SHIPPED
+    """Adapter folder or Hub "owner/name:subfolder"; "world" for the one shipped for the shipped teacher, "none" to
+    sample the teacher itself in plain Euler steps."""
+    steps: int = 2
+    """Network calls per image."""
+    seeds: tuple[int, ...] = (0,)
+    """Seeds of the noise; every prompt is drawn with each of them."""
+    out: Path = Path("out/samples")
+    """Folder for the pictures and manifest.jsonl."""
+    height: int | None = None
+    """Height in pixels; by default 64 for the shipped teacher, else 1024."""
+    width: int | None = None
+    """Width in pixels; by default the height."""
+    guidance: float | None = None
+    """Guidance; by default what the model is meant for."""
+    batch: int = 8
+    """Images at a time."""
+    device: config.Device = "auto"
+    """Where to compute; auto takes cuda, then mps, then cpu."""
+    dtype: config.Dtype | Literal["auto"] = "auto"
+    """Precision of the weights; auto takes bfloat16 on cuda, else float32."""
+
+    def run(self) -> None:
+        texts = [*self.prompt]
+        if self.prompts:
+            from arcflow.data import read_prompts
+
+            texts += read_prompts(str(self.prompts))
+        if not texts:
+            raise ValueError("no prompt given; add --prompt TEXT (several times if you like) or --prompts FILE")
+        from contextlib import nullcontext
+
+        from arcflow import sample
+
+        adapter = adapter_of(self.model, self.adapter)
+        pipe = open_pipe(self.model, self.device, self.dtype)
+        height, width = size_of(self.model, self.height, self.width)
+        recipes = [
+            sample.Recipe(
+                prompt=text,
+                seed=seed,
+                steps=self.steps,
+                height=height,
+                width=width,
+                guidance=self.guidance,
+                model=self.model,
+                adapter=self.adapter,
+                version=__version__,
+            )
+            for text in texts
+            for seed in self.seeds
+        ]
+        if adapter:
+            from arcflow.adapter import attach
+
+            attach(pipe, adapter, fuse=True)
+        with nullcontext() if adapter else sample.euler(pipe):
+            new = sample.sample_folder(pipe, recipes, self.out, batch_size=self.batch)
+        for path in new:
+            print(path)
+        print(f"{len(new)} new pictures, {len(recipes) - len(new)} were there already; list: {self.out}/manifest.jsonl")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluate:
+    """Teacher at 50 steps, plain Euler at 2, 4, 8 and the student at 1, 2, 4, on held-out prompts of the world."""
+
+    adapter: str = SHIPPED
+    """Adapter of the small teacher: "world" for the shipped one, or a folder."""
+    count: int = 384
+    """Held-out prompts."""
+    seeds: int = 1
+    """Pictures of each prompt."""
+    out: Path = Path("out/evaluate")
+    """Folder for results.json, report.html and path.png."""
+    device: config.Device = "auto"
+    """Where to compute; auto takes cuda, then mps, then cpu."""
+
+    def run(self) -> None:
+        from arcflow import evaluate, report
+        from arcflow.state import read_log
+        from arcflow.world.check import accuracy
+        from arcflow.world.scene import SIZE, sample_prompts
+
+        adapter = Path(adapter_of(SHIPPED, self.adapter))
+        prompts = [prompt.text for prompt in sample_prompts(self.count, seed=7, split="test")]
+        pipe = open_pipe(SHIPPED, self.device, "float32")
+        size = {"height": SIZE, "width": SIZE}
+        results, samples = evaluate.compare(
+            pipe, adapter, prompts, judge=accuracy, seeds=self.seeds, first_seed=10_000, progress=True, **size
+        )
+        about = evaluate.about(command=f"arcflow {' '.join(sys.argv[1:])}", adapter=str(adapter))
+        evaluate.save_results({**results, "about": about}, self.out / "results.json")
+        ways = [evaluate.tracks(pipe, adapter, text, 10_000 + i * self.seeds, **size) for i, text in three(prompts)]
+        log = adapter.parent / "log.jsonl"
+        words = [text for text in prompts for _ in range(self.seeds)]
+        curves = read_log(log) if log.exists() else []
+        report.write_report(self.out / "report.html", results, samples, words, ways, curves, about=about)
+        (self.out / "path.png").write_bytes(report.path_figure(ways))
+        for row, result in results.items():
+            share = result["accuracy"]["overall"]
+            print(f"{row:<12}{result['nfe']:>3} calls   distance {result['mse_to_teacher']:.4f}   accuracy {share:.1%}")
+        print(f"report: {self.out / 'report.html'}\nnumbers: {self.out / 'results.json'}")
+
+
+def three(prompts: Sequence[str]) -> list[tuple[int, str]]:
+    """The images whose paths the report draws: of the first six, one for each skill, every other one."""
+    return list(enumerate(prompts))[:6][::2]
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorldRender:
+    """Draw random scenes of the world with their captions: what the small teacher learns from."""
+
+    count: int = 64
+    """How many."""
+    seed: int = 0
+    """The same seed gives the same scenes."""
+    split: Literal["train", "test"] = "train"
+    """Which side of the train / held-out cut the captions are from."""
+    out: Path = Path("out/world")
+    """Folder for the PNG files and manifest.jsonl."""
+
+    def run(self) -> None:
+        import random
+
+        from PIL import Image
+
+        from arcflow.world.render import render
+        from arcflow.world.scene import sample_prompts, sample_scene
+
+        self.out.mkdir(parents=True, exist_ok=True)
+        rng = random.Random(self.seed)
+        lines = []
+        for i, prompt in enumerate(sample_prompts(self.count, self.seed, split=self.split)):
+            file = f"{i:05d}.png"
+            Image.fromarray(render(sample_scene(prompt, rng))).save(self.out / file)
+            lines.append(json.dumps({"file": file, "prompt": prompt.text, "skill": prompt.skill}) + "\n")
+        (self.out / "manifest.jsonl").write_text("".join(lines))
+        print(f"{self.count} pictures in {self.out}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorldCheck:
+    """Score pictures against their captions, per skill; without a folder, test the checker itself."""
+
+    folder: Positional[Path | None] = None
+    """Folder with manifest.jsonl, as `arcflow sample` and `arcflow world render` write it."""
+    count: int = 10_000
+    """Rendered pictures to test the checker on when no folder is given."""
+
+    def run(self) -> None:
+        from arcflow.world import check
+
+        if self.folder is None:
+            scores = check.self_test(self.count, seed=0)
+        else:
+            scores = check_folder(self.folder)
+        for name, share in scores.items():
+            print(f"{name:<28}{share:.2%}")
+
+
+def check_folder(folder: Path) -> dict[str, float]:
+    """Accuracy of the pictures a manifest lists."""
+    import numpy as np
+    from PIL import Image
+
+    from arcflow.world.check import accuracy
+
+    manifest = folder / "manifest.jsonl"
+    if not manifest.exists():
+        raise ValueError(f"no {manifest}; expected a folder written by `arcflow sample` or `arcflow world render`")
+    records = [json.loads(line) for line in manifest.read_text().splitlines()]
+    images = [np.asarray(Image.open(folder / record["file"]).convert("RGB")) for record in records]
+    return accuracy(images, [record["prompt"] for record in records])
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorldTrain:
+    """Train the small teacher from nothing: text encoders, autoencoder, transformer, guidance. Hours; resumable."""
+
+    out: Path = Path("runs/teacher")
+    """Folder for the stages; called again, it goes on where it stopped. The pipeline ends up in its `teacher`."""
+    threads: int | None = None
+    """CPU threads; by default all cores."""
+
+    def run(self) -> None:
+        from arcflow.world.pretrain import Pretrain, train_teacher
+
+        print(f"teacher: {train_teacher(self.out, Pretrain(), threads=self.threads)}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class World:
+    """The built-in text-to-image world: render scenes, check pictures, train the small teacher."""
+
+    action: (
+        Annotated[WorldRender, subcommand("render")]
+        | Annotated[WorldCheck, subcommand("check")]
+        | Annotated[WorldTrain, subcommand("train")]
+    )
+
+    def run(self) -> None:
+        self.action.run()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Doctor:
+    """Report versions, devices and memory, and say what is missing and how to get it."""
+
+    def run(self) -> None:
+        from arcflow.doctor import diagnose
+
+        raise SystemExit(0 if diagnose(print) else 1)
+
+
+def adapter_of(model: str, adapter: str) -> str:
+    """Where the adapter is; "" when the teacher itself is wanted."""
+    if adapter == "none":
+        return ""
+    if adapter != SHIPPED:
+        return adapter
+    if model != SHIPPED:
+        raise ValueError(f"no adapter given for {model}; add --adapter FOLDER (or owner/name:subfolder, or none)")
+    folder = Path(__file__).parent / "assets" / "adapter"
+    if not folder.is_dir():
+        raise ValueError(f"no adapter in {folder}; make one with `arcflow train world` and give --adapter FOLDER")
+    return str(folder)
+
+
+def open_pipe(model: str, device: str, dtype: str) -> Any:
+    """The teacher's pipeline on its device."""
+    from arcflow.train import load_pipe, torch_device
+
+    where = torch_device(device)
+    if dtype == "auto":
+        dtype = "bfloat16" if where.type == "cuda" else "float32"
+    return load_pipe(config.Model(base=model, dtype=dtype)).to(where)  # type: ignore[arg-type]
+
+
+def size_of(model: str, height: int | None, width: int | None) -> tuple[int, int]:
+    """Image size in pixels, completed by the model's own."""
+    side = height or width or (64 if model == SHIPPED else 1024)
+    return height or side, width or side
+
+
+Command = (
+    Annotated[Demo, subcommand("demo")]
+    | Annotated[Train, subcommand("train")]
+    | Annotated[Sample, subcommand("sample")]
+    | Annotated[Evaluate, subcommand("evaluate")]
+    | Annotated[World, subcommand("world")]
+    | Annotated[Doctor, subcommand("doctor")]
+)
+CHOICES = {
+    (): ["demo", "train", "sample", "evaluate", "world", "doctor"],
+    ("train",): [*RECIPES],
+    ("world",): ["render", "check", "train"],
+}
+"""Commands and what may follow them, for `did_you_mean`."""
+
+
+def did_you_mean(words: Sequence[str]) -> str | None:
+    """A message when a command is misspelt; None when all of them are known."""
+    for before, known in CHOICES.items():
+        depth = len(before)
+        if tuple(words[:depth]) != before or len(words) <= depth or words[depth].startswith("-"):
+            continue
+        word = words[depth]
+        if word not in known:
+            close = difflib.get_close_matches(word.replace("_", "-"), known, n=1, cutoff=0.5)
+            hint = f"did you mean {close[0]!r}?" if close else f"choose from {', '.join(known)}"
+            return f"{' '.join(('arcflow', *before))}: no {word!r} here; {hint}"
+    return None
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run one command; what a user can put right is told in a line, not in a traceback."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    if words == ["--version"]:
+        print(f"arcflow {__version__}")
+        return
+    if message := did_you_mean(words):
+        print(message, file=sys.stderr)
+        raise SystemExit(2)
+    summary = "Few-step text-to-image: distil a flow-matching model so that two network calls draw what took fifty."
+    command = tyro.cli(Command, prog="arcflow", description=summary, args=words, config=(OmitSubcommandPrefixes,))
+    try:
+        command.run()
+    except ValueError as error:
+        if sys.flags.dev_mode:
+            raise
+        print(f"arcflow: {error}", file=sys.stderr)
+        raise SystemExit(1) from None
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,105 @@
+"""What is here and what is missing: packages against the ranges this version asks for, devices, memory, shipped files.
+
+Every line that finds something wrong ends in the command that puts it right. Torch is imported only if it is there, so
+the report comes also when the installation is what is broken.
+"""
+
+import importlib.util
+import os
+import platform
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, requires, version
+from pathlib import Path
+
+from packaging.requirements import Requirement
+
+from arcflow import __version__
+
+NEEDS = {"FLUX.1-dev": (34, 25, 65), "Qwen-Image": (57, 41, 70)}
+"""GB of GPU memory in bfloat16: to sample, to sample with CPU offload, to train (as published with the method)."""
+
+EXTRAS = ("demo", "tensorboard")
+"""Extras of the package that a user may miss."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the report; `remedy` says how to put right what is wrong, empty when nothing is."""
+
+    name: str
+    state: str
+    remedy: str = ""
+    required: bool = True
+
+
+def diagnose(say: Callable[[str], object]) -> bool:
+    """Say every finding; whether all that is required is here."""
+    findings = [*_system(), *_packages(), *_devices(), *_assets()]
+    for finding in findings:
+        mark = "ok " if not finding.remedy else "!! " if finding.required else "-- "
+        say(f"{mark} {finding.name:<18} {finding.state}" + (f"   -> {finding.remedy}" if finding.remedy else ""))
+    missing = [finding for finding in findings if finding.remedy and finding.required]
+    say("everything needed is here" if not missing else f"{len(missing)} things to put right, marked !!")
+    return not missing
+
+
+def _system() -> Iterator[Finding]:
+    yield Finding("arcflow", __version__)
+    yield Finding("python", f"{platform.python_version()} on {platform.platform()}")
+    yield Finding("cpu", f"{os.cpu_count()} cores")
+    if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
+        yield Finding("memory", f"{os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE') / 1e9:.0f} GB")
+    yield Finding("disk", f"{shutil.disk_usage('.').free / 1e9:.0f} GB free in {Path.cwd()}")
+
+
+def _packages() -> Iterator[Finding]:
+    for line in requires("arcflow") or []:
+        requirement = Requirement(line)
+        marker = requirement.marker
+        needed = marker is None or marker.evaluate({"extra": ""})
+        if needed or (marker and any(marker.evaluate({"extra": extra}) for extra in EXTRAS)):
+            yield _package(requirement, needed)
+
+
+def _package(requirement: Requirement, needed: bool) -> Finding:
+    name, wanted = requirement.name, str(requirement.specifier)
+    install = f'pip install "{name}{wanted}"'
+    try:
+        found = version(name)
+    except PackageNotFoundError:
+        return Finding(name, "missing", install, needed)
+    if not requirement.specifier.contains(found, prereleases=True):
+        return Finding(name, f"{found}, expected {wanted}", install, needed)
+    return Finding(name, found)
+
+
+def _devices() -> Iterator[Finding]:
+    if importlib.util.find_spec("torch") is None:
+        return
+    import torch
+
+    yield Finding("threads", f"{torch.get_num_threads()} for torch on the CPU")
+    if torch.backends.mps.is_available():
+        yield Finding("mps", "available")
+    for index in range(torch.cuda.device_count()):
+        gigabytes = torch.cuda.get_device_properties(index).total_memory / 1e9
+        yield Finding(f"cuda:{index}", f"{torch.cuda.get_device_name(index)}, {gigabytes:.0f} GB")
+        for model, (sample, offload, train) in NEEDS.items():
+            can = [f"sample ({sample} GB)"] if gigabytes >= sample else []
+            can = can or ([f"sample with CPU offload ({offload} GB)"] if gigabytes >= offload else [])
+            can += [f"train ({train} GB)"] if gigabytes >= train else []
+            yield Finding(f"  {model}", ", ".join(can) or f"too large for this GPU: sampling takes {offload} GB")
+    if not torch.cuda.device_count():
+        yield Finding("cuda", "none", "the small world runs without; FLUX.1-dev needs a GPU of 34 GB", required=False)
+
+
+def _assets() -> Iterator[Finding]:
+    assets = Path(__file__).parent / "assets"
+    for name, file, command in (
+        ("shipped teacher", "teacher/model_index.json", "reinstall arcflow, or `arcflow world train`"),
+        ("shipped adapter", "adapter/arcflow.json", "reinstall arcflow, or `arcflow train world`"),
+    ):
+        there = (assets / file).is_file()
+        yield Finding(name, str((assets / file).parent) if there else "missing", "" if there else command)

@@ -1,0 +1,169 @@
+"""Teacher, plain Euler and student side by side: the same prompts, the same noise, the same stock pipeline.
+
+Each row of `ROWS` is one way to sample. For all of them are reported: the network calls (`nfe`, counted, not assumed),
+the time per image and of each part, the mean squared distance of the final latents to those of the 50-step teacher
+(`mse_to_teacher`), and the share of pictures that show what their prompts say, per skill. Distances compare like with
+like, for both ends start from the same noise; accuracy needs no reference picture.
+
+`tracks` records what the report draws: the teacher's path, Euler's chords, the student's arcs. An arc is known at every
+point from one call, x(s) = x_src - d(0, s), so it is drawn from the closed form and not from extra calls.
+"""
+
+import itertools
+import json
+import os
+import platform
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor
+
+from arcflow import adapter, backbone, student
+from arcflow.path import step_grid
+from arcflow.sample import Samples, euler, generate, trajectory
+
+ROWS = {
+    "teacher_50": ("teacher", 50),
+    "euler_2": ("teacher", 2),
+    "euler_4": ("teacher", 4),
+    "euler_8": ("teacher", 8),
+    "arcflow_1": ("student", 1),
+    "arcflow_2": ("student", 2),
+    "arcflow_4": ("student", 4),
+}
+"""Name of the row: which network samples, and in how many steps."""
+REFERENCE = "teacher_50"
+
+Judge = Callable[[np.ndarray, Sequence[str]], dict[str, float]]
+"""Pictures and their prompts to "overall" and one entry per skill, each from 0 to 1."""
+
+
+def compare(
+    pipe: Any,
+    folder: str | Path,
+    prompts: Sequence[str],
+    *,
+    judge: Judge,
+    height: int,
+    width: int,
+    seeds: int = 1,
+    first_seed: int = 0,
+    batch_size: int = 64,
+    progress: bool = False,
+) -> tuple[dict[str, dict[str, Any]], dict[str, Samples]]:
+    """Results and samples of every row; the pipeline is left as the teacher it came as.
+
+    Args:
+        folder: the adapter that makes the pipeline a student.
+        seeds: how many pictures of each prompt; every picture has a noise of its own, shared by all rows.
+    """
+    words = [prompt for prompt in prompts for _ in range(seeds)]
+    numbers = list(range(first_seed, first_seed + len(words)))
+    samples: dict[str, Samples] = {}
+
+    def run(network: str) -> None:
+        for row, (owner, steps) in ROWS.items():
+            if owner == network:
+                samples[row] = generate(
+                    pipe,
+                    words,
+                    numbers,
+                    steps=steps,
+                    height=height,
+                    width=width,
+                    batch_size=batch_size,
+                    progress=progress,
+                )
+
+    with euler(pipe):
+        run("teacher")
+    adapter.attach(pipe, folder, fuse=True)
+    try:
+        run("student")
+    finally:
+        adapter.detach(pipe)
+    reference = samples[REFERENCE].latents
+    results = {
+        row: {
+            "nfe": samples[row].nfe,
+            "seconds_per_image": samples[row].seconds_per_image,
+            "seconds": {part: total / len(words) for part, total in samples[row].seconds.items()},
+            "mse_to_teacher": float((samples[row].latents - reference).square().mean()),
+            "accuracy": judge(samples[row].images, words),
+            "prompts": len(prompts),
+            "seeds": seeds,
+        }
+        for row in ROWS
+    }
+    return results, {row: samples[row] for row in ROWS}
+
+
+@dataclass(frozen=True)
+class Tracks:
+    """One picture's way from noise to image, as each method walks it; every point a flat latent."""
+
+    prompt: str
+    teacher: Float[Tensor, "points width"]
+    chords: Float[Tensor, "calls width"]
+    arcs: list[Float[Tensor, "points width"]]
+    """One curve for each call of the student."""
+    ends: dict[str, UInt8[np.ndarray, "height width 3"]]
+    """The pictures they arrive at: "teacher", "chords", "arcs"."""
+
+
+def tracks(pipe: Any, folder: str | Path, prompt: str, seed: int, *, height: int, width: int, steps: int = 2) -> Tracks:
+    """The teacher's path, Euler's chords and the student's arcs of one prompt from one noise."""
+    eps = backbone.noise(pipe, [seed], height, width)
+    walk = {"height": height, "width": width}
+    with euler(pipe):
+        teacher = torch.cat([eps, trajectory(pipe, prompt, seed, steps=ROWS[REFERENCE][1], **walk)])
+        chords = torch.cat([eps, trajectory(pipe, prompt, seed, steps=steps, **walk)])
+    adapter.attach(pipe, folder)
+    try:
+        arcs = _arcs(pipe, prompt, eps, steps, height, width)
+    finally:
+        adapter.detach(pipe)
+    last = torch.stack([teacher[-1], chords[-1], arcs[-1][-1]])
+    names: tuple[str, ...] = ("teacher", "chords", "arcs")
+    ends = dict(zip(names, backbone.decode(pipe, last, height, width), strict=True))
+    return Tracks(prompt, teacher.flatten(1), chords.flatten(1), [arc.flatten(1) for arc in arcs], ends)
+
+
+@torch.no_grad()
+def _arcs(pipe: Any, prompt: str, eps: Tensor, steps: int, height: int, width: int, points: int = 33) -> list[Tensor]:
+    cond = backbone.encode_prompts(pipe, [prompt], height=height, width=width)
+    grid = step_grid(steps, pipe.scheduler.config.shift, pipe.scheduler.config.final_step_scale).tolist()
+    x, arcs = eps.to(pipe.transformer.device), []
+    for src, dst in itertools.pairwise(grid):
+        mixture = student.predict(pipe.transformer, x, src, cond)
+        left = np.linspace(0.0, src - dst, points).tolist()
+        arcs.append(torch.cat([x - mixture.displacement(0.0, s) for s in left]).cpu())
+        x = arcs[-1][-1:].to(x.device)
+    return arcs
+
+
+def about(**more: Any) -> dict[str, Any]:
+    """What the numbers were made with: versions, machine, and whatever the caller adds."""
+    packages = ("arcflow", "torch", "diffusers", "transformers", "peft")
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or platform.machine()
+    return {
+        "versions": {name: version(name) for name in packages},
+        "python": platform.python_version(),
+        "device": device,
+        "threads": torch.get_num_threads(),
+        **more,
+    }
+
+
+def save_results(results: dict[str, Any], path: Path) -> None:
+    """Write the results as JSON, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_suffix(".part")
+    draft.write_text(json.dumps(results, indent=2) + "\n")
+    os.replace(draft, path)
