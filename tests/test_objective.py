@@ -227,7 +227,7 @@ def test_a_two_step_student_learns_to_beat_two_euler_steps():
         return Mixture(v.unflatten(-1, (modes, 2)), logits.unsqueeze(-1), log_gamma.unsqueeze(-1))
 
     optimizer, generator = torch.optim.Adam(net.parameters(), 3e-3), draws()
-    for step in range(250):
+    for step in range(150):
         x, ratio = torch.randn(256, 2, generator=generator), teacher_ratio(step, 100)
         for part in distill(student, exact, x, {}, config=Distill(mode_dropout=0.05), ratio=ratio, generator=generator):
             part.loss.backward()

@@ -86,11 +86,13 @@ def prompt_sets(config: Data, seed: int) -> tuple[list[str], list[str]]:
     return train[: -config.held_out_count], train[-config.held_out_count :]
 
 
-def read_prompts(path: str) -> list[str]:
+def read_prompts(path: str | Path) -> list[str]:
     """Prompts of a .txt file (one a line, empty lines skipped) or a .jsonl file (the "prompt" of every object)."""
     file = Path(path)
     if not file.is_file():
-        raise ValueError(f"no prompt file {path!r}: expected a .txt (one prompt a line) or .jsonl file; check the path")
+        raise ValueError(
+            f"no prompt file {str(path)!r}: expected a .txt (one prompt a line) or .jsonl file; check the path"
+        )
     lines = [(number, line.strip()) for number, line in enumerate(file.read_text("utf-8").splitlines(), 1)]
     lines = [(number, line) for number, line in lines if line]
     if not lines:

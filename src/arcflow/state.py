@@ -45,9 +45,9 @@ class Ema:
     def update(self, beta: float) -> None:
         weights, nets = list(self.weights.values()), [p.detach() for p in self.parameters.values()]
         if beta == 0:
-            torch._foreach_copy_(weights, nets)
+            torch._foreach_copy_(weights, nets)  # pyright: ignore[reportPrivateImportUsage]
         else:
-            torch._foreach_lerp_(weights, nets, 1 - beta)
+            torch._foreach_lerp_(weights, nets, 1 - beta)  # pyright: ignore[reportPrivateImportUsage]
 
     def swap(self) -> None:
         """Exchange the network's weights and the average. Nothing is copied."""
@@ -175,7 +175,7 @@ class Log:
         self.file = path.open("a", encoding="utf-8")
         self.curves = _tensorboard(folder / "tensorboard", step, log)
 
-    def write(self, step: int, **values: float | None) -> None:
+    def write(self, step: int, **values: float | int | None) -> None:
         """Append a line; numbers that are not finite become null."""
         finite = {name: v if v is None or math.isfinite(v) else None for name, v in values.items()}
         self.file.write(json.dumps({"step": step} | finite) + "\n")

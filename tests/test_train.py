@@ -1,0 +1,297 @@
+"""The loop on a tiny pipeline: what it learns, leaves behind, survives and says."""
+
+import dataclasses
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from arcflow import attach, backbone, student
+from arcflow.adapter import read_info
+from arcflow.config import Data, Distill, Model, Optim, Run, from_json
+from arcflow.objective import Part
+from arcflow.path import step_grid
+from arcflow.rollout import arcs
+from arcflow.state import read_log
+from arcflow.train import accumulate, adamw, claim, rate, torch_device, train
+
+ITERATIONS = 12
+
+
+def tiny_pipe():
+    """A stock FluxPipeline with random weights: 4 tokens of width 16, one block of each kind."""
+    from diffusers import AutoencoderKL, FluxTransformer2DModel
+
+    from arcflow.world.teacher import assemble
+    from arcflow.world.text import WIDTH, build_clip, build_t5
+
+    torch.manual_seed(0)
+    transformer = FluxTransformer2DModel(
+        in_channels=16,
+        num_layers=1,
+        num_single_layers=1,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        joint_attention_dim=WIDTH,
+        pooled_projection_dim=WIDTH,
+        guidance_embeds=True,
+        axes_dims_rope=(4, 6, 6),
+    )
+    vae = AutoencoderKL(
+        down_block_types=["DownEncoderBlock2D"] * 2,
+        up_block_types=["UpDecoderBlock2D"] * 2,
+        block_out_channels=[8, 8],
+        norm_num_groups=4,
+        latent_channels=4,
+        use_quant_conv=False,
+        use_post_quant_conv=False,
+    )
+    return assemble(transformer, vae, build_t5(), build_clip()).to("cpu")
+
+
+def config(out, **changes):
+    run = Run(
+        out=str(out),
+        device="cpu",
+        eval_every=4,
+        save_every=3,
+        model=Model(modes=4, rank=4, dropout=0.1),
+        distill=Distill(decay=5),
+        data=Data(count=16, held_out_count=3, teacher_steps=6, height=8, width=8),
+        optim=Optim(iterations=ITERATIONS, batch=4, warmup=3, lr=1e-3, lr_log_gamma=1e-4, clip_from=3, ema_from=3),
+    )
+    for key, value in changes.items():
+        part, _, name = key.partition("__")
+        value = dataclasses.replace(getattr(run, part), **{name: value}) if name else value
+        run = dataclasses.replace(run, **{part: value})
+    return run
+
+
+def quiet(message):
+    pass
+
+
+def finished(folder):
+    """Everything a run leaves that must not depend on interruptions."""
+    newest = sorted((Path(folder) / "checkpoints").iterdir())[-1]
+    return load_file(newest), (Path(folder) / "log.jsonl").read_bytes()
+
+
+def assert_same(one, other):
+    assert one[0].keys() == other[0].keys()
+    assert all(torch.equal(one[0][name], other[0][name]) for name in one[0])
+    assert one[1] == other[1]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """An uninterrupted run, its pipeline and what it said."""
+    messages, pipe = [], tiny_pipe()
+    before = {name: p.clone() for name, p in pipe.transformer.state_dict().items()}
+    folder = train(config(tmp_path_factory.mktemp("run")), pipe, messages.append)
+    return folder, pipe, messages, before
+
+
+def test_a_run_leaves_a_folder_that_explains_itself(run):
+    folder, *_ = run
+    names = {path.name for path in folder.iterdir()}
+    assert names >= {"adapter", "checkpoints", "log.jsonl", "run.json", "held_out.safetensors"}
+    assert from_json((folder / "run.json").read_text()) == config(folder)
+    assert len(list((folder / "checkpoints").iterdir())) == 2
+
+
+def test_the_log_has_every_iteration_and_the_distance_where_asked(run):
+    lines = read_log(run[0] / "log.jsonl")
+    losses = [line for line in lines if "loss" in line]
+    assert [line["step"] for line in losses] == list(range(1, ITERATIONS + 1))
+    assert all(line["loss"] == pytest.approx(line["loss_1"] + line["loss_2"]) for line in losses)
+    distances = [line for line in lines if "distance" in line]
+    assert [line["step"] for line in distances] == [0, 4, 8, 12]
+    assert distances[0]["euler_2"] > distances[0]["euler_4"] > 0
+
+
+def test_the_distance_falls(run):
+    distances = [line["distance"] for line in read_log(run[0] / "log.jsonl") if "distance" in line]
+    assert distances[-1] < distances[0]
+
+
+def test_only_the_trainable_weights_have_changed(run):
+    _, pipe, _, before = run
+    averaged = {name: p.clone() for name, p in student.trainable(pipe.transformer).items()}
+    newest = finished(run[0])[0]
+    assert all(torch.equal(averaged[name], newest[f"ema.{name}"]) for name in averaged)
+    with student.teacher(pipe.transformer):
+        pass
+    base = {
+        name.replace(".base_layer", "").replace(".frozen", ""): p for name, p in pipe.transformer.state_dict().items()
+    }
+    assert all(torch.equal(base[name], before[name]) for name in before)
+
+
+def test_the_adapter_samples_like_the_student_it_was_saved_from(run):
+    folder, pipe, *_ = run
+    prompts, fresh = ["a red ring"], tiny_pipe()
+    attach(fresh, str(folder / "adapter"))
+    ends = []
+    for p in (pipe, fresh):
+        cond = backbone.encode_prompts(p, prompts, height=8, width=8)
+        net = p.transformer.eval()
+        x = backbone.noise(p, [1], 8, 8)
+        ends.append(arcs(lambda x, s, c, net=net: student.predict(net, x, s, c), x, cond, step_grid(2)))
+    assert torch.allclose(*ends, atol=1e-6)
+    record = read_info(folder / "adapter").training
+    assert record["progress"]["step"] == ITERATIONS and record["settings"]["optim"]["lr"] == 1e-3
+
+
+def test_a_finished_run_is_not_trained_further(run, tmp_path):
+    before = finished(run[0])
+    train(config(run[0]), tiny_pipe(), quiet)
+    assert_same(finished(run[0]), before)
+
+
+def test_a_run_out_of_time_saves_and_goes_on_to_the_same_bits(run, tmp_path):
+    messages = []
+    train(config(tmp_path, stop_after=1e-6), tiny_pipe(), messages.append)
+    assert "stopped at iteration 1 of 12" in messages[-1] and "run the same command to go on" in messages[-1]
+    assert (tmp_path / "adapter").is_dir()
+    train(config(tmp_path), tiny_pipe(), messages.append)
+    assert any("at iteration 1 of 12" in m and "resuming" in m for m in messages)
+    assert_same(finished(tmp_path), finished(run[0]))
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_and_exits(run, tmp_path, number):
+    messages, pipe = [], tiny_pipe()
+    inner = pipe.transformer.forward
+    calls = iter(range(10**6))
+
+    def forward(*args, **kwargs):
+        if next(calls) == 60:  # somewhere in an iteration
+            os.kill(os.getpid(), number)
+        return inner(*args, **kwargs)
+
+    pipe.transformer.forward = forward
+    usual = signal.getsignal(number)
+    with pytest.raises(SystemExit) as stop:
+        train(config(tmp_path), pipe, messages.append)
+    assert stop.value.code == 128 + number and signal.getsignal(number) == usual
+    assert "run the same command to go on" in messages[-1]
+    assert finished(tmp_path)[0]
+    train(config(tmp_path), tiny_pipe(), quiet)
+    assert_same(finished(tmp_path), finished(run[0]))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seen", [0, 3, 6])
+def test_a_killed_run_goes_on_to_the_same_bits(run, tmp_path, seen):
+    code = (
+        "import sys, torch; torch.set_num_threads(int(sys.argv[2])); sys.path.insert(0, sys.argv[3]);"
+        "from test_train import *; train(config(sys.argv[1]), tiny_pipe(), quiet)"
+    )
+    here = str(Path(__file__).parent)
+    command = [sys.executable, "-c", code, str(tmp_path), str(torch.get_num_threads()), here]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while process.poll() is None and time.monotonic() < deadline and not reached(tmp_path, seen):
+        time.sleep(0.002)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
+    train(config(tmp_path), tiny_pipe(), quiet)
+    assert_same(finished(tmp_path), finished(run[0]))
+
+
+def reached(folder, step):
+    if step == 0:
+        return (folder / "log.jsonl").exists()
+    return any(int(path.name[:8]) >= step for path in folder.glob("checkpoints/*"))
+
+
+def test_a_broken_newest_checkpoint_costs_only_what_came_after_the_one_before(run, tmp_path):
+    messages = []
+    train(config(tmp_path), tiny_pipe(), quiet)
+    newest = sorted((tmp_path / "checkpoints").iterdir())[-1]
+    newest.write_bytes(newest.read_bytes()[:-10])
+    train(config(tmp_path), tiny_pipe(), messages.append)
+    assert any("skipping" in m and newest.name in m for m in messages)
+    assert_same(finished(tmp_path), finished(run[0]))
+
+
+def test_a_step_that_is_not_finite_is_skipped_and_counted(tmp_path):
+    pipe = tiny_pipe()
+    inner, calls = pipe.transformer.forward, []
+
+    def forward(*args, **kwargs):
+        (out,) = inner(*args, **kwargs)
+        calls.append(out.requires_grad)
+        return (out * math.nan,) if out.requires_grad and sum(calls) == 3 else (out,)  # in the second iteration
+
+    pipe.transformer.forward = forward
+    train(config(tmp_path, optim__iterations=3), pipe, quiet)
+    lines = [line for line in read_log(tmp_path / "log.jsonl") if "loss" in line]
+    assert [line["skipped"] for line in lines] == [0, 1, 1]
+    assert lines[1]["loss"] is None and lines[2]["loss"] is not None
+    assert all(value.isfinite().all() for value in finished(tmp_path)[0].values())
+
+
+def test_gradient_checkpointing_changes_memory_not_gradients(tmp_path):
+    def first_line(checkpointing):
+        folder = train(
+            config(tmp_path / str(checkpointing), optim__iterations=1, model__gradient_checkpointing=checkpointing),
+            tiny_pipe(),
+            quiet,
+        )
+        return next(line for line in read_log(folder / "log.jsonl") if "loss" in line)
+
+    plain, checkpointed = first_line(False), first_line(True)
+    assert checkpointed["loss"] == plain["loss"]
+    assert checkpointed["gradient_norm"] == pytest.approx(plain["gradient_norm"], rel=1e-5)
+
+
+def test_micro_batches_weigh_every_sample_alike(monkeypatch):
+    """With a fixed loss of i for sample i, the gradient of a batch of five in pieces of two is the mean, 2."""
+
+    def distill(walker, teacher, x, cond, **_):
+        loss = (weight * x).mean()
+        yield Part(loss, {"loss": loss.detach(), "distance": loss.detach()})
+
+    monkeypatch.setattr("arcflow.train.distill", distill)
+    weight = torch.nn.Parameter(torch.ones(()))
+    run = config("unused", optim__batch=5, optim__micro_batch=2, distill__steps=1)
+    logs = accumulate(print, print, torch.arange(5.0), {}, config=run, step=0)
+    assert weight.grad.item() == pytest.approx(2.0) and logs["loss"] == pytest.approx(2.0)
+
+
+def test_another_run_in_the_folder_is_not_overwritten(run):
+    with pytest.raises(ValueError, match=r"other settings \(optim.lr: 0.001 there, 0.01 now\).*another folder"):
+        claim(config(run[0], optim__lr=0.01))
+    claim(config(run[0], eval_every=2))
+    claim(config(run[0]))
+
+
+def test_the_rate_warms_up_stays_and_cools_down():
+    optim = Optim(iterations=1000, warmup=100)
+    assert [rate(i, optim) for i in (0, 50, 100, 999)] == pytest.approx([0.001, 0.5005, 1.0, 1.0])
+    for shape in ("linear", "cosine"):
+        cooled = Optim(iterations=1000, warmup=100, cooldown=shape, cooldown_iterations=200)
+        assert [rate(i, cooled) for i in (100, 800, 900, 1000)] == pytest.approx([1.0, 1.0, 0.5, 0.0])
+
+
+def test_the_log_gamma_part_has_a_rate_of_its_own():
+    net = student.build(tiny_pipe().transformer, modes=4, rank=4)
+    main, gammas = adamw(student.trainable(net), Optim()).param_groups
+    assert (main["peak"], gammas["peak"]) == (1e-4, 1e-5)
+    assert [tuple(p.shape) for p in gammas["params"]] == [(12, 32), (12,)]
+
+
+def test_a_missing_device_is_named_with_what_is_there():
+    if torch.backends.mps.is_available():
+        pytest.skip("mps is here")
+    with pytest.raises(ValueError, match="device 'mps' is not here: expected one of .*cpu; take auto"):
+        torch_device("mps")
