@@ -5,7 +5,7 @@ import random
 import numpy as np
 import pytest
 
-from arcflow.world.check import accuracy, judge, read
+from arcflow.world.check import accuracy, judge, one_word_changes, read
 from arcflow.world.render import AREA, coverage, render, render_all
 from arcflow.world.scene import (
     BACKGROUNDS,

@@ -2,8 +2,8 @@
 
 `generate` calls an unmodified diffusers pipeline. What it samples is decided before: with `euler(pipe)` the teacher
 walks straight pieces on the grid `sigma = shift tau / (1 + (shift - 1) tau)`; after `arcflow.attach` the student walks
-arcs on the same grid (with `fuse=True` its calls are as cheap as the teacher's). Every image starts from the noise of its own
-CPU generator, so a seed means the same noise for every method, batch size and device.
+arcs on the same grid (with `fuse=True` its calls are as cheap as the teacher's). Every image starts from the noise of
+its own CPU generator, so a seed means the same noise for every method, batch size and device.
 
 Forward hooks measure where the time goes (text encoders, transformer, VAE decoder) and count the network calls; nothing
 is estimated. `sample_folder` writes PNG files that carry their own recipe and a manifest; a second run does only what
