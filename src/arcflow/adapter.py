@@ -386,16 +386,13 @@ def _published_config(transformer: Any, info: AdapterInfo) -> dict[str, Any]:
     family = family_of(transformer)
     if not info.rank:
         raise ValueError("the published layout has a LoRA always, this student has none; save with layout='arcflow'.")
-    out = {"out_channels": getattr(transformer.config, "out_channels", None)}
+    narrow = transformer.config.out_channels
     return {
         "_class_name": family.published,
         "_diffusers_version": _version("diffusers"),
         **info.sizes,
-        **(
-            out
-            if out["out_channels"] is None
-            else {"out_channels": student.frozen(transformer, family.head).out_features}
-        ),
+        # the authors write the packed width, where the base has the latents'
+        "out_channels": narrow and student.frozen(transformer, family.head).out_features,
         "num_gaussians": info.modes,
         "logweights_channels": info.pixels,
     }

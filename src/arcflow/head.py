@@ -61,5 +61,9 @@ class MomentumHead(nn.Module):
 
 
 def _linear(features: int, out: int, device: torch.device | str | None) -> nn.Linear:
-    """A float32 Linear whose weights are yet to be written: no draw from the global generator."""
-    return nn.utils.skip_init(nn.Linear, features, out, device=device, dtype=torch.float32)  # type: ignore[return-value]
+    """A float32 Linear whose weights are yet to be written: no draw from the global generator, and `out` may be 0."""
+    linear = nn.Linear(features, 1, device="meta")
+    linear.out_features = out
+    linear.weight = nn.Parameter(torch.empty(out, features, device=device, dtype=torch.float32))
+    linear.bias = nn.Parameter(torch.empty(out, device=device, dtype=torch.float32))
+    return linear

@@ -31,7 +31,7 @@ def unshift_sigma(sigma: Time, shift: float = SHIFT) -> Time:
     return sigma / (shift - (shift - 1) * sigma)
 
 
-def tau_grid(steps: int, final_step_scale: float = 1.0) -> Float[Tensor, " steps+1"]:
+def tau_grid(steps: int, final_step_scale: float = 1.0) -> Float[Tensor, " points"]:
     """Raw times of an n-step sampler, from 1 to 0, in float64."""
     if steps < 1:
         raise ValueError(f"steps is {steps}; a sampler takes at least 1 step.")
@@ -43,7 +43,7 @@ def tau_grid(steps: int, final_step_scale: float = 1.0) -> Float[Tensor, " steps
     return taus
 
 
-def step_grid(steps: int, shift: float = SHIFT, final_step_scale: float = 1.0) -> Float[Tensor, " steps+1"]:
+def step_grid(steps: int, shift: float = SHIFT, final_step_scale: float = 1.0) -> Float[Tensor, " points"]:
     """Noise levels of an n-step sampler, from 1 to 0, in float32: rounded as the stock Euler scheduler rounds."""
     if not shift > 0:
         raise ValueError(f"shift is {shift}; it must be above 0 (1 = no shift, 3.2 in the published adapters).")

@@ -51,9 +51,9 @@ class ArcFlowScheduler(SchedulerMixin, ConfigMixin):
         self,
         num_inference_steps: int | None = None,
         device: str | torch.device | None = None,
-        sigmas: Sequence[float] | Tensor | None = None,
+        sigmas: Sequence[float] | np.ndarray | Tensor | None = None,
         mu: float | None = None,
-        timesteps: Sequence[float] | Tensor | None = None,
+        timesteps: Sequence[float] | np.ndarray | Tensor | None = None,
     ) -> None:
         """The grid of a number of steps. `sigmas` are raw times, shifted here as the stock scheduler does; the uniform
         ones that stock pipelines pass mean no more than their count. `timesteps` are 1000 sigma, taken as they are.
