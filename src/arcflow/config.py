@@ -209,7 +209,7 @@ class Run:
 
 def world() -> Run:
     """The shipped small teacher in two steps, as well as it goes: at most 90 minutes on two CPU cores."""
-    optim = Optim(iterations=8000, batch=32, lr=5e-4, lr_log_gamma=5e-5, cooldown="cosine", cooldown_iterations=4000)
+    optim = Optim(iterations=7500, batch=32, lr=5e-4, lr_log_gamma=5e-5, cooldown="cosine", cooldown_iterations=4000)
     return Run(
         out="runs/world",
         stop_after=88.0,
@@ -223,7 +223,7 @@ def world_quick() -> Run:
     """The shipped small teacher in two steps, in the time of a coffee: four to five minutes on two CPU cores."""
     optim = Optim(
         iterations=700,
-        batch=32,
+        batch=16,
         lr=1e-3,
         lr_log_gamma=1e-4,
         warmup=20,
