@@ -109,22 +109,29 @@ PIPELINES: dict[str, Callable] = {"flux": flux_pipeline, "qwen_image": qwen_pipe
 
 @pytest.fixture(scope="session")
 def pristine() -> dict:
-    """One pipeline per family, made once; `pipe` hands out copies."""
+    """One pipeline per family, made once; tests get theirs from `fresh`."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         return {name: make() for name, make in PIPELINES.items()}
 
 
+def fresh(pipe):
+    """The same pipeline with a transformer and a scheduler of its own; text encoders and autoencoder are shared."""
+    pipe = copy.copy(pipe)
+    pipe.transformer, pipe.scheduler = copy.deepcopy(pipe.transformer), copy.deepcopy(pipe.scheduler)
+    return pipe
+
+
 @pytest.fixture(params=list(PIPELINES))
 def pipe(request, pristine):
-    """A stock pipeline of each family, free to change."""
-    return copy.deepcopy(pristine[request.param])
+    """A stock pipeline of each family, whose transformer and scheduler may change."""
+    return fresh(pristine[request.param])
 
 
 @pytest.fixture
 def flux(pristine) -> FluxPipeline:
-    """A stock FluxPipeline, free to change."""
-    return copy.deepcopy(pristine["flux"])
+    """A stock FluxPipeline, whose transformer and scheduler may change."""
+    return fresh(pristine["flux"])
 
 
 @pytest.fixture

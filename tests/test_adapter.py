@@ -5,7 +5,7 @@ import json
 
 import pytest
 import torch
-from conftest import SIDE, flux_transformer, perturb, qwen_transformer
+from conftest import SIDE, flux_transformer, fresh, perturb, qwen_transformer
 from diffusers import FluxImg2ImgPipeline, FluxPipeline
 from safetensors.torch import load_file, save_file
 
@@ -135,7 +135,7 @@ def test_attach_samples_in_the_stock_pipeline_and_detach_gives_it_back(pipe, tmp
 def test_another_adapter_replaces_the_first(pipe, tmp_path):
     for seed in (1, 2):
         adapter.save_adapter(distilled(pipe.transformer, modes=seed + 1, seed=seed), tmp_path / str(seed))
-    wanted = sample(arcflow.attach(copy.deepcopy(pipe), tmp_path / "2"))
+    wanted = sample(arcflow.attach(fresh(pipe), tmp_path / "2"))
     stock = sample(pipe)
     arcflow.attach(pipe, tmp_path / "1")
     assert torch.equal(sample(arcflow.attach(pipe, tmp_path / "2")), wanted)
@@ -151,7 +151,7 @@ def test_fused_samples_alike(pipe, tmp_path):
 
 
 def test_a_bfloat16_pipeline_takes_an_adapter(pipe, tmp_path):
-    pipe.to(torch.bfloat16)
+    pipe = copy.deepcopy(pipe).to(torch.bfloat16)
     adapter.save_adapter(distilled(pipe.transformer), tmp_path)
     for fuse in (False, True):
         arcflow.attach(pipe, tmp_path, fuse=fuse)
@@ -248,15 +248,15 @@ DAMAGE = {
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("damage", list(DAMAGE))
-def test_a_damaged_adapter_is_one_error_and_nothing_is_loaded(pipe, tmp_path, layout, damage):
+def test_a_damaged_adapter_is_one_error_and_nothing_is_loaded(flux, tmp_path, layout, damage):
     break_it, remedy = DAMAGE[damage]
-    adapter.save_adapter(distilled(pipe.transformer), tmp_path, layout=layout)
+    adapter.save_adapter(distilled(flux.transformer), tmp_path, layout=layout)
     break_it(tmp_path, layout)
-    before, scheduler = state(pipe.transformer), pipe.scheduler
+    before, scheduler = state(flux.transformer), flux.scheduler
     with pytest.raises(ValueError, match=remedy):
-        arcflow.attach(pipe, tmp_path)
-    assert same(state(pipe.transformer), before) and pipe.scheduler is scheduler
-    assert not student.is_student(pipe.transformer)
+        arcflow.attach(flux, tmp_path)
+    assert same(state(flux.transformer), before) and flux.scheduler is scheduler
+    assert not student.is_student(flux.transformer)
 
 
 def test_a_damaged_adapter_leaves_the_one_before_in_place(pipe, tmp_path):

@@ -1,5 +1,7 @@
 """What the rows of the table promise, for each of them."""
 
+import copy
+
 import pytest
 import torch
 from conftest import SIDE, flux_transformer
@@ -29,7 +31,7 @@ def test_a_sample_does_not_depend_on_its_batch(pipe):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_network_is_called_as_the_stock_pipeline_calls_it(pipe, dtype):
     """Bit for bit, the rounding of time included."""
-    pipe.to(dtype)
+    pipe = copy.deepcopy(pipe).to(dtype)
     calls = []
     forward = pipe.transformer.forward
     pipe.transformer.forward = lambda **inputs: (calls.append(inputs), forward(**inputs))[1]

@@ -109,7 +109,7 @@ def test_phi_is_exact_with_its_gradient(dtype):
 
 def test_gradients_are_those_of_finite_differences_also_at_no_gain():
     for gain in (0.0, 1e-3, 2.0):
-        m = mixture(2, modes=3, gain=gain)
+        m = mixture(modes=3, width=4, pixels=2, gain=gain)
         leaves = [part.clone().requires_grad_() for part in (m.v, m.logits, m.log_gamma)]
         assert torch.autograd.gradcheck(lambda *parts: Mixture(*parts).displacement(0.1, 0.8), leaves)
         assert torch.autograd.gradcheck(lambda *parts: Mixture(*parts).velocity(0.4), leaves)

@@ -58,7 +58,7 @@ def test_image_to_image_too(pipe, strength):
 
 
 def test_a_bfloat16_pipeline_runs_in_its_own_dtype(pipe):
-    pipe.to(torch.bfloat16)
+    pipe = copy.deepcopy(pipe).to(torch.bfloat16)
     without_gain(pipe.transformer)
     pipe.scheduler = ArcFlowScheduler(num_modes=4)
     out = sample(pipe, 2)
