@@ -109,11 +109,11 @@ class Tracks:
     """One picture's way from noise to image, as each method walks it; every point a flat latent."""
 
     prompt: str
-    teacher: Float[Tensor, "points width"]
-    chords: Float[Tensor, "calls width"]
-    arcs: list[Float[Tensor, "points width"]]
+    teacher: Float[Tensor, "_ size"]
+    chords: Float[Tensor, "_ size"]
+    arcs: list[Float[Tensor, "_ size"]]
     """One curve for each call of the student."""
-    ends: dict[str, UInt8[np.ndarray, "height width 3"]]
+    ends: dict[str, UInt8[np.ndarray, "rows columns 3"]]
     """The pictures they arrive at: "teacher", "chords", "arcs"."""
 
 
@@ -130,8 +130,8 @@ def tracks(pipe: Any, folder: str | Path, prompt: str, seed: int, *, height: int
     finally:
         adapter.detach(pipe)
     last = torch.stack([teacher[-1], chords[-1], arcs[-1][-1]])
-    names: tuple[str, ...] = ("teacher", "chords", "arcs")
-    ends = dict(zip(names, backbone.decode(pipe, last, height, width), strict=True))
+    pictures = backbone.decode(pipe, last, height, width)
+    ends = {"teacher": pictures[0], "chords": pictures[1], "arcs": pictures[2]}
     return Tracks(prompt, teacher.flatten(1), chords.flatten(1), [arc.flatten(1) for arc in arcs], ends)
 
 

@@ -259,7 +259,7 @@ def _thumbnails(panel: Any, way: Tracks, ends: dict[str, np.ndarray]) -> None:
 
 def curves_figure(log: Sequence[dict[str, Any]]) -> bytes:
     """Loss and distance to the teacher over the iterations, as PNG."""
-    figure, (left, right) = _canvas(2, 11, 3.6)
+    figure, (left, right) = _canvas(2, 11.0, 3.6)
     loss = np.array([(line["step"], line["loss"]) for line in log if line.get("loss") is not None], dtype=float)
     if len(loss):
         left.plot(*loss.T, color=FAINT, lw=0.8)

@@ -44,8 +44,8 @@ TRUE_CFG = 4.0
 class Samples:
     """Pictures, the latents they were decoded from, and what they cost."""
 
-    images: UInt8[np.ndarray, "n height width 3"]
-    latents: Float[Tensor, "n tokens width"]
+    images: UInt8[np.ndarray, "n rows columns 3"]
+    latents: Float[Tensor, "n tokens size"]
     nfe: int
     seconds: dict[str, float]
     """Wall time of each part of `PARTS` over all images."""

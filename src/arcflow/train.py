@@ -29,11 +29,11 @@ from tqdm import tqdm
 from arcflow import adapter, backbone, student
 from arcflow.backbone import Cond
 from arcflow.config import Model, Optim, Run, from_json, to_json
-from arcflow.data import PromptData, Table, rows, seed_of
+from arcflow.data import PromptData, Table, rows
 from arcflow.objective import distill, teacher_ratio
 from arcflow.path import step_grid
 from arcflow.rollout import Student, Teacher, arcs, euler, guided
-from arcflow.state import Ema, Log, Progress, ema_beta, restore, save_checkpoint, write_atomic
+from arcflow.state import Ema, Log, Progress, ema_beta, restore, save_checkpoint, seed_of, write_atomic
 
 EULER_STEPS = (2, 4, 8)
 """Plain Euler runs of the teacher that put the distance into proportion."""
@@ -49,10 +49,10 @@ def train(config: Run, pipe: Any = None, log: Callable[[str], None] = tqdm.write
     and SIGTERM save, say how to go on, and exit.
     """
     started = time.monotonic()
-    folder = claim(config)
     optim, device = config.optim, torch_device(config.device)
-    pipe = (load_pipe(config.model) if pipe is None else pipe).to(device)
     data = PromptData(config.data, seed=config.seed, batch=optim.batch)
+    folder = claim(config)
+    pipe = (load_pipe(config.model) if pipe is None else pipe).to(device)
     encode, negative = encoder(pipe, config, data)
     parameters = build_student(pipe.transformer, config)
     walker, teacher = views(pipe.transformer, negative, config.distill.teacher_cfg)
@@ -165,7 +165,7 @@ def load_pipe(model: Model) -> Any:
         return load_teacher().to(dtype)
     from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
-    return DiffusionPipeline.from_pretrained(model.base, torch_dtype=dtype)
+    return DiffusionPipeline.from_pretrained(model.base, dtype=dtype)
 
 
 def encoder(pipe: Any, config: Run, data: PromptData) -> tuple[Callable[[list[str]], Cond], Cond | None]:

@@ -72,7 +72,7 @@ def load_teacher(folder: str | Path | None = None) -> FluxPipeline:
     path = Path(folder) if folder else teacher_folder()
     if not (path / "model_index.json").is_file():
         raise ValueError(f"no teacher in {path}: expected a FluxPipeline folder; train one with `arcflow world train`")
-    return FluxPipeline.from_pretrained(path, torch_dtype=torch.float32)
+    return FluxPipeline.from_pretrained(path, dtype=torch.float32)
 
 
 @cache

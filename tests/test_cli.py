@@ -1,0 +1,180 @@
+"""The command line: instant help, hints for typing errors, one line for what the user can put right."""
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import arcflow
+from arcflow import cli, config
+from arcflow.doctor import diagnose
+
+ASSETS = Path(arcflow.__file__).parent / "assets"
+needs_teacher = pytest.mark.skipif(not (ASSETS / "teacher").is_dir(), reason="the trained teacher is not in this tree")
+needs_adapter = pytest.mark.skipif(not (ASSETS / "adapter").is_dir(), reason="the trained adapter is not in this tree")
+
+
+def arcflow_command(*words: str, timeout: float = 60) -> subprocess.CompletedProcess[str]:
+    """Run the command as a user does."""
+    command = [str(Path(sys.executable).with_name("arcflow")), *words]
+    return subprocess.run(command, capture_output=True, text=True, timeout=timeout)
+
+
+def refused(capsys, *words: str) -> str:
+    """What a command says when it fails."""
+    with pytest.raises(SystemExit) as stop:
+        cli.main(words)
+    assert stop.value.code not in (0, None)
+    return capsys.readouterr().err
+
+
+def test_help_is_instant_and_names_every_command() -> None:
+    started = time.perf_counter()
+    shown = arcflow_command("--help")
+    took = time.perf_counter() - started
+    assert shown.returncode == 0
+    assert all(name in shown.stdout for name in cli.CHOICES[()])
+    loaded = "import sys, arcflow.cli; print(sorted({'torch', 'diffusers', 'transformers'} & set(sys.modules)))"
+    assert subprocess.check_output([sys.executable, "-c", loaded], text=True).strip() == "[]"
+    assert took < 5, "one second on an idle machine"
+
+
+@pytest.mark.parametrize("words", [("demo",), ("sample",), ("train", "world"), ("world", "render"), ("evaluate",)])
+def test_every_option_is_explained(words, capsys) -> None:
+    with pytest.raises(SystemExit) as stop:
+        cli.main([*words, "--help"])
+    assert stop.value.code == 0
+    assert "TODO" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "hint"),
+    [
+        (("trian",), "arcflow: no 'trian' here; did you mean 'train'?"),
+        (("world", "rendr"), "arcflow world: no 'rendr' here; did you mean 'render'?"),
+        (("train", "world_quik"), "did you mean 'world-quick'?"),
+        (("xyzzy",), "choose from demo, train, sample, evaluate, world, doctor"),
+        (("demo", "--quik"), "--quick"),
+        (("train", "world", "--optim.lrr", "1"), "--optim.lr"),
+    ],
+)
+def test_typing_errors_get_a_hint(words, hint, capsys) -> None:
+    assert hint in refused(capsys, *words)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("sample",), "no prompt given; add --prompt TEXT"),
+        (("sample", "--prompts", "nowhere.txt"), "no prompt file 'nowhere.txt'"),
+        (("sample", "--prompt", "a cross", "--model", "some/model"), "no adapter given for some/model; add --adapter"),
+        (("world", "check", "nowhere"), "expected a folder written by `arcflow sample`"),
+        (("train", "flux"), "no prompt file 'prompts.txt'"),
+    ],
+)
+def test_what_a_user_can_put_right_is_one_line(words, message, capsys, tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    said = refused(capsys, *words)
+    assert said.startswith("arcflow: ") and message in said and "Traceback" not in said
+
+
+def test_a_recipe_takes_overrides() -> None:
+    import tyro
+
+    args = ["train", "world", "--optim.lr", "0.5", "--model.modes", "4", "--out", "elsewhere"]
+    command = tyro.cli(cli.Command, args=args, config=(tyro.conf.OmitSubcommandPrefixes,))  # type: ignore[arg-type]
+    assert isinstance(command, cli.Train)
+    assert (command.recipe.optim.lr, command.recipe.model.modes, command.recipe.out) == (0.5, 4, "elsewhere")
+    assert command.recipe.optim.iterations == config.world().optim.iterations
+
+
+def test_the_quick_demo_is_the_same_recipe_but_short() -> None:
+    short, full = cli.shorten(config.world_quick()), config.world_quick()
+    assert short.optim.iterations < 0.1 * full.optim.iterations
+    assert (short.model, short.optim.lr) == (full.model, full.optim.lr)
+
+
+def test_image_size_follows_the_model() -> None:
+    assert cli.size_of("world", None, None) == (64, 64)
+    assert cli.size_of("owner/name", None, None) == (1024, 1024)
+    assert cli.size_of("owner/name", 512, None) == (512, 512)
+    assert cli.size_of("owner/name", 512, 768) == (512, 768)
+
+
+def test_render_and_check_agree(tmp_path, capsys) -> None:
+    cli.main(["world", "render", "--count", "12", "--out", str(tmp_path)])
+    lines = [json.loads(line) for line in (tmp_path / "manifest.jsonl").read_text().splitlines()]
+    assert len(lines) == 12 and all((tmp_path / line["file"]).exists() for line in lines)
+    cli.main(["world", "check", str(tmp_path)])
+    assert "overall                     100.00%" in capsys.readouterr().out
+
+
+def test_the_checker_tests_itself(capsys) -> None:
+    cli.main(["world", "check", "--count", "40"])
+    assert capsys.readouterr().out.count("100.00%") == 2
+
+
+def test_the_doctor_says_what_is_missing_and_how_to_get_it(monkeypatch) -> None:
+    from importlib.metadata import PackageNotFoundError
+
+    from arcflow import doctor
+
+    def version(name: str) -> str:
+        if name == "peft":
+            raise PackageNotFoundError
+        return {"diffusers": "0.1.0"}.get(
+            name, "99.0" if name == "torch" else __import__("importlib").metadata.version(name)
+        )
+
+    monkeypatch.setattr(doctor, "version", version)
+    said: list[str] = []
+    assert not diagnose(said.append)
+    text = "\n".join(said)
+    assert 'pip install "peft' in text and 'pip install "diffusers' in text
+    assert "python" in text and "cores" in text
+
+
+def test_the_version_is_the_packages(capsys) -> None:
+    cli.main(["--version"])
+    assert capsys.readouterr().out == f"arcflow {arcflow.__version__}\n"
+
+
+@needs_adapter
+def test_a_sample_answers_in_seconds(tmp_path, capsys) -> None:
+    words = [
+        "sample",
+        "--prompt",
+        "a red ring left of a blue cross on white",
+        "--seeds",
+        "1",
+        "2",
+        "--out",
+        str(tmp_path),
+    ]
+    cli.main(words)
+    pictures = sorted(tmp_path.glob("*.png"))
+    assert len(pictures) == 2 and all(np.asarray(Image.open(p)).shape == (64, 64, 3) for p in pictures)
+    cli.main(words)
+    assert "0 new pictures, 2 were there already" in capsys.readouterr().out
+
+
+@needs_teacher
+@pytest.mark.slow
+def test_a_new_user_runs_the_quick_demo(tmp_path) -> None:
+    done = arcflow_command("demo", "--quick", "--out", str(tmp_path), timeout=400)
+    assert done.returncode == 0, done.stderr[-3000:]
+    results = json.loads((tmp_path / "results.json").read_text())
+    for row in ("teacher_50", "euler_2", "euler_4", "euler_8", "arcflow_1", "arcflow_2", "arcflow_4"):
+        keys = {"nfe", "seconds_per_image", "mse_to_teacher", "accuracy", "prompts", "seeds"}
+        assert keys <= set(results[row])
+        assert 0 <= results[row]["accuracy"]["overall"] <= 1
+    assert results["arcflow_2"]["nfe"] == 2 and results["teacher_50"]["nfe"] == 50
+    assert results["teacher_50"]["accuracy"]["overall"] > 0.8
+    report = (tmp_path / "report.html").read_text()
+    assert report.startswith("<!doctype html>") and report.count("data:image/png;base64") > 30
+    assert (tmp_path / "run" / "adapter" / "arcflow.json").exists()

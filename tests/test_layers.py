@@ -1,0 +1,53 @@
+"""The file list is the theory: every file imports only from files above it."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import arcflow
+
+ROOT = Path(arcflow.__file__).parent
+ORDER = """
+    config path momentum backbone head student scheduler adapter state
+    world.scene world.render world.check world.text world.autoencoder world.teacher world.pretrain
+    data rollout objective train
+    sample evaluate report doctor cli
+""".split()
+TORCH_FREE = ("config", "world.scene", "cli")
+"""What `arcflow --help` imports, and the grammar."""
+
+
+def modules() -> list[str]:
+    files = [path.relative_to(ROOT).with_suffix("") for path in sorted(ROOT.rglob("*.py"))]
+    return [".".join(file.parts) for file in files if file.name != "__init__"]
+
+
+def imports(name: str, *, everywhere: bool = True) -> Iterator[str]:
+    """What a file imports; without `everywhere` only what it imports when it is imported itself."""
+    tree = ast.parse((ROOT / (name.replace(".", "/") + ".py")).read_text("utf-8"))
+    for node in ast.walk(tree) if everywhere else tree.body:
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{name} has a relative import"
+            yield str(node.module)
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def test_every_file_has_its_place_in_the_order() -> None:
+    assert sorted(ORDER) == modules()
+
+
+@pytest.mark.parametrize("name", ORDER)
+def test_a_file_imports_only_from_files_above_it(name: str) -> None:
+    above = ORDER[: ORDER.index(name)]
+    ours = {module.removeprefix("arcflow.") for module in imports(name) if module.startswith("arcflow.")}
+    assert {module for module in ours if module in ORDER} <= set(above)
+
+
+@pytest.mark.parametrize("name", TORCH_FREE)
+def test_help_does_not_wait_for_torch(name: str) -> None:
+    heavy = {"torch", "diffusers", "transformers", "peft", "matplotlib", "scipy"}
+    assert not {module.split(".")[0] for module in imports(name, everywhere=False)} & heavy
