@@ -1,0 +1,1 @@
+"""Timings that the README quotes; `make bench` runs them all."""

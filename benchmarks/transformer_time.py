@@ -1,0 +1,86 @@
+"""What the transformer costs: two student calls against fifty teacher calls, and one call against one.
+
+    python -m benchmarks.transformer_time [--adapter FOLDER] [--images 16] [--repeats 9]
+
+The shipped small teacher through the stock pipeline, as `arcflow evaluate` times it; the student has its LoRA fused.
+Runs alternate, so that whatever else the machine does falls on both; medians of the ratios are printed. Without a
+shipped teacher the same network with random weights is timed: time does not depend on what it learned.
+"""
+
+import argparse
+import copy
+import statistics
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from arcflow import adapter, backbone, sample, student
+
+SIZE = {"height": 64, "width": 64}
+SHIPPED = Path(adapter.__file__).parent / "assets" / "adapter"
+
+
+def teacher_pipe() -> Any:
+    """The shipped teacher, or its untrained twin."""
+    from arcflow.world import autoencoder, teacher, text
+
+    if teacher.teacher_folder().is_dir():
+        return teacher.load_teacher()
+    print("no shipped teacher: the same network with random weights")
+    vae = autoencoder.build_autoencoder()
+    vae.register_to_config(shift_factor=0.0, scaling_factor=1.0)
+    return teacher.assemble(teacher.build_transformer(), vae, text.build_t5(), text.build_clip())
+
+
+def student_pipe(pipe: Any, folder: Path) -> Any:
+    """A second pipeline, the student with fused LoRA; an untrained one of the world recipe when there is no adapter."""
+    ours = copy.deepcopy(pipe)
+    if not (folder / "arcflow.json").exists():
+        from arcflow import config
+
+        print("no adapter: an untrained student of the world recipe")
+        model, folder = config.world().model, Path(tempfile.mkdtemp())
+        net = student.build(copy.deepcopy(pipe.transformer), modes=model.modes, rank=model.rank)
+        adapter.save_adapter(net, folder)
+    return adapter.attach(ours, folder, fuse=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--adapter", type=Path, default=SHIPPED)
+    parser.add_argument("--images", type=int, default=16)
+    parser.add_argument("--repeats", type=int, default=9)
+    options = parser.parse_args()
+    teacher = teacher_pipe()
+    ours = student_pipe(teacher, options.adapter)
+    prompts, seeds = ["a red ring left of a blue cross"] * options.images, list(range(options.images))
+    pairs = []
+    for repeat in range(options.repeats + 1):  # one to warm up
+        with sample.euler(teacher):
+            fifty = sample.generate(teacher, prompts, seeds, steps=50, **SIZE).seconds["transformer"]
+        two = sample.generate(ours, prompts, seeds, steps=2, **SIZE).seconds["transformer"]
+        if repeat:
+            pairs.append((fifty, two))
+            print(f"50 steps {1e3 * fifty:8.1f} ms   2 steps {1e3 * two:7.1f} ms   {fifty / two:5.1f}x")
+    print(f"transformer time: median {statistics.median(a / b for a, b in pairs):.1f} times less")
+    one_call(teacher, ours, prompts, seeds, options.repeats)
+
+
+@torch.no_grad()
+def one_call(teacher: Any, ours: Any, prompts: list[str], seeds: list[int], repeats: int) -> None:
+    """One student call over one teacher call, many short alternating runs."""
+    x = backbone.noise(teacher, seeds, **SIZE)
+    cond = backbone.encode_prompts(teacher, prompts, **SIZE)
+    ratios = []
+    for _ in range(10 * repeats):
+        with sample.metered(teacher) as base, sample.metered(ours) as fast:
+            backbone.call(teacher.transformer, x, 1.0, cond)
+            backbone.call(ours.transformer, x, 1.0, cond)
+        ratios.append(fast.seconds["transformer"] / base.seconds["transformer"])
+    print(f"one call: student, LoRA fused, over teacher: median {statistics.median(ratios):.2f}")
+
+
+if __name__ == "__main__":
+    main()
