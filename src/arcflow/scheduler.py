@@ -42,7 +42,8 @@ class ArcFlowScheduler(SchedulerMixin, ConfigMixin):
         pixels: int = 4,
         num_train_timesteps: int = 1000,
     ) -> None:
-        self.num_modes, self.pixels = num_modes, pixels
+        self.num_modes, self.pixels, self.num_train_timesteps = num_modes, pixels, num_train_timesteps
+        self.shift, self.final_step_scale = shift, final_step_scale
         self.calls = 0
         """Student calls since the last step, counted by whoever can see them (`adapter.attach`)."""
         self._grid(step_grid(2, shift, final_step_scale), None)
@@ -65,13 +66,12 @@ class ArcFlowScheduler(SchedulerMixin, ConfigMixin):
                 f"num_inference_steps is {num_inference_steps}, with {given or 'no'} custom values; expected at least "
                 f"1 step and as many values. Pass num_inference_steps=2, say, alone."
             )
-        shift = self.config.shift
         if timesteps is not None:
-            grid = self._closed(_float32(timesteps) / self.config.num_train_timesteps, "timesteps")
+            grid = self._closed(_float32(timesteps) / self.num_train_timesteps, "timesteps")
         elif sigmas is None or np.allclose(_float32(sigmas), np.linspace(1, 1 / count, count), atol=1e-5):
-            grid = step_grid(count, shift, self.config.final_step_scale)
+            grid = step_grid(count, self.shift, self.final_step_scale)
         else:
-            grid = shift_sigma(self._closed(_float32(sigmas), "sigmas"), shift)
+            grid = shift_sigma(self._closed(_float32(sigmas), "sigmas"), self.shift)
         self._grid(grid, device)
 
     def step(
@@ -128,11 +128,11 @@ class ArcFlowScheduler(SchedulerMixin, ConfigMixin):
         return self._begin_index
 
     def __len__(self) -> int:
-        return self.config.num_train_timesteps
+        return self.num_train_timesteps
 
     def _grid(self, sigmas: Tensor, device: str | torch.device | None) -> None:
         self.sigmas = sigmas  # on the CPU: a step reads two numbers
-        self.timesteps = (sigmas[:-1] * self.config.num_train_timesteps).to(device)
+        self.timesteps = (sigmas[:-1] * self.num_train_timesteps).to(device)
         self.num_inference_steps = len(self.timesteps)
         self._step_index: int | None = None
         self._begin_index: int | None = None

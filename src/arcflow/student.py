@@ -74,9 +74,10 @@ def build(
     family = family_of(transformer)
     if is_student(transformer):
         raise ValueError("this transformer is a student already; call arcflow.student.remove(transformer) first.")
-    if getattr(transformer, "peft_config", None):
+    others: Any = getattr(transformer, "peft_config", {})
+    if others:
         raise ValueError(
-            f"this transformer carries the PEFT adapters {sorted(transformer.peft_config)}; expected a plain base. "
+            f"this transformer carries the PEFT adapters {sorted(others)}; expected a plain base. "
             f"Fuse or delete them first (pipe.fuse_lora(); pipe.unload_lora_weights())."
         )
     if lora and rank < 1:
@@ -120,24 +121,22 @@ def modes(transformer: nn.Module) -> int:
     return _state(transformer).modes
 
 
-def lora_layers(transformer: nn.Module) -> dict[str, LoraLayer]:
+def lora_layers(transformer: nn.Module) -> dict[str, Any]:
     """The LoRA layers by the name of the Linear they wrap; also while fused."""
-    modules = {**dict(transformer.named_modules()), **_fused(transformer)}
+    modules: dict[str, Any] = {**dict(transformer.named_modules()), **_fused(transformer)}
     return {name: module for name, module in modules.items() if isinstance(module, LoraLayer)}
 
 
 def trainable(transformer: nn.Module) -> dict[str, nn.Parameter]:
     """The parameters that training changes, by their names in a published adapter. All else is the frozen base."""
-    family, modules = family_of(transformer), {**dict(transformer.named_modules()), **_fused(transformer)}
-    _state(transformer)
+    family, _ = family_of(transformer), _state(transformer)
     named: dict[str, nn.Parameter] = {}
     for name, layer in lora_layers(transformer).items():
         named[f"{name}.lora_A.weight"] = layer.lora_A[ADAPTER].weight
         named[f"{name}.lora_B.weight"] = layer.lora_B[ADAPTER].weight
-    for name, parameter in modules[family.norm].tuned.named_parameters():
-        named[f"{family.norm}.{name}"] = parameter
-    for name, parameter in modules[family.head].tuned.named_parameters():
-        named[f"{family.head}_{name}"] = parameter
+    norm, head = (_whole(transformer, name).tuned for name in (family.norm, family.head))
+    named |= {f"{family.norm}.{name}": parameter for name, parameter in norm.named_parameters()}
+    named |= {f"{family.head}_{name}": parameter for name, parameter in head.named_parameters()}
     return named
 
 
@@ -196,7 +195,8 @@ def fuse(transformer: nn.Module) -> nn.Module:
     """The student as plain Linears, for speed: LoRA added into copies of the base weights, the head one product.
     Costs those copies in memory; there is no teacher view and no training until `unfuse`, which is exact."""
     state, family = _state(transformer), family_of(transformer)
-    _unfused(transformer, "fuse it again")
+    if state.fused:
+        return transformer
     layers, head = lora_layers(transformer), getattr(transformer, family.head)
     fast: dict[str, nn.Module] = {name: _merged(layer) for name, layer in layers.items()}
     fast[family.head] = Fork(head.frozen, head.tuned.packed())
@@ -234,21 +234,21 @@ def remove(transformer: nn.Module) -> nn.Module:
 
 def frozen(transformer: nn.Module, name: str) -> Any:
     """The base's own module where a student may have a fork."""
-    module: Any = _fused(transformer).get(name, getattr(transformer, name))
+    module = _whole(transformer, name)
     return module.frozen if isinstance(module, Fork) else module
 
 
 @torch.no_grad()
-def _merged(layer: LoraLayer) -> nn.Linear:
+def _merged(layer: Any) -> nn.Linear:
     base: Any = layer.get_base_layer()
-    linear = nn.utils.skip_init(
+    linear: Any = nn.utils.skip_init(
         nn.Linear, base.in_features, base.out_features, base.bias is not None, device=base.weight.device
     ).to(base.weight.dtype)
     up, down = layer.lora_B[ADAPTER].weight.float(), layer.lora_A[ADAPTER].weight.float()
     linear.weight.copy_(base.weight.float() + up @ down * layer.scaling[ADAPTER])
     if base.bias is not None:
         linear.bias.copy_(base.bias)
-    return linear.requires_grad_(False)  # type: ignore[return-value]
+    return linear.requires_grad_(False)
 
 
 def _state(transformer: nn.Module) -> _State:
@@ -264,6 +264,11 @@ def _fused(transformer: nn.Module) -> dict[str, nn.Module]:
     return transformer._arcflow.fused if is_student(transformer) else {}  # type: ignore[union-attr,return-value]
 
 
+def _whole(transformer: nn.Module, name: str) -> Any:
+    """A top module as it is when not fused."""
+    return _fused(transformer).get(name, getattr(transformer, name))
+
+
 def _unfused(transformer: nn.Module, wish: str) -> None:
     if _state(transformer).fused:
         raise ValueError(f"cannot {wish}: the student is fused. Call arcflow.student.unfuse(transformer) first.")
@@ -275,7 +280,7 @@ def _forks(transformer: nn.Module) -> list[Fork]:
     return [module for module in modules if isinstance(module, Fork)]
 
 
-def _flip(forks: list[Fork], layers: list[LoraLayer], as_teacher: list[bool], lora_off: list[bool]) -> None:
+def _flip(forks: list[Fork], layers: list[Any], as_teacher: list[bool], lora_off: list[bool]) -> None:
     # PEFT's own switches (enable_adapters) also touch requires_grad; the flag alone does not.
     for fork, value in zip(forks, as_teacher, strict=True):
         fork.teacher = value
