@@ -7,7 +7,6 @@ embeddings are computed once, in fixed chunks, and kept in memory (one encoding 
 it); a large one encodes every batch.
 """
 
-import hashlib
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -17,6 +16,7 @@ from torch import Tensor
 
 from arcflow.backbone import Cond
 from arcflow.config import Data
+from arcflow.state import seed_of
 
 CHUNK = 64
 
@@ -36,12 +36,6 @@ def repeat(cond: Cond, times: int) -> Cond:
 def rows(cond: Cond, part: slice) -> Cond:
     """Conditioning of some samples of a batch."""
     return {name: value if shared(name) else value[part] for name, value in cond.items()}
-
-
-def seed_of(*parts: int | str) -> int:
-    """A 63-bit seed for one purpose, the same on every machine: `seed_of(run seed, "noise", sample)`."""
-    digest = hashlib.blake2b(repr(parts).encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "little") >> 1
 
 
 class PromptData:

@@ -10,6 +10,7 @@ Average (EMA): a plain copy at first, then from iteration `start` on w <- beta w
 1/t)^power, t = 1, 2, ...
 """
 
+import hashlib
 import importlib.util
 import json
 import math
@@ -26,6 +27,12 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 Parameters = Mapping[str, nn.Parameter]
+
+
+def seed_of(*parts: int | str) -> int:
+    """A 63-bit seed for one purpose, the same on every machine: `seed_of(run seed, "noise", sample)`."""
+    digest = hashlib.blake2b(repr(parts).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1
 
 
 def ema_beta(iteration: int, start: int = 100, power: float = 8.0) -> float:

@@ -7,7 +7,6 @@ one that was interrupted goes on from its last checkpoint: all randomness of a s
 """
 
 import json
-import os
 import random
 import shutil
 import time
@@ -19,17 +18,21 @@ import numpy as np
 import torch
 from diffusers import AutoencoderKL, FluxTransformer2DModel
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import CLIPTextModel, T5EncoderModel
 
+from arcflow.state import Ema, Progress, restore, save_checkpoint, seed_of, write_atomic
 from arcflow.world import autoencoder as ae
 from arcflow.world import teacher as tf
 from arcflow.world import text
 from arcflow.world.check import accuracy
 from arcflow.world.render import render_all
 from arcflow.world.scene import sample_prompts, sample_scene
+
+SAVE_EVERY = 240.0
+"""Seconds between two checkpoints."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,9 +45,9 @@ class Pretrain:
     """Steps of 16 pictures for encoder and decoder."""
     scenes: int = 81920
     """Pictures encoded once for the transformer to learn from."""
-    flow_steps: int = 12000
+    flow_steps: int = 9000
     """Steps of flow matching."""
-    guidance_steps: int = 2500
+    guidance_steps: int = 1500
     """Steps of guidance distillation."""
     decoder_steps: int = 2500
     """Steps of 16 pictures for the decoder alone."""
@@ -61,6 +64,7 @@ class Stage:
     rate: float
     cooldown: float = 0.3
     ema: float = 0.0
+    """Share of the running mean kept in a step; 0 keeps the last weights."""
 
     def scale(self, step: int) -> float:
         warm = (step + 1) / max(1, 0.03 * self.steps)
@@ -73,80 +77,42 @@ def fit(
     out: Path,
     modules: dict[str, nn.Module],
     loss: Callable[[int], Tensor],
-    probe: Callable[[], str] | None = None,
+    probe: Callable[[], dict[str, float]] | None = None,
 ) -> None:
-    """Minimise `loss(step)` over the trainable parameters of `modules`; resumes from `out/<stage>.safetensors`.
+    """Minimise `loss(step)` over the trainable parameters of `modules`; resumes from `out/checkpoints`.
 
-    With `stage.ema` the modules end with the running mean of their weights. Every checkpoint interval `probe()` adds a
-    line to `out/<stage>.log`.
+    The modules end with the running mean of their weights. With every checkpoint `probe()`, which sees that mean, adds
+    a line to `out/<stage>.jsonl`.
     """
-    names = [f"{m}.{n}" for m, module in modules.items() for n, p in module.named_parameters() if p.requires_grad]
-    weights = [p for module in modules.values() for p in module.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(weights, stage.rate, betas=(0.9, 0.99), weight_decay=0.0)
-    mean = [w.detach().clone() for w in weights]
-    path = out / f"{stage.name}.safetensors"
-    start = _resume(path, names, weights, mean, optimizer) if path.exists() else 0
-    bar, last = tqdm(range(start, stage.steps), initial=start, total=stage.steps, desc=stage.name), time.monotonic()
+    parameters = {
+        f"{name}.{key}": p
+        for name, module in modules.items()
+        for key, p in module.named_parameters()
+        if p.requires_grad
+    }
+    optimizer = torch.optim.AdamW(parameters.values(), stage.rate, betas=(0.9, 0.99), weight_decay=0.0)
+    ema, folder = Ema(parameters), out / "checkpoints" / stage.name
+    progress = restore(folder, parameters, ema, optimizer, tqdm.write)
+    bar = tqdm(range(progress.step, stage.steps), initial=progress.step, total=stage.steps, desc=stage.name)
+    saved = time.monotonic()
     for step in bar:
-        torch.manual_seed(hash_seed(stage.name, step))
+        torch.manual_seed(seed_of(stage.name, step))
         value = loss(step)
         optimizer.zero_grad()
         value.backward()
-        nn.utils.clip_grad_norm_(weights, 1.0)
+        nn.utils.clip_grad_norm_(parameters.values(), 1.0)
         for group in optimizer.param_groups:
             group["lr"] = stage.rate * stage.scale(step)
         optimizer.step()
-        with torch.no_grad():
-            torch._foreach_lerp_(mean, weights, 1 - min(stage.ema, (step + 1) / (step + 10)))
+        ema.update(min(stage.ema, (step + 1) / (step + 10)))
         if step % 20 == 0:
             bar.set_postfix(loss=f"{value.item():.4f}")
-        if time.monotonic() - last > 240 or step == stage.steps - 1:
-            last = time.monotonic()
-            _checkpoint(path, names, weights, mean, optimizer, step + 1)
-            _log(out / f"{stage.name}.log", step + 1, value.item(), weights, mean, probe)
-    with torch.no_grad():
-        torch._foreach_copy_(weights, mean)
-
-
-def hash_seed(name: str, step: int) -> int:
-    """A seed of its own for each step of each stage."""
-    return random.Random(f"{name}-{step}").getrandbits(48)
-
-
-def _log(path: Path, step: int, loss: float, weights: list, mean: list, probe: Callable[[], str] | None) -> None:
-    kept = [w.detach().clone() for w in weights]
-    with torch.no_grad():
-        torch._foreach_copy_(weights, mean)
-        line = f"step {step}  loss {loss:.4f}  {probe() if probe else ''}"
-        torch._foreach_copy_(weights, kept)
-    with path.open("a") as file:
-        file.write(line + "\n")
-
-
-def _checkpoint(
-    path: Path, names: list[str], weights: list, mean: list, optimizer: torch.optim.Optimizer, step: int
-) -> None:
-    tensors = {}
-    for name, weight, average in zip(names, weights, mean, strict=True):
-        state = optimizer.state[weight]
-        tensors |= {f"{name}|weight": weight.detach(), f"{name}|mean": average}
-        tensors |= {f"{name}|{key}": state[key] for key in ("exp_avg", "exp_avg_sq", "step")}
-    temporary = path.with_suffix(".tmp")
-    save_file({k: v.contiguous() for k, v in tensors.items()}, temporary, {"step": str(step)})
-    os.replace(temporary, path)
-
-
-def _resume(path: Path, names: list[str], weights: list, mean: list, optimizer: torch.optim.Optimizer) -> int:
-    tensors = load_file(path)
-    with torch.no_grad():
-        for name, weight, average in zip(names, weights, mean, strict=True):
-            weight.copy_(tensors[f"{name}|weight"])
-            average.copy_(tensors[f"{name}|mean"])
-            optimizer.state[weight] = {
-                key: tensors[f"{name}|{key}"].clone().contiguous() for key in ("exp_avg", "exp_avg_sq", "step")
-            }
-    with safe_open(path, "pt") as file:
-        return int(file.metadata()["step"])
+        if time.monotonic() - saved > SAVE_EVERY or step == stage.steps - 1:
+            save_checkpoint(folder, Progress(step=step + 1), parameters, ema, optimizer)
+            with ema.applied(), (out / f"{stage.name}.jsonl").open("a") as log:
+                log.write(json.dumps({"step": step + 1, "loss": value.item()} | (probe() if probe else {})) + "\n")
+            saved = time.monotonic()
+    ema.swap()
 
 
 def train_teacher(out: Path, recipe: Pretrain, *, threads: int | None = None) -> Path:
@@ -209,7 +175,7 @@ def train_autoencoder(out: Path, recipe: Pretrain) -> AutoencoderKL:
                 return ae.autoencoder_loss(vae, _pictures(16, f"ae-{step}"))
 
         stage = Stage("autoencoder", recipe.autoencoder_steps, 2.5e-3, cooldown=0.9)
-        fit(stage, out, {"vae": vae}, loss, lambda: json.dumps(ae.reconstruction_accuracy(vae)))
+        fit(stage, out, {"vae": vae}, loss, lambda: ae.reconstruction_accuracy(vae))
         ae.standardize(vae)
         _finish(out / "autoencoder", vae.save_pretrained)
     return AutoencoderKL.from_pretrained(out / "autoencoder").to(memory_format=torch.channels_last).eval()
@@ -227,8 +193,8 @@ def encode_scenes(out: Path, recipe: Pretrain, vae: AutoencoderKL) -> tuple[Tens
                 z = vae.encode(x.contiguous(memory_format=torch.channels_last)).latent_dist.mode().float()
             parts.append(tf.pack((z - vae.config.shift_factor) * vae.config.scaling_factor).half())
             captions += [prompt.text for prompt in prompts]
-        save_file({"latents": torch.cat(parts)}, path.with_suffix(".tmp"), {"captions": json.dumps(captions)})
-        os.replace(path.with_suffix(".tmp"), path)
+        metadata = {"captions": json.dumps(captions)}
+        write_atomic(path, lambda temporary: save_file({"latents": torch.cat(parts)}, temporary, metadata))
     with safe_open(path, "pt") as file:
         return file.get_tensor("latents"), json.loads(file.metadata()["captions"])
 
@@ -249,7 +215,7 @@ class Batches:
     def at(self, step: int, stage: str) -> tuple[Tensor, tf.Conditioning]:
         per_epoch = len(self.latents) // self.size
         epoch, place = divmod(step, per_epoch)
-        order = np.random.default_rng(hash_seed(stage, -1 - epoch)).permutation(len(self.latents))
+        order = np.random.default_rng(seed_of(stage, -1 - epoch)).permutation(len(self.latents))
         rows = torch.from_numpy(order[place * self.size : (place + 1) * self.size])
         texts = [self.captions[i] for i in rows]
         return self.latents[rows].float(), tf.embed(self.t5, self.clip, texts)
@@ -264,11 +230,11 @@ def train_flow(out: Path, recipe: Pretrain, batches: Batches, vae: AutoencoderKL
         torch.manual_seed(0)
         net, empty = tf.build_transformer(), batches.empty()
 
-        def probe() -> str:
+        def probe() -> dict[str, float]:
             def guided(x: Tensor, sigma: Tensor, cond: tf.Conditioning) -> Tensor:
                 return tf.guided_velocity(net, x, sigma, cond, empty, torch.full((len(x),), 3.5))
 
-            return json.dumps(judge(guided, batches, vae, count=120, steps=25))
+            return judge(guided, batches, vae, count=120, steps=25)
 
         fit(
             Stage("flow", recipe.flow_steps, 1.2e-3, cooldown=0.35, ema=0.999),
@@ -287,11 +253,11 @@ def train_guidance(
     if not (out / "transformer").exists():
         net, empty = FluxTransformer2DModel.from_pretrained(out / "flow"), batches.empty()
 
-        def probe() -> str:
+        def probe() -> dict[str, float]:
             def at(x: Tensor, sigma: Tensor, cond: tf.Conditioning) -> Tensor:
                 return tf.velocity(net, x, sigma, cond, torch.full((len(x),), 3.5))
 
-            return json.dumps(judge(at, batches, vae, count=120, steps=25))
+            return judge(at, batches, vae, count=120, steps=25)
 
         fit(
             Stage("guidance", recipe.guidance_steps, 4e-4, cooldown=0.8, ema=0.995),
@@ -313,7 +279,7 @@ def train_decoder(out: Path, recipe: Pretrain, vae: AutoencoderKL) -> Autoencode
                 return ae.decoder_loss(vae, _pictures(16, f"decoder-{step}"))
 
         stage = Stage("decoder", recipe.decoder_steps, 1.5e-3, cooldown=0.9, ema=0.99)
-        fit(stage, out, {"vae": vae}, loss, lambda: json.dumps(ae.reconstruction_accuracy(vae)))
+        fit(stage, out, {"vae": vae}, loss, lambda: ae.reconstruction_accuracy(vae))
         _finish(out / "vae", vae.save_pretrained)
     return AutoencoderKL.from_pretrained(out / "vae").eval()
 

@@ -16,6 +16,7 @@ import hashlib
 import random
 from dataclasses import dataclass
 from itertools import permutations
+from math import ceil
 from typing import Literal
 
 SIZE = 64
@@ -29,12 +30,14 @@ COLORS = {
 }
 BACKGROUNDS = {"white": (245, 245, 245), "gray": (128, 128, 128), "black": (15, 15, 15)}
 SHAPES = ("circle", "square", "triangle", "cross", "ring")
-RADII = {"small": (6.0, 7.0), "large": (11.0, 12.0)}
+RADII = {"small": 6.5, "large": 11.5}
 COUNTS = {"a": 1, "two": 2, "three": 3}
 RELATIONS = {"left of": (-1, 0), "right of": (1, 0), "above": (0, -1), "below": (0, 1)}
 SKILLS = ("single_object", "two_objects", "counting", "colors", "position", "color_attribution")
 GAP = 3.0
-"""Free pixels between two objects, and between an object and the border."""
+"""Least free pixels between two objects, and between an object and the border."""
+LATTICE = 4
+"""Centers lie on multiples of this, in pixels: 121 places for a small object, 81 for a large one."""
 
 Split = Literal["train", "test"]
 
@@ -104,7 +107,7 @@ class Object:
 
     @property
     def size(self) -> str:
-        return "small" if self.radius < (RADII["small"][1] + RADII["large"][0]) / 2 else "large"
+        return "small" if self.radius < (RADII["small"] + RADII["large"]) / 2 else "large"
 
 
 @dataclass(frozen=True)
@@ -193,12 +196,11 @@ def sample_scene(prompt: Prompt, rng: random.Random) -> Scene:
             return Scene(background, tuple(objects))
 
 
-def _place(kinds: list[tuple[str, str, tuple[float, float]]], rng: random.Random) -> list[Object] | None:
+def _place(kinds: list[tuple[str, str, float]], rng: random.Random) -> list[Object] | None:
     objects: list[Object] = []
-    for shape, color, radii in kinds:
-        radius = rng.uniform(*radii)
-        edge = radius + GAP
-        x, y = rng.uniform(edge, SIZE - edge), rng.uniform(edge, SIZE - edge)
+    for shape, color, radius in kinds:
+        places = range(LATTICE * ceil((radius + GAP) / LATTICE), int(SIZE - radius - GAP) + 1, LATTICE)
+        x, y = rng.choice(places), rng.choice(places)
         if any(max(abs(o.x - x), abs(o.y - y)) < o.radius + radius + GAP for o in objects):
             return None
         objects.append(Object(shape, color, x, y, radius))

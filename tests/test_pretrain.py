@@ -1,0 +1,89 @@
+"""The small teacher: stock parts, packed as FLUX packs, and a training that goes on where it stopped."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import FluxPipeline
+from torch import Tensor, nn
+
+from arcflow.world import teacher as tf
+from arcflow.world.autoencoder import autoencoder_loss, build_autoencoder, pictures
+from arcflow.world.pretrain import Batches, Stage, fit
+from arcflow.world.scene import sample_prompts
+from arcflow.world.text import (
+    MAX_LENGTH,
+    VOCABULARY,
+    Probes,
+    build_clip,
+    build_t5,
+    build_tokenizer,
+    captions,
+    text_loss,
+    tokenize,
+)
+
+
+def test_every_caption_is_known_words_and_fits() -> None:
+    ids = tokenize(build_tokenizer(), [prompt.text for prompt in sample_prompts(2000, seed=0)])
+    assert ids.shape == (2000, MAX_LENGTH)
+    assert not (ids == VOCABULARY["<unk>"]).any()
+    assert (ids == VOCABULARY["</s>"]).sum(1).eq(1).all()
+
+
+def test_latents_are_packed_as_the_pipeline_packs_them() -> None:
+    z = torch.randn(3, 16, 8, 8)
+    assert torch.equal(tf.pack(z), FluxPipeline._pack_latents(z, 3, 16, 8, 8))
+
+
+def test_guidance_of_one_is_the_captioned_velocity_and_of_zero_the_empty_one() -> None:
+    torch.manual_seed(0)
+    net = tf.build_transformer()
+    x, sigma = torch.randn(2, 16, 64), torch.full((2,), 0.5)
+    cond, empty = (torch.randn(2, 4, 64), torch.randn(2, 64)), (torch.randn(1, 4, 64), torch.randn(1, 64))
+    with torch.no_grad():
+        for scale, words in ((1.0, cond), (0.0, tuple(e.repeat(2, *[1] * (e.ndim - 1)) for e in empty))):
+            got = tf.guided_velocity(net, x, sigma, cond, empty, torch.full((2,), scale))
+            torch.testing.assert_close(got, tf.velocity(net, x, sigma, words, torch.ones(2)), rtol=1e-4, atol=1e-5)
+
+
+def test_each_stage_reaches_all_the_parameters_it_trains() -> None:
+    torch.manual_seed(0)
+    t5, clip, probes, prompts = build_t5(), build_clip(), Probes(), captions(64, "words")
+    text_loss(t5, clip, probes, prompts, tokenize(build_tokenizer(), [p.text for p in prompts])).backward()
+    vae = build_autoencoder()
+    autoencoder_loss(vae, pictures(2, "pictures")).backward()
+    net = tf.build_transformer()
+    batches = Batches(torch.randn(4, 16, 64), ["a ring"] * 4, t5, clip, 4)
+    tf.flow_loss(net, *batches.at(0, "flow"), batches.empty()).backward()
+    for module in (probes, vae, net):
+        assert [name for name, p in module.named_parameters() if p.grad is None] == []
+
+
+def test_an_epoch_shows_every_scene_once() -> None:
+    latents = torch.arange(8.0).reshape(8, 1, 1)
+    batches = Batches(latents, ["a ring"] * 8, build_t5(), build_clip(), 2)
+    seen = [batches.at(step, "flow")[0].flatten() for step in range(4)]
+    assert sorted(torch.cat(seen).tolist()) == list(range(8))
+
+
+def test_an_interrupted_stage_ends_in_the_same_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("arcflow.world.pretrain.SAVE_EVERY", 0.0)
+    stage = Stage("line", steps=12, rate=0.1, ema=0.9)
+
+    def run(out: Path, die_at: int | None = None) -> Tensor:
+        torch.manual_seed(0)
+        line = nn.Linear(3, 1)
+
+        def loss(step: int) -> Tensor:
+            if step == die_at:
+                raise KeyboardInterrupt
+            return (line(torch.randn(5, 3)) - 1).square().mean()
+
+        fit(stage, out, {"line": line}, loss)
+        return line.weight.detach().clone()
+
+    whole = run(tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "killed", die_at=7)
+    assert torch.equal(run(tmp_path / "killed"), whole)
