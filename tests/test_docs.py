@@ -1,0 +1,99 @@
+"""The documents agree with the code: links, files, equations, commands, and every number has its source."""
+
+import json
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+import arcflow
+from arcflow import cli
+
+ROOT = Path(__file__).parent.parent
+sys.path.append(str(ROOT))
+DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
+SOURCES = sorted([*ROOT.glob("src/**/*.py"), *ROOT.glob("benchmarks/*.py"), *ROOT.glob("tests/*.py"), *DOCUMENTS])
+
+
+def read(name: str) -> str:
+    return (ROOT / name).read_text("utf-8")
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_links_lead_somewhere(document) -> None:
+    for target in re.findall(r"\]\(([^)#]+)\)", document.read_text("utf-8")):
+        assert "://" in target or (document.parent / target).exists(), target
+
+
+def test_the_readme_lists_every_file_in_reading_order() -> None:
+    from test_layers import ORDER
+
+    tree = read("README.md").split("src/arcflow/\n")[1].split("    docs/")[0]
+    listed = re.findall(r"(\w+)\.py", tree)
+    assert listed == [name.removeprefix("world.") for name in ORDER]
+
+
+def test_python_in_documents_compiles_and_names_exist() -> None:
+    for document in DOCUMENTS:
+        for block in re.findall(r"```python\n(.*?)```", document.read_text("utf-8"), re.DOTALL):
+            compile(block, document.name, "exec")
+            for name in re.findall(r"arcflow\.(\w+)\(", block):
+                assert name in arcflow.__all__
+
+
+def test_equations_that_the_code_cites_are_there() -> None:
+    numbered = set(re.findall(r"\((\d+)\)$", read("docs/math.md"), re.MULTILINE))
+    cited = set()
+    for source in ROOT.glob("src/**/*.py"):
+        for span in re.findall(r"eqs?\. ([\d, and-]+)", source.read_text("utf-8")):
+            cited |= set(re.findall(r"\d+", span))
+    assert {"1", "2", "3", "4", "5"} <= numbered
+    assert cited - {"6", "7", "8", "9"} <= numbered, "equations of the paper itself are cited with its arXiv number"
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_commands_in_documents_exist(document) -> None:
+    text = document.read_text("utf-8")
+    lines = [line for line in text.splitlines() if line.startswith("    arcflow ")]
+    spans = [span for span in re.findall(r"`([^`\n]+)`", text) if span.startswith("arcflow ")]
+    for command in [*lines, *spans]:
+        words = command.split("#")[0].split()[1:]
+        assert cli.did_you_mean(words) is None, command
+        for option in re.findall(r"--(\w+)[ =]?", command.split("#")[0]):
+            assert option in COMMAND_WORDS, command
+
+
+COMMAND_WORDS = set(re.findall(r"    (\w+):", (ROOT / "src/arcflow/cli.py").read_text("utf-8"))) | {"data", "help"}
+
+
+def test_sources_are_ascii() -> None:
+    for source in SOURCES:
+        assert source.read_text("utf-8").isascii(), source
+
+
+def test_the_changelog_knows_the_version() -> None:
+    assert f"## {arcflow.__version__}" in read("CHANGELOG.md")
+    assert f'version = "{arcflow.__version__}"' in read("pyproject.toml")
+
+
+@pytest.mark.parametrize("name", ["shipped", "demo"])
+def test_numbers_in_the_readme_are_those_of_a_run(name) -> None:
+    from benchmarks.readme_table import put, table
+
+    stored, text = ROOT / "benchmarks" / "results" / f"{name}.json", read("README.md")
+    content = table(json.loads(stored.read_text("utf-8"))) if stored.exists() else "Not measured yet."
+    assert put(text, f"results:{name}", content) == text
+
+
+def test_the_pins_cover_every_dependency() -> None:
+    import tomllib
+
+    project = tomllib.loads(read("pyproject.toml"))["project"]
+    wanted = project["dependencies"] + [line for extra in project["optional-dependencies"].values() for line in extra]
+    names = {re.split(r"[^A-Za-z0-9_-]", line)[0].lower().replace("_", "-") for line in wanted} - {"arcflow"}
+    pinned = {
+        line.split("==")[0].lower().replace("_", "-") for line in read("constraints.txt").splitlines() if "==" in line
+    }
+    assert names <= pinned
+    assert "torchvision" not in pinned and not any(name.startswith("nvidia") for name in pinned)
