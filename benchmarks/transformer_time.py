@@ -18,7 +18,7 @@ import torch
 
 from arcflow import adapter, backbone, sample, student
 
-SIZE = {"height": 64, "width": 64}
+SIZE: dict[str, Any] = {"height": 64, "width": 64}
 SHIPPED = Path(adapter.__file__).parent / "assets" / "adapter"
 
 

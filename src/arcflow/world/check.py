@@ -9,6 +9,7 @@ resembles nothing is an object of shape "unknown" and fails every caption, as do
 import random
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 from scipy import ndimage
@@ -53,7 +54,8 @@ def read(image: np.ndarray) -> Scene:
     picture = image.astype(np.float32)
     border = np.concatenate([picture[0], picture[-1], picture[:, 0], picture[:, -1]])
     background, paper = _nearest(np.median(border, axis=0), BACKGROUNDS)
-    labels, _ = ndimage.label(np.abs(picture - paper).max(-1) > CONTRAST)
+    found: Any = ndimage.label(np.abs(picture - paper).max(-1) > CONTRAST)
+    labels = found[0]
     objects = []
     for index, box in enumerate(ndimage.find_objects(labels), start=1):
         part = labels[box] == index
@@ -74,7 +76,8 @@ def _read_object(
     picture: np.ndarray, paper: np.ndarray, labels: np.ndarray, index: int, box: tuple[slice, slice]
 ) -> Object:
     rows, columns = (slice(max(0, s.start - 2), min(SIZE, s.stop + 2)) for s in box)
-    mine = ndimage.binary_dilation(labels[rows, columns] == index) & np.isin(labels[rows, columns], (0, index))
+    near = np.asarray(ndimage.binary_dilation(labels[rows, columns] == index), bool)
+    mine = near & np.isin(labels[rows, columns], (0, index))
     offset = picture[rows, columns] - paper
     strength = np.linalg.norm(offset, axis=-1) * mine
     core = strength >= np.quantile(strength[labels[rows, columns] == index], 0.5)

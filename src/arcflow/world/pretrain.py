@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,7 +30,7 @@ from arcflow.world import teacher as tf
 from arcflow.world import text
 from arcflow.world.check import accuracy
 from arcflow.world.render import render_all
-from arcflow.world.scene import sample_prompts, sample_scene
+from arcflow.world.scene import Scene, sample_prompts, sample_scene
 
 SAVE_EVERY = 240.0
 """Seconds between two checkpoints."""
@@ -157,8 +158,12 @@ def train_text(out: Path, recipe: Pretrain) -> tuple[T5EncoderModel, CLIPTextMod
     )
 
 
-def _pictures(count: int, seed: str) -> Tensor:
-    return ae.pictures(count, seed).contiguous(memory_format=torch.channels_last)
+def _pictures(scenes: list[Scene]) -> Tensor:
+    return ae.to_tensor(render_all(scenes)).contiguous(memory_format=torch.channels_last)
+
+
+def _channels_last(vae: Any) -> AutoencoderKL:
+    return vae.to(memory_format=torch.channels_last)
 
 
 def _half() -> torch.autocast:
@@ -168,17 +173,18 @@ def _half() -> torch.autocast:
 def train_autoencoder(out: Path, recipe: Pretrain) -> AutoencoderKL:
     if not (out / "autoencoder").exists():
         torch.manual_seed(0)
-        vae = ae.build_autoencoder().to(memory_format=torch.channels_last)
+        vae = _channels_last(ae.build_autoencoder())
 
         def loss(step: int) -> Tensor:
+            scenes = ae.scenes(16, f"ae-{step}")
             with _half():
-                return ae.autoencoder_loss(vae, _pictures(16, f"ae-{step}"))
+                return ae.autoencoder_loss(vae, _pictures(scenes), ae.plain_map(scenes))
 
         stage = Stage("autoencoder", recipe.autoencoder_steps, 2.5e-3, cooldown=0.9)
         fit(stage, out, {"vae": vae}, loss, lambda: ae.reconstruction_accuracy(vae))
         ae.standardize(vae)
         _finish(out / "autoencoder", vae.save_pretrained)
-    return AutoencoderKL.from_pretrained(out / "autoencoder").to(memory_format=torch.channels_last).eval()
+    return _channels_last(AutoencoderKL.from_pretrained(out / "autoencoder")).eval()
 
 
 def encode_scenes(out: Path, recipe: Pretrain, vae: AutoencoderKL) -> tuple[Tensor, list[str]]:
@@ -188,10 +194,9 @@ def encode_scenes(out: Path, recipe: Pretrain, vae: AutoencoderKL) -> tuple[Tens
         parts, captions = [], []
         for start in tqdm(range(0, recipe.scenes, chunk), desc="scenes"):
             prompts, rng = text.captions(chunk, f"train-{start}"), random.Random(f"scenes-{start}")
-            x = ae.to_tensor(render_all([sample_scene(prompt, rng) for prompt in prompts]))
+            x = _pictures([sample_scene(prompt, rng) for prompt in prompts])
             with torch.no_grad(), _half():
-                z = vae.encode(x.contiguous(memory_format=torch.channels_last)).latent_dist.mode().float()
-            parts.append(tf.pack((z - vae.config.shift_factor) * vae.config.scaling_factor).half())
+                parts.append(tf.pack(ae.encode(vae, x)).half())
             captions += [prompt.text for prompt in prompts]
         metadata = {"captions": json.dumps(captions)}
         write_atomic(path, lambda temporary: save_file({"latents": torch.cat(parts)}, temporary, metadata))
@@ -276,7 +281,7 @@ def train_decoder(out: Path, recipe: Pretrain, vae: AutoencoderKL) -> Autoencode
 
         def loss(step: int) -> Tensor:
             with _half():
-                return ae.decoder_loss(vae, _pictures(16, f"decoder-{step}"))
+                return ae.decoder_loss(vae, _pictures(ae.scenes(16, f"decoder-{step}")))
 
         stage = Stage("decoder", recipe.decoder_steps, 1.5e-3, cooldown=0.9, ema=0.99)
         fit(stage, out, {"vae": vae}, loss, lambda: ae.reconstruction_accuracy(vae))
@@ -302,8 +307,8 @@ def _drawn(
 ) -> Iterator[np.ndarray]:
     for start in range(0, len(texts), 60):
         cond = tf.embed(batches.t5, batches.clip, texts[start : start + 60])
-        noise = torch.randn(len(cond[1]), 16, 64, generator=torch.Generator().manual_seed(start))
+        shape = (len(cond[1]), tf.GRID**2, tf.TOKEN)
+        noise = torch.randn(shape, generator=torch.Generator().manual_seed(start))
         x = tf.draw(lambda x, sigma, cond=cond: velocity_at(x, sigma, cond), noise, steps)
-        z = x.reshape(-1, 4, 4, 16, 2, 2).permute(0, 3, 1, 4, 2, 5).reshape(-1, 16, 8, 8)
         with torch.no_grad():
-            yield ae.to_images(vae.decode(z / vae.config.scaling_factor + vae.config.shift_factor).sample)
+            yield ae.to_images(ae.decode(vae, tf.unpack(x)))

@@ -76,13 +76,14 @@ class Prompt:
 
     @property
     def skill(self) -> str:
+        first = self.nouns[0]
         if self.relation:
             return "position"
         if len(self.nouns) > 1:
             return "color_attribution" if all(noun.color for noun in self.nouns) else "two_objects"
-        if self.nouns[0].count > 1:
+        if first.count > 1:
             return "counting"
-        return "colors" if self.nouns[0].color else "single_object"
+        return "colors" if first.color else "single_object"
 
     @property
     def split(self) -> Split:
@@ -200,7 +201,7 @@ def _place(kinds: list[tuple[str, str, float]], rng: random.Random) -> list[Obje
     objects: list[Object] = []
     for shape, color, radius in kinds:
         places = range(LATTICE * ceil((radius + GAP) / LATTICE), int(SIZE - radius - GAP) + 1, LATTICE)
-        x, y = rng.choice(places), rng.choice(places)
+        x, y = float(rng.choice(places)), float(rng.choice(places))
         if any(max(abs(o.x - x), abs(o.y - y)) < o.radius + radius + GAP for o in objects):
             return None
         objects.append(Object(shape, color, x, y, radius))

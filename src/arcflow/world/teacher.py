@@ -9,28 +9,33 @@ from collections.abc import Callable
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import CLIPTextModel, T5EncoderModel
 
 from arcflow.path import shift_sigma
 from arcflow.world.text import WIDTH, build_tokenizer, tokenize
 
-GRID, TOKEN = 4, 64
+GRID, CHANNELS = 4, 8
+TOKEN = 4 * CHANNELS
 SHIFT = 3.2
 GUIDANCE = (1.0, 5.0)
 """Range of guidance scales distilled into the teacher; 3.5 is what it is used with."""
 DROP_CAPTION = 0.1
 
-Conditioning = tuple[Float[Tensor, "batch words width"], Float[Tensor, "batch width"]]
+Conditioning = tuple[Float[Tensor, "#batch words width"], Float[Tensor, "#batch width"]]
 
 
 def build_transformer() -> FluxTransformer2DModel:
-    """An untrained small FLUX: 16 tokens of width 64, guidance embedding, 2 double and 4 single blocks."""
-    return FluxTransformer2DModel(
+    """An untrained small FLUX: 16 tokens of width 32, guidance embedding, 2 double and 4 single blocks.
+
+    Modulations and the output start at zero, so every block starts as the identity (adaLN-Zero, arXiv 2212.09748).
+    """
+    net = FluxTransformer2DModel(
         in_channels=TOKEN,
         num_layers=2,
         num_single_layers=4,
@@ -41,19 +46,25 @@ def build_transformer() -> FluxTransformer2DModel:
         guidance_embeds=True,
         axes_dims_rope=(8, 12, 12),
     )
+    for name, module in net.named_modules():
+        if name == "proj_out" or (name.endswith(".linear") and "norm" in name):
+            nn.init.zeros_(module.weight)
+            nn.init.zeros_(module.bias)
+    return net
 
 
 def assemble(
     transformer: FluxTransformer2DModel, vae: AutoencoderKL, t5: T5EncoderModel, clip: CLIPTextModel
 ) -> FluxPipeline:
     """The parts as one stock pipeline, sampling on the grid of shift 3.2."""
+    tokenizer: Any = build_tokenizer()
     return FluxPipeline(
         scheduler=FlowMatchEulerDiscreteScheduler(shift=SHIFT),
         vae=vae,
         text_encoder=clip,
-        tokenizer=build_tokenizer(),
+        tokenizer=tokenizer,
         text_encoder_2=t5,
-        tokenizer_2=build_tokenizer(),
+        tokenizer_2=tokenizer,
         transformer=transformer,
     )
 
@@ -82,7 +93,7 @@ def _positions() -> Float[Tensor, "16 3"]:
 
 
 def velocity(net: FluxTransformer2DModel, x: Tensor, sigma: Tensor, cond: Conditioning, guidance: Tensor) -> Tensor:
-    """The transformer's velocity at packed latents (n, 16, 64)."""
+    """The transformer's velocity at packed latents (n, 16, 32)."""
     words, pooled = cond
     return net(
         hidden_states=x,
@@ -96,9 +107,14 @@ def velocity(net: FluxTransformer2DModel, x: Tensor, sigma: Tensor, cond: Condit
     )[0]
 
 
-def pack(z: Float[Tensor, "n 16 8 8"]) -> Float[Tensor, "n 16 64"]:
+def pack(z: Float[Tensor, "n 8 8 8"]) -> Float[Tensor, "n 16 32"]:
     """Latents to tokens, 2 x 2 patches, channel slowest: FLUX's own packing."""
-    return z.reshape(-1, 16, GRID, 2, GRID, 2).permute(0, 2, 4, 1, 3, 5).reshape(-1, GRID * GRID, TOKEN)
+    return z.reshape(-1, CHANNELS, GRID, 2, GRID, 2).permute(0, 2, 4, 1, 3, 5).reshape(-1, GRID * GRID, TOKEN)
+
+
+def unpack(x: Float[Tensor, "n 16 32"]) -> Float[Tensor, "n 8 8 8"]:
+    """Tokens back to latents."""
+    return x.reshape(-1, GRID, GRID, CHANNELS, 2, 2).permute(0, 3, 1, 4, 2, 5).reshape(-1, CHANNELS, 2 * GRID, 2 * GRID)
 
 
 @torch.no_grad()
@@ -155,8 +171,8 @@ def guidance_loss(
 
 @torch.no_grad()
 def draw(
-    velocity_at: Callable[[Tensor, Tensor], Tensor], x: Float[Tensor, "n 16 64"], steps: int
-) -> Float[Tensor, "n 16 64"]:
+    velocity_at: Callable[[Tensor, Tensor], Tensor], x: Float[Tensor, "n 16 32"], steps: int
+) -> Float[Tensor, "n 16 32"]:
     """Plain Euler from noise on the grid of shift 3.2, for judging a network in training."""
     sigmas = shift_sigma(torch.linspace(1, 0, steps + 1), SHIFT)
     for a, b in zip(sigmas[:-1], sigmas[1:], strict=True):
