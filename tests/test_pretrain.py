@@ -1,5 +1,6 @@
 """The small teacher: stock parts, packed as FLUX packs, and a training that goes on where it stopped."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 from arcflow.world import teacher as tf
 from arcflow.world.autoencoder import autoencoder_loss, build_autoencoder, plain_map, scenes
 from arcflow.world.pretrain import Batches, Stage, fit
-from arcflow.world.scene import sample_prompts
+from arcflow.world.scene import Object, Scene, sample_prompts
 from arcflow.world.text import (
     MAX_LENGTH,
     VOCABULARY,
@@ -49,6 +50,26 @@ def test_guidance_of_one_is_the_captioned_velocity_and_of_zero_the_empty_one() -
             expected = tf.velocity(net, x, sigma, words, torch.ones(2))
             assert expected.std() > 0.1
             torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_the_plain_map_keeps_background_place_shape_and_color_apart() -> None:
+    ring = Object("ring", "red", 20.0, 40.0, 6.5)
+    there = plain_map([Scene("black", (ring,))])[0]
+
+    def changed(scene: Scene) -> list[int]:
+        return [c for c, channel in enumerate(plain_map([scene])[0] - there) if channel.abs().max() > 1e-6]
+
+    assert changed(Scene("white", (ring,))) == [0]
+    assert changed(Scene("black", (replace(ring, color="cyan"),))) == [2]
+    assert changed(Scene("black", (replace(ring, shape="cross"),))) == [4, 5]
+    assert changed(Scene("black", (replace(ring, x=24.0),))) == [1, 2, 4, 5, 6, 7]
+    row, column = divmod(int(there[1].argmax()), 8)
+    assert (row, column) == (40 // 8, 20 // 8)
+
+
+def test_tokens_unpack_to_the_latents_they_were() -> None:
+    z = torch.randn(2, 8, 8, 8)
+    assert torch.equal(tf.unpack(tf.pack(z)), z)
 
 
 def test_each_stage_reaches_all_the_parameters_it_trains() -> None:

@@ -4,7 +4,7 @@
     arcflow train     distil with a recipe: world, world-quick, flux, qwen-image
     arcflow sample    prompts to PNG files in a few steps
     arcflow evaluate  teacher, plain Euler and student side by side
-    arcflow world     the built-in world: render, check, train its teacher
+    arcflow world     the built-in world: render, check, train and score its teacher
     arcflow doctor    what is here, what is missing, how to get it
 
 Nothing heavy is imported before a command runs, so help is instant. A `ValueError` is a message for the user and is
@@ -260,8 +260,13 @@ class WorldCheck:
             scores = check.self_test(self.count, seed=0)
         else:
             scores = check_folder(self.folder)
-        for name, share in scores.items():
-            print(f"{name:<28}{share:.2%}")
+        print_scores(scores)
+
+
+def print_scores(scores: dict[str, float]) -> None:
+    """One share a line."""
+    for name, share in scores.items():
+        print(f"{name:<28}{share:.2%}")
 
 
 def check_folder(folder: Path) -> dict[str, float]:
@@ -280,6 +285,34 @@ def check_folder(folder: Path) -> dict[str, float]:
 
 
 @dataclass(frozen=True, kw_only=True)
+class WorldScore:
+    """Checker accuracy of a small teacher, per skill, on held-out captions through the stock pipeline."""
+
+    folder: Positional[Path | None] = None
+    """A teacher's folder; by default the shipped one."""
+    count: int = 1024
+    """Held-out captions, the skills in turn."""
+    steps: int = 50
+    """Network calls per image."""
+    device: config.Device = "auto"
+    """Where to compute; auto takes cuda, then mps, then cpu."""
+
+    def run(self) -> None:
+        from arcflow import sample
+        from arcflow.train import torch_device
+        from arcflow.world.check import accuracy
+        from arcflow.world.scene import SIZE, sample_prompts
+        from arcflow.world.teacher import load_teacher
+
+        prompts = [prompt.text for prompt in sample_prompts(self.count, seed=7, split="test")]
+        pipe = load_teacher(self.folder).to(torch_device(self.device))
+        seeds = list(range(10_000, 10_000 + self.count))
+        with sample.euler(pipe):
+            drawn = sample.generate(pipe, prompts, seeds, steps=self.steps, height=SIZE, width=SIZE, progress=True)
+        print_scores(accuracy(drawn.images, prompts))
+
+
+@dataclass(frozen=True, kw_only=True)
 class WorldTrain:
     """Train the small teacher from nothing: text encoders, autoencoder, transformer, guidance. Hours; resumable."""
 
@@ -291,17 +324,20 @@ class WorldTrain:
     def run(self) -> None:
         from arcflow.world.pretrain import Pretrain, train_teacher
 
-        print(f"teacher: {train_teacher(self.out, Pretrain(), threads=self.threads)}")
+        folder = train_teacher(self.out, Pretrain(), threads=self.threads)
+        WorldScore(folder=folder, device="cpu").run()
+        print(f"teacher: {folder}")
 
 
 @dataclass(frozen=True, kw_only=True)
 class World:
-    """The built-in text-to-image world: render scenes, check pictures, train the small teacher."""
+    """The built-in text-to-image world: render scenes, check pictures, train and score the small teacher."""
 
     action: (
         Annotated[WorldRender, subcommand("render")]
         | Annotated[WorldCheck, subcommand("check")]
         | Annotated[WorldTrain, subcommand("train")]
+        | Annotated[WorldScore, subcommand("score")]
     )
 
     def run(self) -> None:
@@ -359,7 +395,7 @@ Command = (
 CHOICES = {
     (): ["demo", "train", "sample", "evaluate", "world", "doctor"],
     ("train",): [*RECIPES],
-    ("world",): ["render", "check", "train"],
+    ("world",): ["render", "check", "train", "score"],
 }
 """Commands and what may follow them, for `did_you_mean`."""
 

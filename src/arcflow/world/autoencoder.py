@@ -34,6 +34,8 @@ POSTERIOR_STD = 0.15
 LATENT_NOISE = 0.3
 """Largest standard deviation of the noise on standardised latents while the decoder is polished."""
 CHANNELS, CELLS = 8, 8
+STRENGTH = {"cover": 3.0, "place": 3.75, "shape": 1.5, "color": 0.8}
+"""Amplitudes of the plain map's channels."""
 
 
 def build_autoencoder() -> AutoencoderKL:
@@ -60,11 +62,15 @@ def scenes(count: int, seed: str) -> list[Scene]:
 
 
 def plain_map(scenes: Sequence[Scene]) -> Float[Tensor, "count 8 8 8"]:
-    """What is where, on the latents' grid; every channel has about unit variance.
+    """What is where, on the latents' grid.
 
     Channel 0 is the background. The others are sums over objects, weighted by the share of a cell that the object's
     bounding square covers: 1 the cover itself, 2 and 3 the color on a circle, 4 and 5 the shape on a circle, 6 and 7
-    the cell's place relative to the object's centre, in radii, times 1.5.
+    the cell's place relative to the object's centre, in radii.
+
+    The strengths order what a flow decides on its way from noise: first where objects are, then their shapes, then
+    their colors. Each decision then stands when the next is made, so that a caption's "a red ring left of a blue cross"
+    must be read as it is bound: with equal strengths a network gets by on the bag of words (docs/log.md).
     """
     cell = SIZE / CELLS
     edge = np.arange(CELLS) * cell
@@ -80,10 +86,15 @@ def plain_map(scenes: Sequence[Scene]) -> Float[Tensor, "count 8 8 8"]:
             cover = np.outer(*along)
             hue = 2 * np.pi * list(COLORS).index(o.color) / len(COLORS)
             kind = 2 * np.pi * SHAPES.index(o.shape) / len(SHAPES)
-            dy, dx = (1.5 * np.clip((edge + cell / 2 - c) / o.radius, -1, 1) for c in (o.y, o.x))
-            features = (1, np.cos(hue), np.sin(hue), np.cos(kind), np.sin(kind), dx[None, :], dy[:, None])
-            for channel, feature in enumerate(features, 1):
-                z[channel] += 2.5 * cover * feature
+            dy, dx = (np.clip((edge + cell / 2 - c) / o.radius, -1, 1) for c in (o.y, o.x))
+            color, shape = STRENGTH["color"], STRENGTH["shape"]
+            z[1] += STRENGTH["cover"] * cover
+            z[2] += color * np.cos(hue) * cover
+            z[3] += color * np.sin(hue) * cover
+            z[4] += shape * np.cos(kind) * cover
+            z[5] += shape * np.sin(kind) * cover
+            z[6] += STRENGTH["place"] * dx[None, :] * cover
+            z[7] += STRENGTH["place"] * dy[:, None] * cover
     return torch.from_numpy(out)
 
 

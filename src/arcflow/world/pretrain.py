@@ -34,6 +34,15 @@ from arcflow.world.scene import Scene, sample_prompts, sample_scene
 
 SAVE_EVERY = 240.0
 """Seconds between two checkpoints."""
+SHARES = {
+    "single_object": 0.05,
+    "two_objects": 0.15,
+    "counting": 0.15,
+    "colors": 0.1,
+    "position": 0.25,
+    "color_attribution": 0.3,
+}
+"""How often the transformer sees each skill: what is harder to learn comes more often."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +53,7 @@ class Pretrain:
     """Steps of 128 captions for the text encoders."""
     autoencoder_steps: int = 2900
     """Steps of 16 pictures for encoder and decoder."""
-    scenes: int = 81920
+    scenes: int = 131072
     """Pictures encoded once for the transformer to learn from."""
     flow_steps: int = 9000
     """Steps of flow matching."""
@@ -193,7 +202,7 @@ def encode_scenes(out: Path, recipe: Pretrain, vae: AutoencoderKL) -> tuple[Tens
     if not path.exists():
         parts, captions = [], []
         for start in tqdm(range(0, recipe.scenes, chunk), desc="scenes"):
-            prompts, rng = text.captions(chunk, f"train-{start}"), random.Random(f"scenes-{start}")
+            prompts, rng = text.captions(chunk, f"train-{start}", SHARES), random.Random(f"scenes-{start}")
             x = _pictures([sample_scene(prompt, rng) for prompt in prompts])
             with torch.no_grad(), _half():
                 parts.append(tf.pack(ae.encode(vae, x)).half())
@@ -204,15 +213,16 @@ def encode_scenes(out: Path, recipe: Pretrain, vae: AutoencoderKL) -> tuple[Tens
         return file.get_tensor("latents"), json.loads(file.metadata()["captions"])
 
 
-@dataclass
 class Batches:
-    """Latents with their captions' embeddings, by step."""
+    """Latents with their captions' embeddings, by step; all captions are embedded once."""
 
-    latents: Tensor
-    captions: list[str]
-    t5: T5EncoderModel
-    clip: CLIPTextModel
-    size: int
+    def __init__(
+        self, latents: Tensor, captions: list[str], t5: T5EncoderModel, clip: CLIPTextModel, size: int
+    ) -> None:
+        self.latents, self.t5, self.clip, self.size = latents, t5, clip, size
+        chunks = range(0, len(captions), 512)
+        parts = [tf.embed(t5, clip, captions[i : i + 512]) for i in tqdm(chunks, desc="captions")]
+        self.words, self.pooled = (torch.cat(part) for part in zip(*parts, strict=True))
 
     def empty(self) -> tf.Conditioning:
         return tf.embed(self.t5, self.clip, [""])
@@ -222,8 +232,7 @@ class Batches:
         epoch, place = divmod(step, per_epoch)
         order = np.random.default_rng(seed_of(stage, -1 - epoch)).permutation(len(self.latents))
         rows = torch.from_numpy(order[place * self.size : (place + 1) * self.size])
-        texts = [self.captions[i] for i in rows]
-        return self.latents[rows].float(), tf.embed(self.t5, self.clip, texts)
+        return self.latents[rows].float(), (self.words[rows], self.pooled[rows])
 
 
 def _frozen(net: FluxTransformer2DModel) -> FluxTransformer2DModel:

@@ -2,7 +2,7 @@
 
 Both are stock transformers classes, trained on captions alone before any picture is drawn and frozen afterwards: from
 the T5's output at a shape word, linear probes must tell what the caption says of that object (color, size, count,
-place in the sentence, relation) and of the background; from CLIP's pooled output, which shapes, colors, counts occur.
+place in the sentence, relation) and of the background; from CLIP's pooled output, what occurs and what goes with what.
 The probes are thrown away. Padding is attended to, as `FluxPipeline` does, so training pads exactly as the pipeline.
 """
 
@@ -14,13 +14,25 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, PreTrainedTokenizerFast, T5Config, T5EncoderModel
 
-from arcflow.world.scene import BACKGROUNDS, COLORS, COUNTS, RADII, RELATIONS, SHAPES, Prompt, sample_prompt
+from arcflow.world.scene import (
+    BACKGROUNDS,
+    COLORS,
+    COUNTS,
+    RADII,
+    RELATIONS,
+    SHAPES,
+    SKILLS,
+    Noun,
+    Prompt,
+    sample_prompt,
+)
 
 MAX_LENGTH = 16
 """Tokens of a caption with its end mark; no caption of the grammar is longer."""
 WIDTH = 64
 _PLURALS = [shape + ("es" if shape == "cross" else "s") for shape in SHAPES]
 _WORDS = [*COUNTS, *RADII, *COLORS, *SHAPES, *_PLURALS, "left", "right", "of", "above", "below", "and", "on"]
+OPPOSITE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
 VOCABULARY = {word: i for i, word in enumerate(["<pad>", "</s>", "<unk>", *_WORDS, *BACKGROUNDS])}
 
 
@@ -90,7 +102,7 @@ class Probes(nn.Module):
             background=len(BACKGROUNDS) + 1,
         )
         self.token = nn.ModuleDict({name: nn.Linear(WIDTH, n) for name, n in sizes.items()})
-        self.pooled = nn.Linear(WIDTH, len(SHAPES) + len(COLORS) + len(BACKGROUNDS) + len(RADII) + 3)
+        self.pooled = nn.Linear(WIDTH, len(bag(Prompt((Noun("ring"),)))))
 
 
 def answers(prompt: Prompt) -> list[dict[str, int]]:
@@ -113,14 +125,19 @@ def answers(prompt: Prompt) -> list[dict[str, int]]:
 
 
 def bag(prompt: Prompt) -> list[float]:
-    """What occurs in a caption, as zeros and ones."""
+    """What occurs in a caption, and which attributes go with which shape, as zeros and ones."""
     number = sum(noun.count for noun in prompt.nouns)
+    first, second = (prompt.relation, OPPOSITE[prompt.relation]) if prompt.relation else (None, None)
+    sides = list(zip(prompt.nouns, (first, second, None), strict=False))
     return [
-        *(float(any(n.shape == s for n in prompt.nouns)) for s in SHAPES),
-        *(float(any(n.color == c for n in prompt.nouns)) for c in COLORS),
         *(float(prompt.background == b) for b in BACKGROUNDS),
+        *(float(number == n) for n in COUNTS.values()),
+        *(float(any(n.color == c for n in prompt.nouns)) for c in COLORS),
         *(float(any(n.size == r for n in prompt.nouns)) for r in RADII),
-        *(float(number == n) for n in (1, 2, 3)),
+        *(float(any(n.shape == s for n in prompt.nouns)) for s in SHAPES),
+        *(float(any((n.shape, n.color) == (s, c) for n in prompt.nouns)) for s in SHAPES for c in COLORS),
+        *(float(any((n.shape, n.size) == (s, r) for n in prompt.nouns)) for s in SHAPES for r in RADII),
+        *(float(any((n.shape, side) == (s, r) for n, side in sides)) for s in SHAPES for r in RELATIONS),
     ]
 
 
@@ -137,10 +154,12 @@ def text_loss(t5: T5EncoderModel, clip: CLIPTextModel, probes: Probes, prompts: 
     return loss + nn.functional.binary_cross_entropy_with_logits(pooled, torch.tensor([bag(p) for p in prompts]))
 
 
-def captions(count: int, seed: str) -> list[Prompt]:
-    """Training captions only: the held-out combinations are never read."""
+def captions(count: int, seed: str, shares: dict[str, float] | None = None) -> list[Prompt]:
+    """Training captions only: the held-out combinations are never read. `shares` weighs the skills."""
     rng = random.Random(seed)
-    return [sample_prompt(rng, split="train") for _ in range(count)]
+    weights = shares or dict.fromkeys(SKILLS, 1.0)
+    skills = rng.choices(list(weights), list(weights.values()), k=count)
+    return [sample_prompt(rng, skill, "train") for skill in skills]
 
 
 def tokenize(tokenizer: PreTrainedTokenizerFast, texts: list[str]) -> Tensor:
