@@ -53,7 +53,7 @@ def test_guidance_of_one_is_the_captioned_velocity_and_of_zero_the_empty_one() -
 
 
 def test_the_plain_map_keeps_background_place_shape_and_color_apart() -> None:
-    ring = Object("ring", "red", 20.0, 40.0, 6.5)
+    ring = Object("ring", "red", 20.0, 44.0, 6.5)
     there = plain_map([Scene("black", (ring,))])[0]
 
     def changed(scene: Scene) -> list[int]:
@@ -64,7 +64,7 @@ def test_the_plain_map_keeps_background_place_shape_and_color_apart() -> None:
     assert changed(Scene("black", (replace(ring, shape="cross"),))) == [4, 5]
     assert changed(Scene("black", (replace(ring, x=24.0),))) == [1, 2, 4, 5, 6, 7]
     row, column = divmod(int(there[1].argmax()), 8)
-    assert (row, column) == (40 // 8, 20 // 8)
+    assert (row, column) == (44 // 8, 20 // 8)
 
 
 def test_tokens_unpack_to_the_latents_they_were() -> None:
