@@ -12,9 +12,7 @@ is wrong is one ValueError that names it. `attach` adds the scheduler; `detach` 
 
 import dataclasses
 import json
-import os
 import re
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -29,6 +27,7 @@ from arcflow import student
 from arcflow.backbone import FAMILIES, Family, family_of
 from arcflow.path import SHIFT
 from arcflow.scheduler import ArcFlowScheduler
+from arcflow.state import write_atomic
 
 Layout = Literal["arcflow", "published"]
 FILES: dict[str, tuple[str, str]] = {
@@ -178,8 +177,8 @@ def save_adapter(
         tensors = _published_tensors(tensors, full)
     else:
         content, metadata = dataclasses.asdict(full), {"format": "arcflow"}
-    _write(weights, lambda path: save_file(tensors, path, metadata))
-    _write(record, lambda path: path.write_text(json.dumps(content, indent=2) + "\n"))
+    write_atomic(weights, lambda path: save_file(tensors, path, metadata))
+    write_atomic(record, lambda path: path.write_text(json.dumps(content, indent=2) + "\n"))
     for other in {"arcflow", "published"} - {layout}:
         for name in FILES[other]:  # a folder holds one adapter
             (folder / name).unlink(missing_ok=True)
@@ -427,15 +426,3 @@ def _version(package: str) -> str:
         return version(package)
     except PackageNotFoundError:
         return "unknown"
-
-
-def _write(path: Path, writer: Callable[[Path], Any]) -> None:
-    """A file that is there whole or not at all."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        writer(temporary)
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -27,6 +27,8 @@ from arcflow import __version__, config
 
 SHIPPED = "world"
 """Name of what comes with the package: the small teacher, and its adapter."""
+FIRST_SEED = 10_000
+"""Noise of the first held-out picture; the others follow."""
 RECIPES = {
     "world": config.world(),
     "world-quick": config.world_quick(),
@@ -184,27 +186,33 @@ class Evaluate:
         from arcflow import evaluate, report
         from arcflow.state import read_log
         from arcflow.world.check import accuracy
-        from arcflow.world.scene import SIZE, sample_prompts
+        from arcflow.world.scene import SIZE
 
         adapter = Path(adapter_of(SHIPPED, self.adapter))
-        prompts = [prompt.text for prompt in sample_prompts(self.count, seed=7, split="test")]
+        prompts = held_out(self.count)
         pipe = open_pipe(SHIPPED, self.device, "float32")
         size = {"height": SIZE, "width": SIZE}
         results, samples = evaluate.compare(
-            pipe, adapter, prompts, judge=accuracy, seeds=self.seeds, first_seed=10_000, progress=True, **size
+            pipe, adapter, prompts, judge=accuracy, seeds=self.seeds, first_seed=FIRST_SEED, progress=True, **size
         )
         about = evaluate.about(command=f"arcflow {' '.join(sys.argv[1:])}", adapter=str(adapter))
         evaluate.save_results({**results, "about": about}, self.out / "results.json")
-        ways = [evaluate.tracks(pipe, adapter, text, 10_000 + i * self.seeds, **size) for i, text in three(prompts)]
+        ways = [evaluate.tracks(pipe, adapter, text, FIRST_SEED + i * self.seeds, **size) for i, text in three(prompts)]
         log = adapter.parent / "log.jsonl"
         words = [text for text in prompts for _ in range(self.seeds)]
         curves = read_log(log) if log.exists() else []
         report.write_report(self.out / "report.html", results, samples, words, ways, curves, about=about)
-        (self.out / "path.png").write_bytes(report.path_figure(ways))
         for row, result in results.items():
             share = result["accuracy"]["overall"]
             print(f"{row:<12}{result['nfe']:>3} calls   distance {result['mse_to_teacher']:.4f}   accuracy {share:.1%}")
         print(f"report: {self.out / 'report.html'}\nnumbers: {self.out / 'results.json'}")
+
+
+def held_out(count: int) -> list[str]:
+    """The captions that every figure is measured on."""
+    from arcflow.world.scene import sample_prompts
+
+    return [prompt.text for prompt in sample_prompts(count, seed=7, split="test")]
 
 
 def three(prompts: Sequence[str]) -> list[tuple[int, str]]:
@@ -301,12 +309,12 @@ class WorldScore:
         from arcflow import sample
         from arcflow.train import torch_device
         from arcflow.world.check import accuracy
-        from arcflow.world.scene import SIZE, sample_prompts
+        from arcflow.world.scene import SIZE
         from arcflow.world.teacher import load_teacher
 
-        prompts = [prompt.text for prompt in sample_prompts(self.count, seed=7, split="test")]
+        prompts = held_out(self.count)
         pipe = load_teacher(self.folder).to(torch_device(self.device))
-        seeds = list(range(10_000, 10_000 + self.count))
+        seeds = list(range(FIRST_SEED, FIRST_SEED + self.count))
         with sample.euler(pipe):
             drawn = sample.generate(pipe, prompts, seeds, steps=self.steps, height=SIZE, width=SIZE, progress=True)
         print_scores(accuracy(drawn.images, prompts))

@@ -11,7 +11,6 @@ point from one call, x(s) = x_src - d(0, s), so it is drawn from the closed form
 
 import itertools
 import json
-import os
 import platform
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -27,6 +26,7 @@ from torch import Tensor
 from arcflow import adapter, backbone, student
 from arcflow.path import step_grid
 from arcflow.sample import Samples, euler, generate, trajectory
+from arcflow.state import write_atomic
 
 ROWS = {
     "teacher_50": ("teacher", 50),
@@ -164,6 +164,4 @@ def about(**more: Any) -> dict[str, Any]:
 def save_results(results: dict[str, Any], path: Path) -> None:
     """Write the results as JSON, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_suffix(".part")
-    draft.write_text(json.dumps(results, indent=2) + "\n")
-    os.replace(draft, path)
+    write_atomic(path, lambda draft: draft.write_text(json.dumps(results, indent=2) + "\n"))

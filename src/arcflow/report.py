@@ -19,6 +19,7 @@ from torch import Tensor
 
 from arcflow.evaluate import Tracks
 from arcflow.sample import PARTS, Samples
+from arcflow.state import write_atomic
 
 TEACHER, EULER, STUDENT, FAINT = "#334155", "#e8710a", "#2563eb", "#cbd5e1"
 TITLES = {"teacher": "teacher", "euler": "plain Euler", "arcflow": "ArcFlow"}
@@ -65,7 +66,11 @@ def write_report(
     about: dict[str, Any],
     rows: int = 10,
 ) -> Path:
-    """Write the report: the first `rows` images of `samples`, whose prompts are `prompts`, and everything else."""
+    """Write the report, and its picture of the idea as path.png beside it.
+
+    It shows the first `rows` images of `samples`, whose prompts are `prompts`, and everything else.
+    """
+    picture = path_figure(ways)
     parts = [
         _head(results),
         _section(
@@ -73,7 +78,7 @@ def write_report(
             "One image's way from noise, in the plane of its teacher's path (principal components of the latents; the "
             "second axis is stretched). The teacher takes 50 small steps. Two straight steps of the same network miss "
             "the bend; the student's two calls each give a whole arc in closed form.",
-            _figure(path_figure(ways), "teacher path, Euler chords and student arcs"),
+            _figure(picture, "teacher path, Euler chords and student arcs"),
         ),
         _section(
             "Same prompts, same noise",
@@ -100,12 +105,13 @@ def write_report(
     footer = "\n".join(f"{name}: {value}" for name, value in about.items())
     body = "".join(parts) + f"<footer>{html.escape(footer)}</footer>"
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(
+    page = (
         '<!doctype html><html lang="en"><head><meta charset="utf-8"><title>arcflow: two calls instead of fifty</title>'
         f'<meta name="viewport" content="width=device-width"><style>{STYLE}</style></head>'
-        f"<body><main>{body}</main></body></html>\n",
-        encoding="utf-8",
+        f"<body><main>{body}</main></body></html>\n"
     )
+    write_atomic(path, lambda draft: draft.write_text(page, encoding="utf-8"))
+    write_atomic(path.with_name("path.png"), lambda draft: draft.write_bytes(picture))
     return path
 
 

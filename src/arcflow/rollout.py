@@ -9,6 +9,7 @@ float64. Source: arXiv 2602.09014, section 4 and the code released with it.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -54,13 +55,7 @@ def euler(
     trace: bool = False,
 ) -> Float[Tensor, "*trace_batch_rest"]:
     """End of the teacher's Euler path over `sigmas`; with `trace` every point of it, the start included."""
-    points = [x]
-    for here, there in zip(sigmas[:-1].tolist(), sigmas[1:].tolist(), strict=True):
-        u = teacher(x, torch.full((len(x),), here, dtype=x.dtype, device=x.device), cond)
-        x = x + (there - here) * u
-        if trace:
-            points.append(x)
-    return torch.stack(points) if trace else x
+    return _walk(lambda x, here, there: x + (there - here) * teacher(x, _level(here, x), cond), x, sigmas, trace)
 
 
 @torch.no_grad()
@@ -72,13 +67,24 @@ def arcs(
     trace: bool = False,
 ) -> Float[Tensor, "*trace_batch_rest"]:
     """End of the student's path over `sigmas`, one call per step, each walked in closed form."""
+
+    def step(x: Tensor, here: float, there: float) -> Tensor:
+        return x - student(x, _level(here, x), cond).displacement(0.0, here - there)
+
+    return _walk(step, x, sigmas, trace)
+
+
+def _walk(step: Callable[[Tensor, float, float], Tensor], x: Tensor, sigmas: Tensor, trace: bool) -> Tensor:
     points = [x]
-    for here, there in zip(sigmas[:-1].tolist(), sigmas[1:].tolist(), strict=True):
-        policy = student(x, torch.full((len(x),), here, dtype=x.dtype, device=x.device), cond)
-        x = x - policy.displacement(0.0, here - there)
+    for here, there in pairwise(sigmas.tolist()):
+        x = step(x, here, there)
         if trace:
             points.append(x)
     return torch.stack(points) if trace else x
+
+
+def _level(sigma: float, x: Tensor) -> Tensor:
+    return torch.full((len(x),), sigma, dtype=x.dtype, device=x.device)
 
 
 @dataclass(frozen=True)

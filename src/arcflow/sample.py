@@ -12,7 +12,6 @@ is missing.
 
 import hashlib
 import json
-import os
 import re
 import time
 from collections.abc import Iterator, Sequence
@@ -33,6 +32,7 @@ from tqdm import tqdm
 from arcflow import student
 from arcflow.backbone import family_of
 from arcflow.path import SHIFT
+from arcflow.state import write_atomic
 
 PARTS = ("text_encoder", "transformer", "vae")
 """The parts of a pipeline whose time is reported, in the order they run."""
@@ -269,6 +269,4 @@ def save_png(image: UInt8[np.ndarray, "height width 3"], recipe: Recipe, path: P
     chunks = PngInfo()
     for name, value in asdict(recipe).items():
         chunks.add_itxt(name, str(value))
-    draft = path.with_suffix(".part")
-    Image.fromarray(image).save(draft, format="PNG", pnginfo=chunks)
-    os.replace(draft, path)
+    write_atomic(path, lambda draft: Image.fromarray(image).save(draft, format="PNG", pnginfo=chunks))

@@ -34,8 +34,8 @@ POSTERIOR_STD = 0.15
 LATENT_NOISE = 0.3
 """Largest standard deviation of the noise on standardised latents while the decoder is polished."""
 CHANNELS, CELLS = 8, 8
-STRENGTH = {"cover": 3.0, "place": 3.75, "shape": 1.5, "color": 0.8}
-"""Amplitudes of the plain map's channels."""
+STRENGTHS = (3.0, 0.8, 0.8, 1.5, 1.5, 3.75, 3.75)
+"""Amplitudes of the plain map's channels from 1 on: cover, color twice, shape twice, place twice."""
 
 
 def build_autoencoder() -> AutoencoderKL:
@@ -87,14 +87,9 @@ def plain_map(scenes: Sequence[Scene]) -> Float[Tensor, "count 8 8 8"]:
             hue = 2 * np.pi * list(COLORS).index(o.color) / len(COLORS)
             kind = 2 * np.pi * SHAPES.index(o.shape) / len(SHAPES)
             dy, dx = (np.clip((edge + cell / 2 - c) / o.radius, -1, 1) for c in (o.y, o.x))
-            color, shape = STRENGTH["color"], STRENGTH["shape"]
-            z[1] += STRENGTH["cover"] * cover
-            z[2] += color * np.cos(hue) * cover
-            z[3] += color * np.sin(hue) * cover
-            z[4] += shape * np.cos(kind) * cover
-            z[5] += shape * np.sin(kind) * cover
-            z[6] += STRENGTH["place"] * dx[None, :] * cover
-            z[7] += STRENGTH["place"] * dy[:, None] * cover
+            features = (1, np.cos(hue), np.sin(hue), np.cos(kind), np.sin(kind), dx[None, :], dy[:, None])
+            for channel, strength, feature in zip(z[1:], STRENGTHS, features, strict=True):
+                channel += strength * feature * cover
     return torch.from_numpy(out)
 
 

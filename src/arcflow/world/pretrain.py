@@ -12,6 +12,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -219,10 +220,15 @@ class Batches:
     def __init__(
         self, latents: Tensor, captions: list[str], t5: T5EncoderModel, clip: CLIPTextModel, size: int
     ) -> None:
-        self.latents, self.t5, self.clip, self.size = latents, t5, clip, size
-        chunks = range(0, len(captions), 512)
-        parts = [tf.embed(t5, clip, captions[i : i + 512]) for i in tqdm(chunks, desc="captions")]
-        self.words, self.pooled = (torch.cat(part) for part in zip(*parts, strict=True))
+        self.latents, self.captions, self.t5, self.clip, self.size = latents, captions, t5, clip, size
+
+    @cached_property
+    def embedded(self) -> tf.Conditioning:
+        """Of all captions; computed when a stage first trains on them."""
+        chunks = tqdm(range(0, len(self.captions), 512), desc="captions")
+        parts = [tf.embed(self.t5, self.clip, self.captions[i : i + 512]) for i in chunks]
+        words, pooled = zip(*parts, strict=True)
+        return torch.cat(words), torch.cat(pooled)
 
     def empty(self) -> tf.Conditioning:
         return tf.embed(self.t5, self.clip, [""])
@@ -232,7 +238,8 @@ class Batches:
         epoch, place = divmod(step, per_epoch)
         order = np.random.default_rng(seed_of(stage, -1 - epoch)).permutation(len(self.latents))
         rows = torch.from_numpy(order[place * self.size : (place + 1) * self.size])
-        return self.latents[rows].float(), (self.words[rows], self.pooled[rows])
+        words, pooled = self.embedded
+        return self.latents[rows].float(), (words[rows], pooled[rows])
 
 
 def _frozen(net: FluxTransformer2DModel) -> FluxTransformer2DModel:

@@ -33,6 +33,7 @@ SHAPES = ("circle", "square", "triangle", "cross", "ring")
 RADII = {"small": 6.5, "large": 11.5}
 COUNTS = {"a": 1, "two": 2, "three": 3}
 RELATIONS = {"left of": (-1, 0), "right of": (1, 0), "above": (0, -1), "below": (0, 1)}
+OPPOSITE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
 SKILLS = ("single_object", "two_objects", "counting", "colors", "position", "color_attribution")
 GAP = 3.0
 """Least free pixels between two objects, and between an object and the border."""
@@ -90,7 +91,7 @@ class Prompt:
         """Which side of the train / held-out cut the combination falls on."""
         nouns, relation = list(self.nouns), self.relation
         if relation in ("right of", "below"):
-            nouns, relation = nouns[::-1], {"right of": "left of", "below": "above"}[relation]
+            nouns, relation = nouns[::-1], OPPOSITE[relation]
         named = [repr(noun) for noun in nouns]
         key = "|".join([relation or "", *(named if relation else sorted(named))])
         return "test" if hashlib.sha256(key.encode()).digest()[0] % 5 == 0 else "train"

@@ -8,6 +8,7 @@ copy as teacher it learns u_empty + w (u_caption - u_empty), given w.
 from collections.abc import Callable
 from functools import cache
 from importlib.resources import files
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import CLIPTextModel, T5EncoderModel
 
-from arcflow.path import shift_sigma
+from arcflow.path import SHIFT, shift_sigma, step_grid
+from arcflow.world.autoencoder import CELLS, CHANNELS
 from arcflow.world.text import WIDTH, build_tokenizer, tokenize
 
-GRID, CHANNELS = 4, 8
-TOKEN = 4 * CHANNELS
-SHIFT = 3.2
+GRID, TOKEN = CELLS // 2, 4 * CHANNELS
 GUIDANCE = (1.0, 5.0)
 """Range of guidance scales distilled into the teacher; 3.5 is what it is used with."""
 DROP_CAPTION = 0.1
@@ -60,6 +60,8 @@ def assemble(
 ) -> FluxPipeline:
     """The parts as one stock pipeline, sampling on the grid of shift 3.2."""
     tokenizer: Any = build_tokenizer()
+    for part in (transformer, vae):  # else the folder it was trained in goes out with it
+        part.register_to_config(_name_or_path="")
     return FluxPipeline(
         scheduler=FlowMatchEulerDiscreteScheduler(shift=SHIFT),
         vae=vae,
@@ -187,7 +189,6 @@ def draw(
     velocity_at: Callable[[Tensor, Tensor], Tensor], x: Float[Tensor, "n 16 32"], steps: int
 ) -> Float[Tensor, "n 16 32"]:
     """Plain Euler from noise on the grid of shift 3.2, for judging a network in training."""
-    sigmas = shift_sigma(torch.linspace(1, 0, steps + 1), SHIFT)
-    for a, b in zip(sigmas[:-1], sigmas[1:], strict=True):
+    for a, b in pairwise(step_grid(steps)):
         x = x + (b - a) * velocity_at(x, a.expand(len(x)))
     return x

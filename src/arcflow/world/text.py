@@ -18,6 +18,7 @@ from arcflow.world.scene import (
     BACKGROUNDS,
     COLORS,
     COUNTS,
+    OPPOSITE,
     RADII,
     RELATIONS,
     SHAPES,
@@ -32,7 +33,6 @@ MAX_LENGTH = 16
 WIDTH = 64
 _PLURALS = [shape + ("es" if shape == "cross" else "s") for shape in SHAPES]
 _WORDS = [*COUNTS, *RADII, *COLORS, *SHAPES, *_PLURALS, "left", "right", "of", "above", "below", "and", "on"]
-OPPOSITE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
 VOCABULARY = {word: i for i, word in enumerate(["<pad>", "</s>", "<unk>", *_WORDS, *BACKGROUNDS])}
 
 
