@@ -55,7 +55,7 @@ def main() -> None:
     options = parser.parse_args()
     teacher = teacher_pipe()
     ours = student_pipe(teacher, options.adapter)
-    prompts, seeds = ["a red ring left of a blue cross"] * options.images, list(range(options.images))
+    prompts, seeds = ["a red ring left of a blue square"] * options.images, list(range(options.images))
     pairs = []
     for repeat in range(options.repeats + 1):  # one to warm up
         with sample.euler(teacher):

@@ -72,7 +72,7 @@ def test_typing_errors_get_a_hint(words, hint, capsys) -> None:
     [
         (("sample",), "no prompt given; add --prompt TEXT"),
         (("sample", "--prompts", "nowhere.txt"), "no prompt file 'nowhere.txt'"),
-        (("sample", "--prompt", "a cross", "--model", "some/model"), "no adapter given for some/model; add --adapter"),
+        (("sample", "--prompt", "a square", "--model", "some/model"), "no adapter given for some/model; add --adapter"),
         (("world", "check", "nowhere"), "expected a folder written by `arcflow sample`"),
         (("train", "flux"), "no prompt file 'prompts.txt'"),
     ],
@@ -149,7 +149,7 @@ def test_a_sample_answers_in_seconds(tmp_path, capsys) -> None:
     words = [
         "sample",
         "--prompt",
-        "a red ring left of a blue cross on white",
+        "a red ring left of a blue square on white",
         "--seeds",
         "1",
         "2",

@@ -13,7 +13,7 @@ from arcflow.evaluate import ROWS, Tracks
 from arcflow.report import curves_figure, path_figure, plane, png, write_report
 from arcflow.sample import PARTS, Samples
 
-PROMPTS = ["a <red> ring", "a cross & a circle"]
+PROMPTS = ["a <red> ring", "a square & a circle"]
 
 
 def samples(nfe: int) -> Samples:
@@ -69,7 +69,7 @@ def test_the_report_is_one_file_that_fetches_nothing(page) -> None:
 
 
 def test_the_report_shows_every_number_and_escapes_prompts(page) -> None:
-    assert "a &lt;red&gt; ring" in page and "a cross &amp; a circle" in page
+    assert "a &lt;red&gt; ring" in page and "a square &amp; a circle" in page
     assert "0.0200" in page and "50.0%" in page and "25.0%" in page and "125.00" in page
     assert "arcflow demo" in page
 

@@ -56,9 +56,9 @@ class Pretrain:
     """Steps of 16 pictures for encoder and decoder."""
     scenes: int = 131072
     """Pictures encoded once for the transformer to learn from."""
-    flow_steps: int = 15000
+    flow_steps: int = 12000
     """Steps of flow matching."""
-    guidance_steps: int = 800
+    guidance_steps: int = 2000
     """Steps of guidance distillation."""
     decoder_steps: int = 1800
     """Steps of 16 pictures for the decoder alone."""

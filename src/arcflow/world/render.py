@@ -10,14 +10,13 @@ import numpy as np
 
 from arcflow.world.scene import BACKGROUNDS, COLORS, SIZE, Scene
 
-SQUARE, ARM, HOLE, TRIANGLE = 0.88, 0.36, 0.5, 1.2
-"""Half-width of the square, half-width of a cross's arm, hole of a ring, circumradius of the triangle; in radii."""
+SQUARE, HOLE, TRIANGLE = 0.88, 0.5, 1.2
+"""Half-width of the square, hole of a ring, circumradius of the triangle; in radii."""
 
 AREA = {
     "circle": np.pi,
     "square": 4 * SQUARE**2,
     "triangle": 0.75 * 3**0.5 * TRIANGLE**2,
-    "cross": 8 * ARM - 4 * ARM**2,
     "ring": np.pi * (1 - HOLE**2),
 }
 """Area of a shape of radius 1."""
@@ -37,9 +36,6 @@ def distance(shape: str, dx: np.ndarray, dy: np.ndarray, radius: float) -> np.nd
         big = TRIANGLE * radius
         y = dy - big / 4  # from the centroid
         return np.maximum(y, 3**0.5 / 2 * ax - y / 2) - big / 2
-    if shape == "cross":
-        arm = ARM * radius
-        return np.minimum(np.maximum(ax - radius, ay - arm), np.maximum(ax - arm, ay - radius))
     if shape == "ring":
         middle = radius * (1 + HOLE) / 2
         return np.abs(np.hypot(dx, dy) - middle) - (radius - middle)

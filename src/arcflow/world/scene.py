@@ -4,8 +4,8 @@ A scene is a plain background with one to three objects that do not touch. A cap
 leaves the rest open, so one caption has many pictures. The six skills are those of GenEval (arXiv 2310.11513):
 
     single_object       a ring                              colors     a small red ring on gray
-    two_objects         a ring and a cross                  counting   three green squares
-    color_attribution   a red ring and a blue cross         position   a red ring left of a cross
+    two_objects         a ring and a square                 counting   three green squares
+    color_attribution   a red ring and a blue square        position   a red ring left of a square
 
 Train and held-out captions are disjoint *combinations*: everything a caption says of its objects and their relation,
 backgrounds aside and relations put in one direction, is hashed, and one combination in five is held out. Paraphrases
@@ -24,12 +24,10 @@ COLORS = {
     "red": (220, 30, 40),
     "yellow": (245, 210, 40),
     "green": (30, 160, 70),
-    "cyan": (50, 200, 225),
     "blue": (40, 70, 220),
-    "purple": (160, 50, 190),
 }
 BACKGROUNDS = {"white": (245, 245, 245), "gray": (128, 128, 128), "black": (15, 15, 15)}
-SHAPES = ("circle", "square", "triangle", "cross", "ring")
+SHAPES = ("circle", "square", "triangle", "ring")
 RADII = {"small": 6.5, "large": 11.5}
 COUNTS = {"a": 1, "two": 2, "three": 3}
 RELATIONS = {"left of": (-1, 0), "right of": (1, 0), "above": (0, -1), "below": (0, 1)}
@@ -37,8 +35,8 @@ OPPOSITE = {"left of": "right of", "right of": "left of", "above": "below", "bel
 SKILLS = ("single_object", "two_objects", "counting", "colors", "position", "color_attribution")
 GAP = 3.0
 """Least free pixels between two objects, and between an object and the border."""
-LATTICE = 4
-"""Centers lie on multiples of this, in pixels: 121 places for a small object, 81 for a large one."""
+LATTICE = 8
+"""Centers lie on multiples of this, in pixels: 25 places for an object."""
 
 Split = Literal["train", "test"]
 
@@ -54,7 +52,7 @@ class Noun:
 
     def text(self) -> str:
         number = next(word for word, count in COUNTS.items() if count == self.count)
-        shape = self.shape if self.count == 1 else self.shape + ("es" if self.shape == "cross" else "s")
+        shape = self.shape if self.count == 1 else self.shape + "s"
         return " ".join(word for word in (number, self.size, self.color, shape) if word)
 
 
@@ -250,7 +248,7 @@ def _parse_noun(part: str, text: str) -> Noun:
 
 def _not_a_caption(text: str, part: str) -> ValueError:
     return ValueError(
-        f"cannot read {part!r} in {text!r}: expected captions such as 'a small red ring left of a cross on gray', from "
-        f"counts {list(COUNTS)}, sizes {list(RADII)}, colors {list(COLORS)}, shapes {list(SHAPES)}, "
+        f"cannot read {part!r} in {text!r}: expected captions such as 'a small red ring left of a square on gray', "
+        f"from counts {list(COUNTS)}, sizes {list(RADII)}, colors {list(COLORS)}, shapes {list(SHAPES)}, "
         f"relations {list(RELATIONS)}, backgrounds {list(BACKGROUNDS)}"
     )

@@ -31,7 +31,7 @@ from arcflow.world.scene import (
 MAX_LENGTH = 16
 """Tokens of a caption with its end mark; no caption of the grammar is longer."""
 WIDTH = 64
-_PLURALS = [shape + ("es" if shape == "cross" else "s") for shape in SHAPES]
+_PLURALS = [shape + "s" for shape in SHAPES]
 _WORDS = [*COUNTS, *RADII, *COLORS, *SHAPES, *_PLURALS, "left", "right", "of", "above", "below", "and", "on"]
 VOCABULARY = {word: i for i, word in enumerate(["<pad>", "</s>", "<unk>", *_WORDS, *BACKGROUNDS])}
 
