@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from arcflow.world import teacher as tf
 from arcflow.world.autoencoder import autoencoder_loss, build_autoencoder, plain_map, scenes
-from arcflow.world.pretrain import Batches, Stage, fit
+from arcflow.world.pretrain import Batches, Pretrain, Stage, fit, train_teacher
 from arcflow.world.scene import Object, Scene, sample_prompts
+from arcflow.world.teacher import load_teacher
 from arcflow.world.text import (
     MAX_LENGTH,
     VOCABULARY,
@@ -112,3 +113,14 @@ def test_an_interrupted_stage_ends_in_the_same_bits(tmp_path: Path, monkeypatch:
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path / "killed", die_at=7)
     assert torch.equal(run(tmp_path / "killed"), whole)
+
+
+@pytest.mark.slow
+def test_all_stages_one_after_the_other_with_their_probes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("arcflow.world.pretrain.SAVE_EVERY", 0.0)
+    monkeypatch.setattr("arcflow.world.pretrain.PROBED", 6)
+    short = Pretrain(text_steps=2, autoencoder_steps=2, scenes=256, flow_steps=2, guidance_steps=2, decoder_steps=2)
+    folder = train_teacher(tmp_path, short)
+    picture = load_teacher(folder)("a ring", height=64, width=64, num_inference_steps=1, max_sequence_length=16)
+    assert picture.images[0].size == (64, 64)
+    assert all(len((tmp_path / f"{stage}.jsonl").read_text().splitlines()) == 2 for stage in ("autoencoder", "flow"))

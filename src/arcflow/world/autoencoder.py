@@ -51,6 +51,8 @@ def build_autoencoder() -> AutoencoderKL:
         "use_quant_conv": False,
         "use_post_quant_conv": False,
         "mid_block_add_attention": False,
+        "shift_factor": 0.0,  # until `standardize` has seen the latents
+        "scaling_factor": 1.0,
     }
     return AutoencoderKL(**config)
 
@@ -149,7 +151,7 @@ def standardize(model: AutoencoderKL) -> None:
 
 
 @torch.no_grad()
-def reconstruction_accuracy(model: AutoencoderKL, count: int = 512) -> dict[str, float]:
+def reconstruction_accuracy(model: AutoencoderKL, count: int) -> dict[str, float]:
     """Checker accuracy of held-out scenes after encoding and decoding: what caps every later figure."""
     prompts, rng = sample_prompts(count, seed=1, split="test"), random.Random("reconstruction")
     x = to_tensor(render_all([sample_scene(prompt, rng) for prompt in prompts]))

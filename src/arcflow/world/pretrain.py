@@ -35,6 +35,8 @@ from arcflow.world.scene import Scene, sample_prompts, sample_scene
 
 SAVE_EVERY = 240.0
 """Seconds between two checkpoints."""
+PROBED = 120
+"""Held-out captions on which the transformer is watched; the autoencoder takes four times as many."""
 SHARES = {
     "single_object": 0.05,
     "two_objects": 0.15,
@@ -191,7 +193,7 @@ def train_autoencoder(out: Path, recipe: Pretrain) -> AutoencoderKL:
                 return ae.autoencoder_loss(vae, _pictures(scenes), ae.plain_map(scenes))
 
         stage = Stage("autoencoder", recipe.autoencoder_steps, 2.5e-3, cooldown=0.9)
-        fit(stage, out, {"vae": vae}, loss, lambda: ae.reconstruction_accuracy(vae))
+        fit(stage, out, {"vae": vae}, loss, lambda: ae.reconstruction_accuracy(vae, 4 * PROBED))
         ae.standardize(vae)
         _finish(out / "autoencoder", vae.save_pretrained)
     return _channels_last(AutoencoderKL.from_pretrained(out / "autoencoder")).eval()
@@ -255,7 +257,7 @@ def train_flow(out: Path, recipe: Pretrain, batches: Batches, vae: AutoencoderKL
             def guided(x: Tensor, sigma: Tensor, cond: tf.Conditioning) -> Tensor:
                 return tf.guided_velocity(net, x, sigma, cond, empty, torch.full((len(x),), 3.5))
 
-            return judge(guided, batches, vae, count=120, steps=25)
+            return judge(guided, batches, vae, count=PROBED, steps=25)
 
         fit(
             Stage("flow", recipe.flow_steps, 1.2e-3, cooldown=0.35, ema=0.999),
@@ -278,7 +280,7 @@ def train_guidance(
             def at(x: Tensor, sigma: Tensor, cond: tf.Conditioning) -> Tensor:
                 return tf.velocity(net, x, sigma, cond, torch.full((len(x),), 3.5))
 
-            return judge(at, batches, vae, count=120, steps=25)
+            return judge(at, batches, vae, count=PROBED, steps=25)
 
         fit(
             Stage("guidance", recipe.guidance_steps, 4e-4, cooldown=0.8, ema=0.995),
@@ -300,7 +302,7 @@ def train_decoder(out: Path, recipe: Pretrain, vae: AutoencoderKL) -> Autoencode
                 return ae.decoder_loss(vae, _pictures(ae.scenes(16, f"decoder-{step}")))
 
         stage = Stage("decoder", recipe.decoder_steps, 1.5e-3, cooldown=0.9, ema=0.99)
-        fit(stage, out, {"vae": vae}, loss, lambda: ae.reconstruction_accuracy(vae))
+        fit(stage, out, {"vae": vae}, loss, lambda: ae.reconstruction_accuracy(vae, 4 * PROBED))
         _finish(out / "vae", vae.save_pretrained)
     return AutoencoderKL.from_pretrained(out / "vae").eval()
 
