@@ -103,6 +103,18 @@ def test_a_student_without_lora_survives_too(net, inputs, tmp_path):
         adapter.save_adapter(made, tmp_path / "published", layout="published")
 
 
+def test_a_lora_on_all_linears_survives_too(unchecked, net, inputs, tmp_path):
+    made = distilled(net, targets="all")
+    adapter.save_adapter(made, tmp_path)
+    assert adapter.read_info(tmp_path).targets == "all"
+    assert torch.equal(out(arcflow.load_adapter(net, tmp_path), inputs), out(made, inputs))
+    with pytest.raises(ValueError, match="on 'all'; save with layout='arcflow'"):
+        adapter.save_adapter(made, tmp_path / "published", layout="published")
+    edit_record(tmp_path, "arcflow", targets="norms")
+    with pytest.raises(ValueError, match="says targets 'norms'; expected one of 'feed_forward', 'all'"):
+        arcflow.load_adapter(net, tmp_path)
+
+
 def test_saving_a_fused_student_saves_the_student(net, tmp_path):
     made = distilled(net)
     adapter.save_adapter(made, tmp_path / "apart")

@@ -40,9 +40,10 @@ def test_the_teacher_view_is_the_base_bit_for_bit_also_after_training(net, input
     assert torch.equal(student.teacher_velocity(net, inputs.x, inputs.sigma, inputs.cond), u)
 
 
-def test_gradients_are_where_trainable_and_nowhere_else(net, inputs):
-    names = set(backbone.lora_names(net))
-    student.build(net, modes=4, rank=2)
+@pytest.mark.parametrize("targets", ["feed_forward", "all"])
+def test_gradients_are_where_trainable_and_nowhere_else(net, inputs, targets):
+    names = set(backbone.lora_names(net, targets))
+    student.build(net, modes=4, rank=2, targets=targets)
     perturb(net)  # with B = 0, A has no gradient
     student.predict(net, inputs.x, inputs.sigma, inputs.cond).displacement(0.0, 0.5).square().mean().backward()
     named = student.trainable(net)
@@ -85,12 +86,14 @@ def test_the_teacher_view_ends_whatever_happens_and_may_be_nested(net, inputs):
     assert [p.requires_grad for p in net.parameters()] == grads
 
 
-def test_names_and_shapes_are_known_without_building(net):
-    wanted = student.shapes(net, 4, 2)
+@pytest.mark.parametrize("targets", ["feed_forward", "all"])
+def test_names_and_shapes_are_known_without_building(net, targets):
+    wanted = student.shapes(net, 4, 2, targets)
     head_only = student.shapes(net, 4, 0)
-    student.build(net, modes=4, rank=2)
+    student.build(net, modes=4, rank=2, targets=targets)
     assert {name: tuple(p.shape) for name, p in student.trainable(net).items()} == wanted
-    assert student.shapes(net, 4, 2) == wanted
+    assert student.shapes(net, 4, 2, targets) == wanted
+    assert len(wanted) > len(student.shapes(net, 4, 2)) or targets == "feed_forward"
     assert head_only == {name: shape for name, shape in wanted.items() if ".lora_" not in name}
 
 

@@ -16,7 +16,7 @@ import re
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from arcflow import student
 from arcflow.backbone import FAMILIES, Family, family_of
+from arcflow.config import Targets
 from arcflow.path import SHIFT
 from arcflow.scheduler import ArcFlowScheduler
 from arcflow.state import write_atomic
@@ -64,6 +65,8 @@ class AdapterInfo:
     """* Rank of the LoRA; 0 for none."""
     alpha: float = 0.0
     """* LoRA scale times rank."""
+    targets: Targets = "feed_forward"
+    """* Which Linears carry the LoRA."""
     shift: float = SHIFT
     """Shift between raw time and noise level the student was trained with."""
     steps: int = 2
@@ -149,6 +152,7 @@ def load_adapter(transformer: Any, folder: str | Path, *, dtype: torch.dtype | N
         alpha=info.alpha or None,
         dropout=0.0,
         lora=info.rank > 0,
+        targets=info.targets,
         generator=torch.Generator().manual_seed(0),  # all of it is overwritten: leave the global generator alone
     )
     with torch.no_grad():
@@ -203,6 +207,7 @@ def describe(transformer: Any, info: AdapterInfo | None = None) -> AdapterInfo:
         pixels=family.pixels,
         rank=rank,
         alpha=layers[0].scaling[student.ADAPTER] * rank if layers else 0.0,
+        targets=student.targets(transformer),
         guidance=family.guidance if info.guidance is None else info.guidance,
         sizes=_sizes(transformer),
         fingerprint=_fingerprint(transformer),
@@ -256,6 +261,12 @@ def _find(folder: Path) -> _Found:
         if weights.is_file() and record.is_file():
             content = _json(record)
             info = _own_info(content, record) if layout == "arcflow" else _published_info(content, record, weights)
+            if info.targets not in get_args(Targets):
+                raise ValueError(
+                    f"{record} says targets {info.targets!r}; expected one of "
+                    f"{', '.join(map(repr, get_args(Targets)))}. "
+                    f"Was it written by a newer arcflow? Upgrade, or fetch or save it again."
+                )
             if not (isinstance(info.modes, int) and info.modes > 0 and isinstance(info.rank, int) and info.rank >= 0):
                 raise ValueError(
                     f"{record} says {info.modes!r} modes and rank {info.rank!r}; expected whole numbers, at least 1 "
@@ -306,7 +317,7 @@ def _checked(transformer: Any, found: _Found) -> dict[str, Tensor]:
     weights, info, _ = found
     family = family_of(transformer)
     _check_base(transformer, family, found)
-    expected = student.shapes(transformer, info.modes, info.rank)
+    expected = student.shapes(transformer, info.modes, info.rank, info.targets)
     present = _header(weights)
     missing, unknown = sorted(set(expected) - set(present)), sorted(set(present) - set(expected))
     misshapen = [
@@ -385,6 +396,11 @@ def _published_config(transformer: Any, info: AdapterInfo) -> dict[str, Any]:
     family = family_of(transformer)
     if not info.rank:
         raise ValueError("the published layout has a LoRA always, this student has none; save with layout='arcflow'.")
+    if info.targets != "feed_forward":
+        raise ValueError(
+            f"the published layout has its LoRA on feed-forward layers, this student on {info.targets!r}; "
+            f"save with layout='arcflow'."
+        )
     narrow = transformer.config.out_channels
     return {
         "_class_name": family.published,

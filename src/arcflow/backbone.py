@@ -18,6 +18,8 @@ from einops import rearrange
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
+from arcflow.config import Targets
+
 Cond = dict[str, Tensor]
 
 
@@ -111,6 +113,7 @@ def _qwen_to_vae(pipe: Any, latents: Tensor) -> Tensor:
 
 
 _TIME = r"time_text_embed\.timestep_embedder\.linear_[12]"
+_EVERY = r"(time_text_embed|(single_)?transformer_blocks)\..*"
 
 FAMILIES = (
     Family(
@@ -135,7 +138,8 @@ FAMILIES = (
         published="ArcQwenImageTransformer2DModel",
         embedder="img_in",
         lora_targets=_TIME + r"|transformer_blocks\.\d+\.(img|txt)_mlp\.net\.(0\.proj|2)",
-        lora_skip=r"transformer_blocks\.{last}\.txt_mlp\..*",  # the text stream ends before it
+        # the text stream ends before these
+        lora_skip=r"transformer_blocks\.{last}\.(txt_mlp\..*|attn\.(add_q_proj|to_add_out))",
         guidance=None,
         arguments=_qwen_arguments,
         encode=_qwen_encode,
@@ -156,13 +160,15 @@ def family_of(transformer: nn.Module) -> Family:
     )
 
 
-def lora_names(transformer: nn.Module) -> list[str]:
-    """Full names of the Linears that take a LoRA."""
+def lora_names(transformer: nn.Module, targets: Targets = "feed_forward") -> list[str]:
+    """Full names of the Linears that take a LoRA; of a student, that have one."""
     family = family_of(transformer)
+    wanted = family.lora_targets if targets == "feed_forward" else _EVERY
     blocks: Any = transformer.transformer_blocks
     skip = family.lora_skip.replace("{last}", str(len(blocks) - 1))
-    names = [name for name, _ in transformer.named_modules() if re.fullmatch(family.lora_targets, name)]
-    return [name for name in names if not re.fullmatch(skip, name)]
+    linears = [name for name, module in transformer.named_modules() if isinstance(module, nn.Linear)]
+    names = [name.removesuffix(".base_layer") for name in linears if ".lora_" not in name]
+    return [name for name in names if re.fullmatch(wanted, name) and not re.fullmatch(skip, name)]
 
 
 def call(

@@ -14,6 +14,7 @@ from typing import Any, Literal, get_type_hints
 Dtype = Literal["float32", "bfloat16", "float16"]
 Device = Literal["auto", "cpu", "cuda", "mps"]
 Cooldown = Literal["none", "linear", "cosine"]
+Targets = Literal["feed_forward", "all"]
 
 
 def _check(valid: bool, name: str, given: object, expected: str, remedy: str) -> None:
@@ -35,6 +36,9 @@ class Model:
     """Rank (and alpha) of the LoRA."""
     dropout: float = 0.05
     """Dropout in front of the LoRA while training."""
+    targets: Targets = "feed_forward"
+    """Linears that take the LoRA: "feed_forward", those of the published adapters, or "all" of the blocks and of the
+    time embedding, attention included."""
     lora: bool = True
     """Train a LoRA on the blocks; without it only the head and the last norm learn."""
     gradient_checkpointing: bool = False

@@ -26,6 +26,7 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
 from arcflow.backbone import Cond, call, family_of, lora_names
+from arcflow.config import Targets
 from arcflow.head import MomentumHead
 from arcflow.momentum import Mixture, unpack
 
@@ -54,6 +55,7 @@ class _State:
 
     modes: int
     pixels: int
+    targets: Targets
     trainable_before: list[nn.Parameter]
     fused: dict[str, nn.Module] = field(default_factory=dict)
     """The head's fork and the LoRA layers by name, while plain Linears stand in for them."""
@@ -67,6 +69,7 @@ def build(
     alpha: float | None = None,
     dropout: float = 0.05,
     lora: bool = True,
+    targets: Targets = "feed_forward",
     generator: torch.Generator | None = None,
 ) -> nn.Module:
     """The same transformer, now a student that starts as its teacher. Without `lora` only head and norm are tuned.
@@ -82,12 +85,12 @@ def build(
         )
     if lora and rank < 1:
         raise ValueError(f"rank is {rank}; expected at least 1 (256 in the published adapters), or lora=False.")
-    state = _State(modes, family.pixels, [p for p in transformer.parameters() if p.requires_grad])
+    state = _State(modes, family.pixels, targets, [p for p in transformer.parameters() if p.requires_grad])
     base: Any = getattr(transformer, family.head)
     head = MomentumHead.from_linear(base, modes, family.pixels, generator)
     transformer.requires_grad_(False)
     if lora:
-        _add_lora(transformer, rank, float(alpha or rank), dropout, generator)
+        _add_lora(transformer, lora_names(transformer, targets), rank, float(alpha or rank), dropout, generator)
     norm: Any = getattr(transformer, family.norm)
     setattr(transformer, family.norm, Fork(norm, copy.deepcopy(norm).float().requires_grad_(True)))
     setattr(transformer, family.head, Fork(base, head))
@@ -98,11 +101,16 @@ def build(
 
 
 def _add_lora(
-    transformer: nn.Module, rank: int, alpha: float, dropout: float, generator: torch.Generator | None
+    transformer: nn.Module,
+    names: list[str],
+    rank: int,
+    alpha: float,
+    dropout: float,
+    generator: torch.Generator | None,
 ) -> None:
     # A full-match expression over exact names: a bare "proj_out" would also hit the output head.
-    targets = "|".join(re.escape(name) for name in lora_names(transformer))
-    config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=targets)  # type: ignore[arg-type]
+    pattern = "|".join(re.escape(name) for name in names)
+    config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=pattern)  # type: ignore[arg-type]
     inject_adapter_in_model(config, transformer, ADAPTER, low_cpu_mem_usage=True)
     for layer in lora_layers(transformer).values():
         weight: Any = layer.get_base_layer().weight
@@ -119,6 +127,11 @@ def is_student(transformer: nn.Module) -> bool:
 def modes(transformer: nn.Module) -> int:
     """K of a student."""
     return _state(transformer).modes
+
+
+def targets(transformer: nn.Module) -> Targets:
+    """Which Linears of a student took the LoRA."""
+    return _state(transformer).targets
 
 
 def lora_layers(transformer: nn.Module) -> dict[str, Any]:
@@ -140,12 +153,14 @@ def trainable(transformer: nn.Module) -> dict[str, nn.Parameter]:
     return named
 
 
-def shapes(transformer: nn.Module, modes: int, rank: int) -> dict[str, tuple[int, ...]]:
-    """Names and shapes that `trainable` would have after `build(transformer, modes, rank)`; rank 0 means no LoRA.
+def shapes(
+    transformer: nn.Module, modes: int, rank: int, targets: Targets = "feed_forward"
+) -> dict[str, tuple[int, ...]]:
+    """Names and shapes that `trainable` would have after `build` with the same arguments; rank 0 means no LoRA.
     Touches nothing."""
     family = family_of(transformer)
     found: dict[str, tuple[int, ...]] = {}
-    for name in lora_names(transformer) if rank else []:
+    for name in lora_names(transformer, targets) if rank else []:
         linear: Any = transformer.get_submodule(name)
         found[f"{name}.lora_A.weight"] = (rank, linear.in_features)
         found[f"{name}.lora_B.weight"] = (linear.out_features, rank)

@@ -188,7 +188,15 @@ def encoder(pipe: Any, config: Run, data: PromptData) -> tuple[Callable[[list[st
 def build_student(net: Any, config: Run) -> dict[str, torch.nn.Parameter]:
     """Put head and LoRA on the transformer; the trainable parameters."""
     model, start = config.model, Generator().manual_seed(seed_of(config.seed, "student"))
-    student.build(net, modes=model.modes, rank=model.rank, dropout=model.dropout, lora=model.lora, generator=start)
+    student.build(
+        net,
+        modes=model.modes,
+        rank=model.rank,
+        dropout=model.dropout,
+        lora=model.lora,
+        targets=model.targets,
+        generator=start,
+    )
     if model.gradient_checkpointing:
         net.enable_gradient_checkpointing()
     return student.trainable(net)
