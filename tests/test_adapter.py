@@ -33,7 +33,8 @@ def out(net, inputs):
 def sample(pipe, **more):
     size = {"height": SIDE, "width": SIDE, "max_sequence_length": 8}
     generator = torch.Generator("cpu").manual_seed(0)
-    return pipe("a red cube", num_inference_steps=2, generator=generator, output_type="latent", **size, **more).images
+    more = {"num_inference_steps": 2, **size, **more}
+    return pipe("a red cube", generator=generator, output_type="latent", **more).images
 
 
 def state(net):
@@ -191,6 +192,26 @@ def test_true_guidance_is_refused_in_pipelines_made_of_the_same_parts(flux, tmp_
     with pytest.raises(ValueError, match="true_cfg_scale=1"):
         sample(img2img, image=picture, strength=1.0, negative_prompt="green", true_cfg_scale=4.0)
     sample(img2img, image=picture, strength=1.0)
+
+
+def test_another_scheduler_under_a_student_is_refused(pipe, tmp_path):
+    adapter.save_adapter(distilled(pipe.transformer), tmp_path)
+    stock = pipe.scheduler
+    arcflow.attach(pipe, tmp_path)
+    pipe.scheduler = stock
+    with pytest.raises(ValueError, match=r"is now FlowMatchEuler.* or arcflow.detach\(pipe\) first"):
+        sample(pipe)
+    arcflow.detach(pipe)
+    sample(pipe)
+
+
+def test_fewer_steps_than_trained_for_bring_a_warning(pipe, tmp_path, caplog):
+    adapter.save_adapter(distilled(pipe.transformer), tmp_path, info=adapter.AdapterInfo(steps=2))
+    arcflow.attach(pipe, tmp_path)
+    sample(pipe, num_inference_steps=2)
+    assert not [record for record in caplog.records if record.name == "arcflow.scheduler"]
+    sample(pipe, num_inference_steps=1)
+    assert "in 1 step(s) with an adapter trained for 2" in caplog.text
 
 
 def test_the_stock_pipeline_comes_from_disk_as_it_went(flux, tmp_path):

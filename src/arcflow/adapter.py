@@ -13,6 +13,7 @@ is wrong is one ValueError that names it. `attach` adds the scheduler; `detach` 
 import dataclasses
 import json
 import re
+import weakref
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -106,15 +107,25 @@ def attach(pipe: Any, path: str | Path, *, fuse: bool = False) -> Any:
     true_cfg_scale > 1) is refused while attached: it would mix gating logits.
     """
     transformer, info = pipe.transformer, read_info(path)
-    scheduler = ArcFlowScheduler(info.modes, info.shift, info.final_step_scale, info.pixels)
+    scheduler = ArcFlowScheduler(info.modes, info.shift, info.final_step_scale, info.pixels, trained_steps=info.steps)
     # a student keeps its stock scheduler through a second attach
     attached: _Attached | None = getattr(transformer, "_arcflow_attached", None)
     load_adapter(transformer, path)
     if fuse:
         student.fuse(transformer)
 
+    owner = weakref.ref(pipe)
+
     def count(module: nn.Module, *_: Any) -> None:
-        scheduler.calls += not student.in_teacher_view(module)
+        if student.in_teacher_view(module):
+            return
+        scheduler.calls += 1
+        now = getattr(owner(), "scheduler", scheduler)
+        if now is not scheduler:
+            raise ValueError(
+                f"the pipeline's scheduler is now {type(now).__name__}, its transformer still a student whose packed "
+                f"output only ArcFlowScheduler reads. Keep attach's scheduler, or arcflow.detach(pipe) first."
+            )
 
     if attached:
         attached.hook.remove()

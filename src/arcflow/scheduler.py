@@ -5,6 +5,7 @@ float32 (eqs. 2 and 3). The grid is our own (eq. 5, `path.step_grid`): stock pip
 shift `mu` made from the resolution, and of both only the number of steps is used.
 """
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +19,8 @@ from torch import Tensor
 
 from arcflow.momentum import unpack
 from arcflow.path import SHIFT, shift_sigma, step_grid
+
+LOGGER = logging.getLogger(__name__)
 
 
 @dataclass
@@ -41,9 +44,10 @@ class ArcFlowScheduler(SchedulerMixin, ConfigMixin):
         final_step_scale: float = 1.0,
         pixels: int = 4,
         num_train_timesteps: int = 1000,
+        trained_steps: int | None = None,
     ) -> None:
         self.num_modes, self.pixels, self.num_train_timesteps = num_modes, pixels, num_train_timesteps
-        self.shift, self.final_step_scale = shift, final_step_scale
+        self.shift, self.final_step_scale, self.trained_steps = shift, final_step_scale, trained_steps
         self.calls = 0
         """Student calls since the last step, counted by whoever can see them (`adapter.attach`)."""
         self._grid(step_grid(2, shift, final_step_scale), None)
@@ -65,6 +69,11 @@ class ArcFlowScheduler(SchedulerMixin, ConfigMixin):
             raise ValueError(
                 f"num_inference_steps is {num_inference_steps}, with {given or 'no'} custom values; expected at least "
                 f"1 step and as many values. Pass num_inference_steps=2, say, alone."
+            )
+        if self.trained_steps and count < self.trained_steps:
+            LOGGER.warning(
+                "sampling in %d step(s) with an adapter trained for %d: expect worse images; take at least %d.",
+                *(count, self.trained_steps, self.trained_steps),
             )
         if timesteps is not None:
             grid = self._closed(_float32(timesteps) / self.num_train_timesteps, "timesteps")
