@@ -120,6 +120,11 @@ def attach(pipe: Any, path: str | Path, *, fuse: bool = False) -> Any:
         if student.in_teacher_view(module):
             return
         scheduler.calls += 1
+        if not student.is_whole(module):
+            raise ValueError(
+                f"the student's LoRA {student.ADAPTER!r} is switched off, its output head is not; loading or fusing "
+                f"another LoRA does that. Name both: pipe.set_adapters([{student.ADAPTER!r}, ...]), or fuse both."
+            )
         now = getattr(owner(), "scheduler", scheduler)
         if now is not scheduler:
             raise ValueError(
@@ -140,11 +145,11 @@ def detach(pipe: Any) -> Any:
     transformer = pipe.transformer
     if not hasattr(transformer, "_arcflow_attached"):
         raise ValueError("no adapter is attached to this pipeline; arcflow.attach(pipe, path) puts one on.")
+    student.remove(transformer)
     attached = transformer._arcflow_attached
     attached.hook.remove()
     pipe.scheduler = attached.scheduler
     del transformer._arcflow_attached
-    student.remove(transformer)
     return pipe
 
 

@@ -14,6 +14,7 @@ checkpointed blocks are computed again there. Parameters go by the names of the 
 
 import copy
 import re
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -77,14 +78,13 @@ def build(
     family = family_of(transformer)
     if is_student(transformer):
         raise ValueError("this transformer is a student already; call arcflow.student.remove(transformer) first.")
-    others: Any = getattr(transformer, "peft_config", {})
-    if others:
-        raise ValueError(
-            f"this transformer carries the PEFT adapters {sorted(others)}; expected a plain base. "
-            f"Fuse or delete them first (pipe.fuse_lora(); pipe.unload_lora_weights())."
-        )
     if lora and rank < 1:
         raise ValueError(f"rank is {rank}; expected at least 1 (256 in the published adapters), or lora=False.")
+    if isinstance(getattr(transformer, family.head), LoraLayer):
+        raise ValueError(
+            f"a LoRA sits on {family.head!r}, the layer that the student's head replaces; expected it free. Delete that "
+            f"LoRA first (pipe.delete_adapters)."
+        )
     state = _State(modes, family.pixels, targets, [p for p in transformer.parameters() if p.requires_grad])
     base: Any = getattr(transformer, family.head)
     head = MomentumHead.from_linear(base, modes, family.pixels, generator)
@@ -111,7 +111,13 @@ def _add_lora(
     # A full-match expression over exact names: a bare "proj_out" would also hit the output head.
     pattern = "|".join(re.escape(name) for name in names)
     config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=pattern)  # type: ignore[arg-type]
-    inject_adapter_in_model(config, transformer, ADAPTER, low_cpu_mem_usage=True)
+    others = _active(transformer)
+    with warnings.catch_warnings():  # other adapters may be there
+        warnings.filterwarnings("ignore", "Already found a `peft_config`")
+        inject_adapter_in_model(config, transformer, ADAPTER, low_cpu_mem_usage=True)
+    transformer._hf_peft_config_loaded = True  # type: ignore[assignment]  # diffusers' set_adapters asks for it
+    for layer in _all_lora_layers(transformer).values():
+        layer._active_adapter = [*others, ADAPTER]
     for layer in lora_layers(transformer).values():
         weight: Any = layer.get_base_layer().weight
         down = torch.randn(rank, layer.in_features, generator=generator) / rank
@@ -135,9 +141,20 @@ def targets(transformer: nn.Module) -> Targets:
 
 
 def lora_layers(transformer: nn.Module) -> dict[str, Any]:
-    """The LoRA layers by the name of the Linear they wrap; also while fused."""
+    """The student's LoRA layers by the name of the Linear they wrap; also while fused."""
+    return {name: layer for name, layer in _all_lora_layers(transformer).items() if ADAPTER in layer.lora_A}
+
+
+def _all_lora_layers(transformer: nn.Module) -> dict[str, Any]:
+    """Those of a user's own adapters too."""
     modules: dict[str, Any] = {**dict(transformer.named_modules()), **_fused(transformer)}
     return {name: module for name, module in modules.items() if isinstance(module, LoraLayer)}
+
+
+def _active(transformer: nn.Module) -> list[str]:
+    """Names of the PEFT adapters in use."""
+    layers = _all_lora_layers(transformer).values()
+    return list(dict.fromkeys(name for layer in layers for name in layer.active_adapters))
 
 
 def trainable(transformer: nn.Module) -> dict[str, nn.Parameter]:
@@ -172,11 +189,13 @@ def shapes(
 
 @contextmanager
 def teacher(transformer: nn.Module) -> Iterator[nn.Module]:
-    """The teacher view: LoRA off, forks on the frozen side; what it was before comes back at the end."""
+    """The teacher view: our LoRA off (a user's own adapters stay), forks on the frozen side; what it was before comes
+    back at the end."""
     _unfused(transformer, "take the teacher view")
     forks, layers = _forks(transformer), list(lora_layers(transformer).values())
-    before = [fork.teacher for fork in forks], [layer._disable_adapters for layer in layers]
-    _flip(forks, layers, [True] * len(forks), [True] * len(layers))
+    before = [fork.teacher for fork in forks], [layer._active_adapter for layer in layers]
+    others = [[name for name in layer.active_adapters if name != ADAPTER] for layer in layers]
+    _flip(forks, layers, [True] * len(forks), others)
     try:
         yield transformer
     finally:
@@ -186,6 +205,16 @@ def teacher(transformer: nn.Module) -> Iterator[nn.Module]:
 def in_teacher_view(transformer: nn.Module) -> bool:
     """Whether a `teacher` block is open on this transformer."""
     return any(fork.teacher for fork in _forks(transformer))
+
+
+def is_whole(transformer: nn.Module) -> bool:
+    """Whether the student's own LoRA, if it has one, is in use."""
+
+    def used(layer: Any) -> bool:
+        names = layer.merged_adapters or layer.active_adapters  # once something is merged, the rest is ignored
+        return ADAPTER in names and not layer.disable_adapters
+
+    return bool(_fused(transformer)) or all(used(layer) for layer in lora_layers(transformer).values())
 
 
 def predict(
@@ -213,6 +242,12 @@ def fuse(transformer: nn.Module) -> nn.Module:
     if state.fused:
         return transformer
     layers, head = lora_layers(transformer), getattr(transformer, family.head)
+    others = sorted({name for layer in layers.values() for name in layer.lora_A} - {ADAPTER})
+    if others:
+        raise ValueError(
+            f"cannot fuse: the PEFT adapters {others} share layers with the student's LoRA and would be lost. Delete "
+            f"them first (pipe.delete_adapters), or sample unfused."
+        )
     fast: dict[str, nn.Module] = {name: _merged(layer) for name, layer in layers.items()}
     fast[family.head] = Fork(head.frozen, head.tuned.packed())
     state.fused = {**layers, family.head: head}
@@ -235,12 +270,22 @@ def remove(transformer: nn.Module) -> nn.Module:
     """The untouched base again, bit for bit."""
     state, family = _state(transformer), family_of(transformer)
     unfuse(transformer)
-    for name, layer in lora_layers(transformer).items():
-        transformer.set_submodule(name, layer.get_base_layer())
+    _unmerged(transformer, "take the student off")
+    others = [name for name in _active(transformer) if name != ADAPTER]
+    for layer in lora_layers(transformer).values():
+        layer.delete_adapter(ADAPTER)
+    for name, layer in _all_lora_layers(transformer).items():
+        if layer.lora_A:
+            layer._active_adapter = others
+        else:
+            transformer.set_submodule(name, layer.get_base_layer())
     for name in (family.norm, family.head):
         setattr(transformer, name, frozen(transformer, name))
-    if hasattr(transformer, "peft_config"):
+    configs: Any = getattr(transformer, "peft_config", {})
+    configs.pop(ADAPTER, None)
+    if not configs and hasattr(transformer, "peft_config"):
         del transformer.peft_config
+        transformer._hf_peft_config_loaded = False  # type: ignore[assignment]
     for parameter in state.trainable_before:
         parameter.requires_grad_(True)
     del transformer._arcflow
@@ -287,6 +332,12 @@ def _whole(transformer: nn.Module, name: str) -> Any:
 def _unfused(transformer: nn.Module, wish: str) -> None:
     if _state(transformer).fused:
         raise ValueError(f"cannot {wish}: the student is fused. Call arcflow.student.unfuse(transformer) first.")
+    _unmerged(transformer, wish)
+
+
+def _unmerged(transformer: nn.Module, wish: str) -> None:
+    if any(layer.merged for layer in lora_layers(transformer).values()):
+        raise ValueError(f"cannot {wish}: its LoRA is merged into the base. Call pipe.unfuse_lora() first.")
 
 
 def _forks(transformer: nn.Module) -> list[Fork]:
@@ -295,9 +346,9 @@ def _forks(transformer: nn.Module) -> list[Fork]:
     return [module for module in modules if isinstance(module, Fork)]
 
 
-def _flip(forks: list[Fork], layers: list[Any], as_teacher: list[bool], lora_off: list[bool]) -> None:
-    # PEFT's own switches (enable_adapters) also touch requires_grad; the flag alone does not.
+def _flip(forks: list[Fork], layers: list[Any], as_teacher: list[bool], active: list[Any]) -> None:
+    # PEFT's own switches (set_adapter, enable_adapters) also touch requires_grad; the names alone do not.
     for fork, value in zip(forks, as_teacher, strict=True):
         fork.teacher = value
-    for layer, value in zip(layers, lora_off, strict=True):
-        layer._disable_adapters = value
+    for layer, names in zip(layers, active, strict=True):
+        layer._active_adapter = names
