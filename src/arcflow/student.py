@@ -82,8 +82,8 @@ def build(
         raise ValueError(f"rank is {rank}; expected at least 1 (256 in the published adapters), or lora=False.")
     if isinstance(getattr(transformer, family.head), LoraLayer):
         raise ValueError(
-            f"a LoRA sits on {family.head!r}, the layer that the student's head replaces; expected it free. Delete that "
-            f"LoRA first (pipe.delete_adapters)."
+            f"a LoRA sits on {family.head!r}, the layer that the student's head replaces; expected it free. Delete "
+            f"that LoRA first (pipe.delete_adapters)."
         )
     state = _State(modes, family.pixels, targets, [p for p in transformer.parameters() if p.requires_grad])
     base: Any = getattr(transformer, family.head)
