@@ -29,9 +29,8 @@ def teacher_pipe() -> Any:
     if teacher.teacher_folder().is_dir():
         return teacher.load_teacher()
     print("no shipped teacher: the same network with random weights")
-    vae = autoencoder.build_autoencoder()
-    vae.register_to_config(shift_factor=0.0, scaling_factor=1.0)
-    return teacher.assemble(teacher.build_transformer(), vae, text.build_t5(), text.build_clip())
+    parts = teacher.build_transformer(), autoencoder.build_autoencoder(), text.build_t5(), text.build_clip()
+    return teacher.assemble(*parts)
 
 
 def student_pipe(pipe: Any, folder: Path) -> Any:
@@ -42,7 +41,7 @@ def student_pipe(pipe: Any, folder: Path) -> Any:
 
         print("no adapter: an untrained student of the world recipe")
         model, folder = config.world().model, Path(tempfile.mkdtemp())
-        net = student.build(copy.deepcopy(pipe.transformer), modes=model.modes, rank=model.rank)
+        net = student.build(copy.deepcopy(pipe.transformer), modes=model.modes, rank=model.rank, targets=model.targets)
         adapter.save_adapter(net, folder)
     return adapter.attach(ours, folder, fuse=True)
 
