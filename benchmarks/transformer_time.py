@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from arcflow import adapter, backbone, sample, student
+from arcflow import adapter, backbone, pipeline, sample, student
 
 SIZE: dict[str, Any] = {"height": 64, "width": 64}
 SHIPPED = Path(adapter.__file__).parent / "assets" / "adapter"
@@ -43,7 +43,7 @@ def student_pipe(pipe: Any, folder: Path) -> Any:
         model, folder = config.world().model, Path(tempfile.mkdtemp())
         net = student.build(copy.deepcopy(pipe.transformer), modes=model.modes, rank=model.rank, targets=model.targets)
         adapter.save_adapter(net, folder)
-    return adapter.attach(ours, folder, fuse=True)
+    return pipeline.attach(ours, folder, fuse=True)
 
 
 def main() -> None:

@@ -16,6 +16,7 @@ from diffusers import (
     QwenImagePipeline,
     QwenImageTransformer2DModel,
 )
+from peft import LoraConfig, get_peft_model_state_dict
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import (
     CLIPTextConfig,
@@ -161,3 +162,21 @@ def perturb(transformer, scale: float = 0.05, seed: int = 0) -> None:
     with torch.no_grad():
         for parameter in student.trainable(transformer).values():
             parameter.add_(scale * torch.randn(parameter.shape, generator=generator))
+
+
+def sample(pipe, prompt="a red cube", **more):
+    """Latents of one picture from the stock pipeline."""
+    settings = {"height": SIDE, "width": SIDE, "num_inference_steps": 2, "output_type": "latent", **more}
+    if getattr(pipe, "tokenizer_2", None):
+        settings.setdefault("max_sequence_length", 8)
+    return pipe(prompt, generator=torch.Generator("cpu").manual_seed(0), **settings).images
+
+
+def save_style(pipe, folder, layers: list[str]):
+    """A LoRA file as style trainers write them, for a copy of the pipeline's transformer."""
+    net = copy.deepcopy(pipe.transformer)
+    torch.manual_seed(3)
+    net.add_adapter(LoraConfig(r=2, lora_alpha=2, init_lora_weights=False, target_modules=layers), "style")
+    state = get_peft_model_state_dict(net, adapter_name="style")
+    type(pipe).save_lora_weights(folder, transformer_lora_layers=state)
+    return folder

@@ -5,7 +5,7 @@ import json
 
 import pytest
 import torch
-from conftest import SIDE, flux_transformer, fresh, perturb, qwen_transformer
+from conftest import SIDE, flux_transformer, fresh, perturb, qwen_transformer, sample
 from diffusers import FluxImg2ImgPipeline, FluxPipeline
 from safetensors.torch import load_file, save_file
 
@@ -28,13 +28,6 @@ def distilled(base, modes=4, rank=2, seed=0, **build):
 
 def out(net, inputs):
     return backbone.call(net, inputs.x, inputs.sigma, inputs.cond).detach()
-
-
-def sample(pipe, **more):
-    size = {"height": SIDE, "width": SIDE, "max_sequence_length": 8}
-    generator = torch.Generator("cpu").manual_seed(0)
-    more = {"num_inference_steps": 2, **size, **more}
-    return pipe("a red cube", generator=generator, output_type="latent", **more).images
 
 
 def state(net):
@@ -112,7 +105,7 @@ def test_a_lora_on_all_linears_survives_too(unchecked, net, inputs, tmp_path):
     with pytest.raises(ValueError, match="on 'all'; save with layout='arcflow'"):
         adapter.save_adapter(made, tmp_path / "published", layout="published")
     edit_record(tmp_path, "arcflow", targets="norms")
-    with pytest.raises(ValueError, match="says targets 'norms'; expected one of 'feed_forward', 'all'"):
+    with pytest.raises(ValueError, match="targets 'norms'; expected .*one of 'feed_forward', 'all'"):
         arcflow.load_adapter(net, tmp_path)
 
 

@@ -6,8 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import perturb
-from peft import LoraConfig, get_peft_model_state_dict
+from conftest import perturb, save_style
 
 from arcflow import adapter, student
 
@@ -24,10 +23,7 @@ def small_world(flux, tmp_path, monkeypatch):
     net = student.build(copy.deepcopy(flux.transformer), modes=4, rank=2)
     perturb(net)
     adapter.save_adapter(net, tmp_path / "hub" / "arcflow-flux-2steps", layout="published")
-    net = copy.deepcopy(flux.transformer)
-    net.add_adapter(LoraConfig(r=2, init_lora_weights=False, target_modules=["to_q", "ff.net.2"]), "style")
-    layers = get_peft_model_state_dict(net, adapter_name="style")
-    type(flux).save_lora_weights(tmp_path / "path/to/style", transformer_lora_layers=layers)
+    save_style(flux, tmp_path / "path/to/style", ["to_q", "ff.net.2"])
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(adapter, "_fetched", lambda repository, inside: tmp_path / "hub")
     monkeypatch.setattr(type(flux), "from_pretrained", lambda *names, **more: flux)

@@ -1,5 +1,6 @@
 """Every stock pipeline of a family takes the student, unchanged."""
 
+import copy
 import importlib
 from collections.abc import Callable
 from typing import Any
@@ -14,7 +15,7 @@ from diffusers.models.controlnets.controlnet_qwenimage import QwenImageControlNe
 from PIL import Image
 from test_scheduler import without_gain
 
-from arcflow import ArcFlowScheduler, adapter, backbone, student
+from arcflow import ArcFlowScheduler, adapter, backbone, pipeline, student
 
 PICTURE = Image.fromarray(np.random.default_rng(0).integers(0, 255, (SIDE, SIDE, 3), dtype=np.uint8))
 HALF = Image.fromarray(np.repeat([[0, 255]], SIDE // 2, axis=1).repeat(SIDE, axis=0).astype(np.uint8))
@@ -109,6 +110,11 @@ def embedded(pipe: Any, family: str) -> dict[str, torch.Tensor]:
     }
 
 
+def with_student(pipe: Any, folder: Any) -> None:
+    net = student.build(copy.deepcopy(pipe.transformer), modes=4, rank=2)
+    pipeline.attach(pipe, adapter.save_adapter(net, folder))
+
+
 @pytest.mark.parametrize("name", ROWS)
 def test_without_gain_it_samples_plain_euler_bit_for_bit(stock, name):
     pipe, sample = stock(name)
@@ -123,12 +129,9 @@ def test_without_gain_it_samples_plain_euler_bit_for_bit(stock, name):
 def test_attach_and_detach(stock, name, tmp_path):
     pipe, sample = stock(name)
     before = sample(pipe, 2)
-    student.build(pipe.transformer, modes=4, rank=2)
-    adapter.save_adapter(pipe.transformer, tmp_path)
-    student.remove(pipe.transformer)
-    adapter.attach(pipe, tmp_path)
+    with_student(pipe, tmp_path)
     assert not torch.equal(sample(pipe, 2), before)
-    adapter.detach(pipe)
+    pipeline.detach(pipe)
     assert torch.equal(sample(pipe, 2), before)
 
 
@@ -143,10 +146,7 @@ def test_attach_and_detach(stock, name, tmp_path):
 )
 def test_from_pipe_takes_head_and_scheduler_along(stock, name, auto, other, tmp_path):
     pipe, _ = stock(name)
-    student.build(pipe.transformer, modes=4, rank=2)
-    adapter.save_adapter(pipe.transformer, tmp_path)
-    student.remove(pipe.transformer)
-    adapter.attach(pipe, tmp_path)
+    with_student(pipe, tmp_path)
     wanted, sample = stock(other)
     wanted.transformer, wanted.scheduler = pipe.transformer, pipe.scheduler
     for moved in (type(wanted).from_pipe(pipe), auto.from_pipe(pipe)):

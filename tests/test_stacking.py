@@ -4,8 +4,7 @@ import copy
 
 import pytest
 import torch
-from conftest import SIDE, perturb
-from peft import LoraConfig, get_peft_model_state_dict
+from conftest import perturb, sample, save_style
 
 import arcflow
 from arcflow import adapter, backbone, student
@@ -25,14 +24,7 @@ pytestmark = [
 
 @pytest.fixture
 def style(pipe, tmp_path):
-    """A LoRA file as style trainers write them."""
-    net = copy.deepcopy(pipe.transformer)
-    torch.manual_seed(3)
-    config = LoraConfig(r=2, lora_alpha=2, init_lora_weights=False, target_modules=STYLE[type(pipe).__name__])
-    net.add_adapter(config, adapter_name="style")
-    layers = get_peft_model_state_dict(net, adapter_name="style")
-    type(pipe).save_lora_weights(tmp_path / "style", transformer_lora_layers=layers)
-    return tmp_path / "style"
+    return save_style(pipe, tmp_path / "style", STYLE[type(pipe).__name__])
 
 
 @pytest.fixture
@@ -41,11 +33,6 @@ def two_steps(pipe, tmp_path, targets):
     net = student.build(copy.deepcopy(pipe.transformer), modes=4, rank=2, targets=targets)
     perturb(net)
     return adapter.save_adapter(net, tmp_path / "two_steps")
-
-
-def sample(pipe):
-    size = {"height": SIDE, "width": SIDE, "max_sequence_length": 8, "num_inference_steps": 2}
-    return pipe("a red cube", generator=torch.Generator().manual_seed(0), output_type="latent", **size).images
 
 
 def weights(net):

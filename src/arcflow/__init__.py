@@ -10,8 +10,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from arcflow.adapter import attach, detach, load_adapter, save_adapter
+    from arcflow.adapter import load_adapter, save_adapter
     from arcflow.momentum import Mixture
+    from arcflow.pipeline import attach, detach
     from arcflow.scheduler import ArcFlowScheduler
 
 __version__ = "0.1.0"
@@ -20,8 +21,8 @@ __all__ = ["ArcFlowScheduler", "Mixture", "__version__", "attach", "detach", "lo
 _HOME = {
     "ArcFlowScheduler": "scheduler",
     "Mixture": "momentum",
-    "attach": "adapter",
-    "detach": "adapter",
+    "attach": "pipeline",
+    "detach": "pipeline",
     "load_adapter": "adapter",
     "save_adapter": "adapter",
 }

@@ -1,4 +1,4 @@
-"""Adapters on disk, and putting them on a stock pipeline.
+"""Adapters on disk.
 
 Two layouts, same tensor names (`proj_out_means.weight`, `norm_out.linear.weight`, `<module>.lora_A.weight`, ...):
 
@@ -7,13 +7,12 @@ Two layouts, same tensor names (`proj_out_means.weight`, `norm_out.linear.weight
                 leaves out alpha (= rank), shift, steps, guidance and the base
 
 Loading is all or nothing: every name and shape is held against the transformer before anything is changed, and whatever
-is wrong is one ValueError that names it. `attach` adds the scheduler; `detach` gives the untouched pipeline back.
+is wrong is one ValueError that names it. `pipeline.attach` puts the adapter on a whole pipeline.
 """
 
 import dataclasses
 import json
 import re
-import weakref
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -22,13 +21,12 @@ from typing import Any, Literal, NamedTuple, get_args
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from arcflow import student
 from arcflow.backbone import FAMILIES, Family, family_of
 from arcflow.config import Targets
 from arcflow.path import SHIFT
-from arcflow.scheduler import ArcFlowScheduler
 from arcflow.state import write_atomic
 
 Layout = Literal["arcflow", "published"]
@@ -90,67 +88,6 @@ class _Found(NamedTuple):
     weights: Path
     info: AdapterInfo
     layout: Layout
-
-
-class _Attached(NamedTuple):
-    """What `detach` needs; hangs on the transformer as `_arcflow_attached`."""
-
-    scheduler: Any
-    hook: Any
-
-
-def attach(pipe: Any, path: str | Path, *, fuse: bool = False) -> Any:
-    """The same pipeline, sampling in a few steps: adapter on its transformer, `ArcFlowScheduler` in its place.
-
-    `path` is a folder, or "owner/name" or "owner/name:subfolder" on the Hugging Face Hub. With `fuse` the LoRA is added
-    into copies of the weights: faster, for their memory. True classifier-free guidance (negative_prompt with
-    true_cfg_scale > 1) is refused while attached: it would mix gating logits.
-    """
-    transformer, info = pipe.transformer, read_info(path)
-    scheduler = ArcFlowScheduler(info.modes, info.shift, info.final_step_scale, info.pixels, trained_steps=info.steps)
-    # a student keeps its stock scheduler through a second attach
-    attached: _Attached | None = getattr(transformer, "_arcflow_attached", None)
-    load_adapter(transformer, path)
-    if fuse:
-        student.fuse(transformer)
-
-    owner = weakref.ref(pipe)
-
-    def count(module: nn.Module, *_: Any) -> None:
-        if student.in_teacher_view(module):
-            return
-        scheduler.calls += 1
-        if not student.is_whole(module):
-            raise ValueError(
-                f"the student's LoRA {student.ADAPTER!r} is switched off, its output head is not; loading or fusing "
-                f"another LoRA does that. Name both: pipe.set_adapters([{student.ADAPTER!r}, ...]), or fuse both."
-            )
-        now = getattr(owner(), "scheduler", scheduler)
-        if now is not scheduler:
-            raise ValueError(
-                f"the pipeline's scheduler is now {type(now).__name__}, its transformer still a student whose packed "
-                f"output only ArcFlowScheduler reads. Keep attach's scheduler, or arcflow.detach(pipe) first."
-            )
-
-    if attached:
-        attached.hook.remove()
-    stock = attached.scheduler if attached else pipe.scheduler
-    transformer._arcflow_attached = _Attached(stock, transformer.register_forward_hook(count))
-    pipe.scheduler = scheduler
-    return pipe
-
-
-def detach(pipe: Any) -> Any:
-    """The pipeline as it was before `attach`, bit for bit."""
-    transformer = pipe.transformer
-    if not hasattr(transformer, "_arcflow_attached"):
-        raise ValueError("no adapter is attached to this pipeline; arcflow.attach(pipe, path) puts one on.")
-    student.remove(transformer)
-    attached = transformer._arcflow_attached
-    attached.hook.remove()
-    pipe.scheduler = attached.scheduler
-    del transformer._arcflow_attached
-    return pipe
 
 
 def load_adapter(transformer: Any, folder: str | Path, *, dtype: torch.dtype | None = None) -> Any:
@@ -277,23 +214,23 @@ def _find(folder: Path) -> _Found:
         if weights.is_file() and record.is_file():
             content = _json(record)
             info = _own_info(content, record) if layout == "arcflow" else _published_info(content, record, weights)
-            if info.targets not in get_args(Targets):
-                raise ValueError(
-                    f"{record} says targets {info.targets!r}; expected one of "
-                    f"{', '.join(map(repr, get_args(Targets)))}. "
-                    f"Was it written by a newer arcflow? Upgrade, or fetch or save it again."
-                )
-            if not (isinstance(info.modes, int) and info.modes > 0 and isinstance(info.rank, int) and info.rank >= 0):
-                raise ValueError(
-                    f"{record} says {info.modes!r} modes and rank {info.rank!r}; expected whole numbers, at least 1 "
-                    f"and 0. The file was changed or damaged: fetch or save it again."
-                )
+            _check_record(info, record)
             return _Found(weights, info, layout)
     inside = sorted(entry.name for entry in folder.iterdir())
     pairs = " or ".join(" + ".join(files) for files in FILES.values())
     folders = [name for name in inside if (folder / name).is_dir()]
     hint = f" Did you mean its subfolder {' or '.join(map(repr, folders))}?" if folders else ""
     raise ValueError(f"no adapter in {str(folder)!r}: expected {pairs}, found {inside or 'nothing'}.{hint}")
+
+
+def _check_record(info: AdapterInfo, record: Path) -> None:
+    whole = isinstance(info.modes, int) and isinstance(info.rank, int)
+    if not (whole and info.modes > 0 and info.rank >= 0 and info.targets in get_args(Targets)):
+        raise ValueError(
+            f"{record} says {info.modes!r} modes, rank {info.rank!r} and targets {info.targets!r}; expected whole "
+            f"numbers, at least 1 and 0, and one of {', '.join(map(repr, get_args(Targets)))}. The file was changed or "
+            f"damaged, or written by a newer arcflow: upgrade, or fetch or save it again."
+        )
 
 
 def _own_info(content: dict[str, Any], record: Path) -> AdapterInfo:

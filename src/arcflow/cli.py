@@ -157,7 +157,7 @@ class Sample:
             for seed in self.seeds
         ]
         if adapter:
-            from arcflow.adapter import attach
+            from arcflow.pipeline import attach
 
             attach(pipe, adapter, fuse=True)
         with nullcontext() if adapter else sample.euler(pipe):

@@ -23,7 +23,7 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from arcflow import adapter, backbone, student
+from arcflow import backbone, pipeline, student
 from arcflow.path import step_grid
 from arcflow.sample import Samples, euler, generate, trajectory
 from arcflow.state import write_atomic
@@ -83,11 +83,11 @@ def compare(
 
     with euler(pipe):
         run("teacher")
-    adapter.attach(pipe, folder, fuse=True)
+    pipeline.attach(pipe, folder, fuse=True)
     try:
         run("student")
     finally:
-        adapter.detach(pipe)
+        pipeline.detach(pipe)
     reference = samples[REFERENCE].latents
     results = {
         row: {
@@ -124,11 +124,11 @@ def tracks(pipe: Any, folder: str | Path, prompt: str, seed: int, *, height: int
     with euler(pipe):
         teacher = torch.cat([eps, trajectory(pipe, prompt, seed, steps=ROWS[REFERENCE][1], **walk)])
         chords = torch.cat([eps, trajectory(pipe, prompt, seed, steps=steps, **walk)])
-    adapter.attach(pipe, folder)
+    pipeline.attach(pipe, folder)
     try:
         arcs = _arcs(pipe, prompt, eps, steps, height, width)
     finally:
-        adapter.detach(pipe)
+        pipeline.detach(pipe)
     last = torch.stack([teacher[-1], chords[-1], arcs[-1][-1]])
     pictures = backbone.decode(pipe, last, height, width)
     ends = {"teacher": pictures[0], "chords": pictures[1], "arcs": pictures[2]}

@@ -49,7 +49,7 @@ class ArcFlowScheduler(SchedulerMixin, ConfigMixin):
         self.num_modes, self.pixels, self.num_train_timesteps = num_modes, pixels, num_train_timesteps
         self.shift, self.final_step_scale, self.trained_steps = shift, final_step_scale, trained_steps
         self.calls = 0
-        """Student calls since the last step, counted by whoever can see them (`adapter.attach`)."""
+        """Student calls since the last step, counted by whoever can see them (`pipeline.attach`)."""
         self._grid(step_grid(2, shift, final_step_scale), None)
 
     def set_timesteps(
