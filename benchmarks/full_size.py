@@ -8,7 +8,7 @@ Everything is built on the meta device, which holds shapes and no numbers, so it
 from dataclasses import dataclass
 
 import torch
-from diffusers import FluxTransformer2DModel, QwenImageTransformer2DModel
+from diffusers import Flux2Transformer2DModel, FluxTransformer2DModel, QwenImageTransformer2DModel
 from torch import nn
 
 from arcflow import student
@@ -31,11 +31,12 @@ class Size:
 
 
 def transformers() -> dict[str, nn.Module]:
-    """FLUX.1-dev's and Qwen-Image's transformer, on the meta device."""
+    """The transformer of each family's large model, on the meta device."""
     with torch.device("meta"):
         return {
             "FLUX.1-dev": FluxTransformer2DModel(guidance_embeds=True),
             "Qwen-Image": QwenImageTransformer2DModel(),
+            "FLUX.2-dev": Flux2Transformer2DModel(),
         }
 
 

@@ -13,6 +13,8 @@ import arcflow
 from arcflow import ArcFlowScheduler, adapter, backbone, student
 
 LAYOUTS = ["arcflow", "published"]
+PUBLISHED = pytest.mark.parametrize("pipe", [f.name for f in backbone.FAMILIES if f.published], indirect=True)
+"""Families whose adapters the authors' layout has a name for."""
 
 
 def distilled(base, modes=4, rank=2, seed=0, **build):
@@ -38,6 +40,7 @@ def same(one, other):
     return list(one) == list(other) and all(torch.equal(one[name], other[name]) for name in one)
 
 
+@PUBLISHED
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_saved_and_loaded_is_the_same_student(net, inputs, tmp_path, layout):
     made = distilled(net)
@@ -49,6 +52,7 @@ def test_saved_and_loaded_is_the_same_student(net, inputs, tmp_path, layout):
     assert same(load_file(tmp_path / file), load_file(again / file))
 
 
+@PUBLISHED
 def test_the_published_layout_has_the_published_names_and_types(net, tmp_path):
     adapter.save_adapter(distilled(net), tmp_path, layout="published")
     assert {path.name for path in tmp_path.iterdir()} == {"config.json", "diffusion_pytorch_model.safetensors"}
@@ -61,6 +65,7 @@ def test_the_published_layout_has_the_published_names_and_types(net, tmp_path):
     assert config["num_layers"] == net.config.num_layers
 
 
+@PUBLISHED
 def test_published_tensors_may_carry_a_prefix(net, inputs, tmp_path):
     made = distilled(net)
     adapter.save_adapter(made, tmp_path, layout="published")
@@ -69,6 +74,7 @@ def test_published_tensors_may_carry_a_prefix(net, inputs, tmp_path):
     assert torch.equal(out(arcflow.load_adapter(net, tmp_path), inputs), out(made, inputs))
 
 
+@PUBLISHED
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_the_scale_of_the_lora_is_kept(net, inputs, tmp_path, layout):
     made = distilled(net, alpha=4.0)
@@ -89,6 +95,7 @@ def test_our_layout_says_all_that_sampling_needs(flux, tmp_path):
     assert (config.num_modes, config.shift, config.final_step_scale) == (4, 2.5, 0.5)
 
 
+@PUBLISHED
 def test_a_student_without_lora_survives_too(net, inputs, tmp_path):
     made = distilled(net, lora=False)
     adapter.save_adapter(made, tmp_path)
@@ -97,6 +104,7 @@ def test_a_student_without_lora_survives_too(net, inputs, tmp_path):
         adapter.save_adapter(made, tmp_path / "published", layout="published")
 
 
+@PUBLISHED
 def test_a_lora_on_all_linears_survives_too(unchecked, net, inputs, tmp_path):
     made = distilled(net, targets="all")
     adapter.save_adapter(made, tmp_path)
@@ -117,6 +125,7 @@ def test_saving_a_fused_student_saves_the_student(net, tmp_path):
     assert files[0].read_bytes() == files[1].read_bytes()
 
 
+@PUBLISHED
 def test_a_folder_holds_one_adapter(net, tmp_path):
     for layout in ("published", "arcflow", "published"):
         adapter.save_adapter(distilled(net), tmp_path, layout=layout)
@@ -166,6 +175,7 @@ def test_a_bfloat16_pipeline_takes_an_adapter(pipe, tmp_path):
     assert {p.dtype for p in student.trainable(pipe.transformer).values()} == {torch.float32}
 
 
+@PUBLISHED
 def test_true_guidance_is_refused_while_attached(pipe, tmp_path):
     adapter.save_adapter(distilled(pipe.transformer), tmp_path)
     arcflow.attach(pipe, tmp_path)

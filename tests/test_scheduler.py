@@ -19,7 +19,8 @@ def without_gain(transformer, modes=4):
     head = student.trainable(transformer)
     with torch.no_grad():
         head["proj_out_loggamma.bias"].zero_()
-        head["proj_out_means.bias"].copy_(transformer.proj_out.frozen.bias.repeat(modes))
+        bias = transformer.proj_out.frozen.bias
+        head["proj_out_means.bias"].copy_(torch.zeros(()) if bias is None else bias.repeat(modes))
     return transformer
 
 

@@ -12,6 +12,7 @@ from arcflow import adapter, backbone, student
 STYLE = {
     "FluxPipeline": ["to_q", "to_v", "proj_mlp", "ff.net.2"],
     "QwenImagePipeline": ["to_q", "to_v", "img_mlp.net.2"],
+    "Flux2Pipeline": ["to_q", "to_v", "to_qkv_mlp_proj", "ff.linear_out"],
 }
 """Attention, which the student leaves alone, and layers that the student tunes too."""
 

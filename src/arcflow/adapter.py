@@ -245,7 +245,7 @@ def _own_info(content: dict[str, Any], record: Path) -> AdapterInfo:
 
 
 def _published_info(content: dict[str, Any], record: Path, weights: Path) -> AdapterInfo:
-    families = {family.published: family for family in FAMILIES}
+    families = {family.published: family for family in FAMILIES if family.published}
     name = content.get("_class_name")
     if name not in families or "num_gaussians" not in content:
         raise ValueError(
@@ -347,6 +347,8 @@ def _json(path: Path) -> dict[str, Any]:
 
 def _published_config(transformer: Any, info: AdapterInfo) -> dict[str, Any]:
     family = family_of(transformer)
+    if not family.published:
+        raise ValueError(f"there is no published layout for the family {family.name!r}; save with layout='arcflow'.")
     if not info.rank:
         raise ValueError("the published layout has a LoRA always, this student has none; save with layout='arcflow'.")
     if info.targets != "feed_forward":

@@ -33,7 +33,7 @@ class Family:
     pipeline: str
     """Class name of its text-to-image pipeline."""
     published: str
-    """Class name in the config.json of a published adapter."""
+    """Class name in the config.json of a published adapter; empty where nobody has published any."""
     embedder: str
     """First Linear on the latents: its dtype is the dtype the network computes in."""
     lora_targets: str
@@ -45,23 +45,24 @@ class Family:
     arguments: Callable[[Cond], dict[str, Any]]
     """Conditioning as keyword arguments of the transformer."""
     encode: Callable[..., Cond]
-    """(pipe, prompts, latent rows, latent columns, guidance, max_sequence_length) -> conditioning."""
+    """(pipe, prompts, rows and columns of tokens, guidance, text tokens) -> conditioning."""
+    text_length: Callable[[Any], int]
+    """(pipe) -> text tokens its encoder reads at most."""
     to_vae: Callable[[Any, Tensor], Tensor]
     """(pipe, latents (B, C, h, w)) -> images (B, 3, H, W) in [-1, 1]."""
     head: str = "proj_out"
     norm: str = "norm_out"
     pixels: int = 4
     """Latent pixels per token, P: a patch of 2 x 2."""
+    packs: bool = True
+    """Whether noise is drawn as pixels and packed into tokens; else its channels are the tokens'."""
 
 
 def _flux_arguments(cond: Cond) -> dict[str, Any]:
     return dict(cond)
 
 
-def _flux_encode(
-    pipe: Any, prompts: list[str], rows: int, columns: int, guidance: float, max_sequence_length: int | None
-) -> Cond:
-    length = max_sequence_length or min(512, pipe.tokenizer_2.model_max_length)
+def _flux_encode(pipe: Any, prompts: list[str], rows: int, columns: int, guidance: float, length: int) -> Cond:
     embeds, pooled, txt_ids = pipe.encode_prompt(prompt=prompts, prompt_2=None, max_sequence_length=length)
     img_ids = torch.zeros(rows, columns, 3, device=embeds.device, dtype=embeds.dtype)
     img_ids[..., 1] += torch.arange(rows, device=embeds.device)[:, None]
@@ -72,9 +73,11 @@ def _flux_encode(
         "txt_ids": txt_ids,
         "img_ids": img_ids.flatten(0, 1),
     }
-    if pipe.transformer.config.guidance_embeds:
-        cond["guidance"] = torch.full((len(prompts),), guidance, device=embeds.device, dtype=torch.float32)
-    return cond
+    return cond | _guidance(pipe, embeds, guidance)
+
+
+def _flux_text_length(pipe: Any) -> int:
+    return min(512, pipe.tokenizer_2.model_max_length)
 
 
 def _flux_to_vae(pipe: Any, latents: Tensor) -> Tensor:
@@ -93,16 +96,40 @@ def _qwen_arguments(cond: Cond) -> dict[str, Any]:
     }
 
 
-def _qwen_encode(
-    pipe: Any, prompts: list[str], rows: int, columns: int, guidance: float, max_sequence_length: int | None
-) -> Cond:
-    embeds, mask = pipe.encode_prompt(prompt=prompts, max_sequence_length=max_sequence_length or 512)
+def _qwen_encode(pipe: Any, prompts: list[str], rows: int, columns: int, guidance: float, length: int) -> Cond:
+    embeds, mask = pipe.encode_prompt(prompt=prompts, max_sequence_length=length)
     mask = torch.ones(embeds.shape[:2], device=embeds.device) if mask is None else mask
     return {
         "encoder_hidden_states": embeds,
         "encoder_hidden_states_mask": mask.bool(),
         "img_shapes": torch.tensor([[1, rows, columns]] * len(prompts)),
     }
+
+
+def _flux2_encode(pipe: Any, prompts: list[str], rows: int, columns: int, guidance: float, length: int) -> Cond:
+    embeds, txt_ids = pipe.encode_prompt(prompt=prompts, max_sequence_length=length)
+    cells = torch.cartesian_prod(*(torch.arange(n, device=embeds.device) for n in (1, rows, columns, 1)))
+    cond = {"encoder_hidden_states": embeds, "txt_ids": txt_ids[0], "img_ids": cells}
+    return cond | _guidance(pipe, embeds, guidance)
+
+
+def _guidance(pipe: Any, embeds: Tensor, scale: float) -> Cond:
+    """The scale as an input, where the transformer embeds it."""
+    if not pipe.transformer.config.guidance_embeds:
+        return {}
+    return {"guidance": torch.full((len(embeds),), scale, device=embeds.device, dtype=torch.float32)}
+
+
+def _flux2_to_vae(pipe: Any, latents: Tensor) -> Tensor:
+    vae = pipe.vae
+    latents = rearrange(latents, "b c (h p) (w q) -> b (c p q) h w", p=2, q=2).to(vae.device, vae.dtype)
+    mean, std = vae.bn.running_mean, (vae.bn.running_var + vae.config.batch_norm_eps).sqrt()
+    latents = latents * std[:, None, None] + mean[:, None, None]
+    return vae.decode(rearrange(latents, "b (c p q) h w -> b c (h p) (w q)", p=2, q=2), return_dict=False)[0]
+
+
+def _longest(pipe: Any) -> int:
+    return 512
 
 
 def _qwen_to_vae(pipe: Any, latents: Tensor) -> Tensor:
@@ -112,8 +139,8 @@ def _qwen_to_vae(pipe: Any, latents: Tensor) -> Tensor:
     return pipe.vae.decode((latents / (1.0 / std) + mean).unsqueeze(2), return_dict=False)[0][:, :, 0]
 
 
-_TIME = r"time_text_embed\.timestep_embedder\.linear_[12]"
-_EVERY = r"(time_text_embed|(single_)?transformer_blocks)\..*"
+_TIME = r"time_(text|guidance)_embed\.timestep_embedder\.linear_[12]"
+_EVERY = r"(time_(text|guidance)_embed|(single_)?transformer_blocks)\..*"
 
 FAMILIES = (
     Family(
@@ -129,6 +156,7 @@ FAMILIES = (
         guidance=3.5,
         arguments=_flux_arguments,
         encode=_flux_encode,
+        text_length=_flux_text_length,
         to_vae=_flux_to_vae,
     ),
     Family(
@@ -143,7 +171,26 @@ FAMILIES = (
         guidance=None,
         arguments=_qwen_arguments,
         encode=_qwen_encode,
+        text_length=_longest,
         to_vae=_qwen_to_vae,
+    ),
+    Family(
+        name="flux2",
+        transformer="Flux2Transformer2DModel",
+        pipeline="Flux2Pipeline",
+        published="",
+        embedder="x_embedder",
+        lora_targets=_TIME
+        + r"|transformer_blocks\.\d+\.ff(_context)?\.linear_(in|out)"
+        # attention and feed-forward share their Linears here
+        + r"|single_transformer_blocks\.\d+\.attn\.to_(qkv_mlp_proj|out)",
+        lora_skip="",
+        guidance=4.0,
+        arguments=_flux_arguments,
+        encode=_flux2_encode,
+        text_length=_longest,
+        to_vae=_flux2_to_vae,
+        packs=False,
     ),
 )
 
@@ -193,21 +240,25 @@ def encode_prompts(
     *,
     height: int,
     width: int,
-    guidance: float = 3.5,
+    guidance: float | None = None,
     max_sequence_length: int | None = None,
 ) -> Cond:
-    """Conditioning of a batch of prompts for images of this size, by the pipeline's own text encoders."""
+    """Conditioning of a batch of prompts for images of this size, by the pipeline's own text encoders. `guidance` and
+    the length are the family's unless given."""
     rows, columns = _grid(pipe, height, width)
-    return family_of(pipe.transformer).encode(pipe, prompts, rows, columns, guidance, max_sequence_length)
+    family = family_of(pipe.transformer)
+    guidance = guidance if guidance is not None else family.guidance or 1.0
+    return family.encode(pipe, prompts, rows, columns, guidance, max_sequence_length or family.text_length(pipe))
 
 
 def noise(pipe: Any, seeds: list[int], height: int, width: int) -> Float[Tensor, "batch tokens width"]:
     """Starting latents, float32 on the CPU: sample i is what the stock pipeline (in float32) draws from
     `torch.Generator("cpu").manual_seed(seeds[i])`, whatever the rest of the batch."""
     rows, columns = _grid(pipe, height, width)
-    shape = (pipe.transformer.config.in_channels // 4, 2 * rows, 2 * columns)
+    p = 2 if family_of(pipe.transformer).packs else 1
+    shape = (pipe.transformer.config.in_channels // p**2, p * rows, p * columns)
     draws = [torch.randn(shape, generator=torch.Generator("cpu").manual_seed(seed)) for seed in seeds]
-    return rearrange(torch.stack(draws), "b c (h p) (w q) -> b (h w) (c p q)", p=2, q=2)
+    return rearrange(torch.stack(draws), "b c (h p) (w q) -> b (h w) (c p q)", p=p, q=p)
 
 
 @torch.no_grad()

@@ -177,7 +177,7 @@ def _call(
         return {}
 
     output = pipe(
-        list(prompts),
+        prompt=list(prompts),
         height=height,
         width=width,
         num_inference_steps=steps,
@@ -191,10 +191,11 @@ def _call(
 
 def _arguments(pipe: Any, count: int, guidance: float | None) -> dict[str, Any]:
     """What a pipeline must be told besides prompt and size: its guidance, and no more text than its encoder reads."""
-    embedded = family_of(pipe.transformer).guidance
+    family = family_of(pipe.transformer)
+    embedded = family.guidance
     if embedded is not None:
-        longest = min(512, pipe.tokenizer_2.model_max_length)
-        return {"guidance_scale": embedded if guidance is None else guidance, "max_sequence_length": longest}
+        scale = embedded if guidance is None else guidance
+        return {"guidance_scale": scale, "max_sequence_length": family.text_length(pipe)}
     if student.is_student(pipe.transformer):  # it learned the guided teacher and takes no guidance itself
         return {"true_cfg_scale": 1.0}
     return {"true_cfg_scale": TRUE_CFG if guidance is None else guidance, "negative_prompt": [""] * count}

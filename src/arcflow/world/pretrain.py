@@ -1,6 +1,6 @@
 """`arcflow world train`: the small teacher from nothing, stage by stage, on a CPU.
 
-    text  ->  autoencoder  ->  latents  ->  flow  ->  guidance  ->  decoder  ->  teacher/
+    text  ->  autoencoder  ->  latents  ->  decoder  ->  flow  ->  guidance  ->  teacher/
 
 Each stage is one call of `fit` and leaves its result in the output folder. A stage that is finished is not repeated,
 one that was interrupted goes on from its last checkpoint: all randomness of a step is a function of stage and step.
@@ -58,12 +58,12 @@ class Pretrain:
     """Steps of 16 pictures for encoder and decoder."""
     scenes: int = 131072
     """Pictures encoded once for the transformer to learn from."""
-    flow_steps: int = 12000
-    """Steps of flow matching."""
-    guidance_steps: int = 2000
-    """Steps of guidance distillation."""
     decoder_steps: int = 1800
     """Steps of 16 pictures for the decoder alone."""
+    flow_steps: int = 9000
+    """Steps of flow matching."""
+    guidance_steps: int = 1200
+    """Steps of guidance distillation."""
     batch: int = 128
     """Pictures a step for the transformer."""
 
@@ -136,10 +136,10 @@ def train_teacher(out: Path, recipe: Pretrain, *, threads: int | None = None) ->
     t5, clip = train_text(out, recipe)
     vae = train_autoencoder(out, recipe)
     latents, captions = encode_scenes(out, recipe, vae)
+    vae = train_decoder(out, recipe, vae)
     batches = Batches(latents, captions, t5, clip, recipe.batch)
     flow = train_flow(out, recipe, batches, vae)
     net = train_guidance(out, recipe, batches, vae, flow)
-    vae = train_decoder(out, recipe, vae)
     return _finish(out / "teacher", lambda folder: tf.assemble(net, vae, t5, clip).save_pretrained(folder))
 
 
@@ -214,6 +214,20 @@ def encode_scenes(out: Path, recipe: Pretrain, vae: AutoencoderKL) -> tuple[Tens
         write_atomic(path, lambda temporary: save_file({"latents": torch.cat(parts)}, temporary, metadata))
     with safe_open(path, "pt") as file:
         return file.get_tensor("latents"), json.loads(file.metadata()["captions"])
+
+
+def train_decoder(out: Path, recipe: Pretrain, vae: AutoencoderKL) -> AutoencoderKL:
+    if not (out / "vae").exists():
+        vae.requires_grad_(False).decoder.requires_grad_(True)
+
+        def loss(step: int) -> Tensor:
+            with _half():
+                return ae.decoder_loss(vae, _pictures(ae.scenes(16, f"decoder-{step}")))
+
+        stage = Stage("decoder", recipe.decoder_steps, 1.5e-3, cooldown=0.9, ema=0.99)
+        fit(stage, out, {"vae": vae}, loss, lambda: ae.reconstruction_accuracy(vae, 4 * PROBED))
+        _finish(out / "vae", vae.save_pretrained)
+    return AutoencoderKL.from_pretrained(out / "vae").eval()
 
 
 class Batches:
@@ -291,20 +305,6 @@ def train_guidance(
         )
         _finish(out / "transformer", net.save_pretrained)
     return _frozen(FluxTransformer2DModel.from_pretrained(out / "transformer"))
-
-
-def train_decoder(out: Path, recipe: Pretrain, vae: AutoencoderKL) -> AutoencoderKL:
-    if not (out / "vae").exists():
-        vae.requires_grad_(False).decoder.requires_grad_(True)
-
-        def loss(step: int) -> Tensor:
-            with _half():
-                return ae.decoder_loss(vae, _pictures(ae.scenes(16, f"decoder-{step}")))
-
-        stage = Stage("decoder", recipe.decoder_steps, 1.5e-3, cooldown=0.9, ema=0.99)
-        fit(stage, out, {"vae": vae}, loss, lambda: ae.reconstruction_accuracy(vae, 4 * PROBED))
-        _finish(out / "vae", vae.save_pretrained)
-    return AutoencoderKL.from_pretrained(out / "vae").eval()
 
 
 def judge(
