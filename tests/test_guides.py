@@ -27,6 +27,7 @@ def small_world(flux, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(adapter, "_fetched", lambda repository, inside: tmp_path / "hub")
     monkeypatch.setattr(type(flux), "from_pretrained", lambda *names, **more: flux)
+    monkeypatch.setattr(type(flux.transformer), "from_pretrained", lambda *names, **more: flux.transformer)
     monkeypatch.setattr(type(flux), "to", lambda pipe, device: pipe)
     flux.transformer.register_to_config(sample_size=8)
     flux.default_sample_size = 8

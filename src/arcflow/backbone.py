@@ -7,6 +7,7 @@ is a dict of tensors whose first axis is the batch, but for position ids (`*_ids
 it again (in bfloat16 761.9 becomes 760), so that teacher, student and pipeline see the same number.
 """
 
+import copy
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from diffusers.models.modeling_utils import get_parameter_dtype
 from einops import rearrange
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
@@ -35,7 +37,7 @@ class Family:
     published: str
     """Class name in the config.json of a published adapter; empty where nobody has published any."""
     embedder: str
-    """First Linear on the latents: its dtype is the dtype the network computes in."""
+    """First Linear on the latents: what it computes in, the network does."""
     lora_targets: str
     """Regular expression for the full names of the Linears that take a LoRA. Never the output head, see `head`."""
     lora_skip: str
@@ -218,12 +220,53 @@ def lora_names(transformer: nn.Module, targets: Targets = "feed_forward") -> lis
     return [name for name in names if re.fullmatch(wanted, name) and not re.fullmatch(skip, name)]
 
 
+def compute_dtype(transformer: nn.Module) -> torch.dtype:
+    """The dtype the network computes in, whatever its weights are stored as (8 or 4 bits, layerwise casting)."""
+    return _dtype_of(getattr(transformer, family_of(transformer).embedder))
+
+
+def _dtype_of(linear: Any) -> torch.dtype:
+    declared = getattr(linear, "compute_dtype", None)  # GGUF, and bitsandbytes in 4 bits
+    dtype = declared or get_parameter_dtype(linear)
+    return dtype if dtype.is_floating_point else torch.bfloat16  # bitsandbytes in 8 bits, without a bias
+
+
+def quantized(module: nn.Module) -> bool:
+    """Whether a module holds weights that are not plain numbers."""
+    return any(type(parameter) is not nn.Parameter for parameter in module.parameters())
+
+
+def dense(module: nn.Module) -> Any:
+    """A copy in float32, quantized Linears as plain ones."""
+    if isinstance(module, nn.Linear):
+        linear: Any = nn.utils.skip_init(
+            nn.Linear, module.in_features, module.out_features, module.bias is not None, device=module.weight.device
+        )
+        with torch.no_grad():
+            linear.weight.copy_(_weight(module))
+            if module.bias is not None:
+                linear.bias.copy_(module.bias)
+        return linear
+    children = {id(child): dense(child) for child in module.children()}
+    return copy.deepcopy(module, children).float()  # a memo: the children are not copied again
+
+
+@torch.no_grad()
+def _weight(linear: nn.Linear) -> Tensor:
+    """Of a quantized Linear, whoever made it: what it makes of the identity."""
+    if not quantized(linear):
+        return linear.weight
+    unbiased = copy.copy(linear)
+    unbiased._parameters = {**linear._parameters, "bias": None}
+    dtype = _dtype_of(linear)
+    return unbiased(torch.eye(linear.in_features, device=linear.weight.device, dtype=dtype)).T
+
+
 def call(
     transformer: nn.Module, x: Float[Tensor, "batch tokens width"], sigma: float | Float[Tensor, " batch"], cond: Cond
 ) -> Float[Tensor, "batch tokens out"]:
     """Raw output of the network at noise level `sigma`, with the stock pipeline's casts."""
-    family = family_of(transformer)
-    dtype = getattr(transformer, family.embedder).weight.dtype
+    family, dtype = family_of(transformer), compute_dtype(transformer)
     time = torch.as_tensor(sigma, dtype=torch.float32, device=x.device).expand(len(x)) * 1000
     return transformer(
         hidden_states=x.to(dtype),

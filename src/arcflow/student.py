@@ -12,7 +12,6 @@ checkpointed blocks are computed again there. Parameters go by the names of the 
 (`proj_out_means.weight`, `<module>.lora_A.weight`, ...). Source: arXiv 2602.09014, section 4.
 """
 
-import copy
 import re
 import warnings
 from collections.abc import Iterator
@@ -26,7 +25,7 @@ from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
-from arcflow.backbone import Cond, call, family_of, lora_names
+from arcflow.backbone import Cond, call, dense, family_of, lora_names, quantized
 from arcflow.config import Targets
 from arcflow.head import MomentumHead
 from arcflow.momentum import Mixture, unpack
@@ -87,12 +86,12 @@ def build(
         )
     state = _State(modes, family.pixels, targets, [p for p in transformer.parameters() if p.requires_grad])
     base: Any = getattr(transformer, family.head)
-    head = MomentumHead.from_linear(base, modes, family.pixels, generator)
+    head = MomentumHead.from_linear(dense(base), modes, family.pixels, generator)
     transformer.requires_grad_(False)
     if lora:
         _add_lora(transformer, lora_names(transformer, targets), rank, float(alpha or rank), dropout, generator)
     norm: Any = getattr(transformer, family.norm)
-    setattr(transformer, family.norm, Fork(norm, copy.deepcopy(norm).float().requires_grad_(True)))
+    setattr(transformer, family.norm, Fork(norm, dense(norm).requires_grad_(True)))
     setattr(transformer, family.head, Fork(base, head))
     for fork in (getattr(transformer, family.norm), getattr(transformer, family.head)):
         fork.train(transformer.training)
@@ -182,7 +181,7 @@ def shapes(
         found[f"{name}.lora_A.weight"] = (rank, linear.in_features)
         found[f"{name}.lora_B.weight"] = (linear.out_features, rank)
     norm, base = (frozen(transformer, name) for name in (family.norm, family.head))
-    found |= {f"{family.norm}.{name}": tuple(p.shape) for name, p in norm.named_parameters()}
+    found |= {f"{family.norm}.{name}": tuple(p.shape) for name, p in dense(norm).named_parameters()}
     head = MomentumHead(base.in_features, modes, base.out_features, family.pixels, device="meta")
     return found | {f"{family.head}_{name}": tuple(p.shape) for name, p in head.named_parameters()}
 
@@ -247,6 +246,11 @@ def fuse(transformer: nn.Module) -> nn.Module:
         raise ValueError(
             f"cannot fuse: the PEFT adapters {others} share layers with the student's LoRA and would be lost. Delete "
             f"them first (pipe.delete_adapters), or sample unfused."
+        )
+    if any(quantized(layer.get_base_layer()) for layer in layers.values()):
+        raise ValueError(
+            "cannot fuse: the base is quantized, and plain copies of its weights would need the memory that this "
+            "saves. Sample unfused (attach without fuse=True)."
         )
     fast: dict[str, nn.Module] = {name: _merged(layer) for name, layer in layers.items()}
     fast[family.head] = Fork(head.frozen, head.tuned.packed())
