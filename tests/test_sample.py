@@ -121,7 +121,31 @@ def test_a_deleted_picture_and_a_line_cut_short_are_made_again(flux, tmp_path) -
         manifest.write_text(manifest.read_text() + '{"file": "half')
         assert sample_folder(flux, [recipe()], tmp_path) == [path]
     assert path.read_bytes() == before
-    assert len(read_manifest(tmp_path)) == 2
+    assert len(read_manifest(tmp_path)) == 1
+
+
+def test_several_processes_share_a_list_and_none_is_lost_or_drawn_twice(flux, tmp_path, monkeypatch) -> None:
+    """One of two dies on the way; three finish the folder."""
+    from arcflow import sample
+
+    recipes = [recipe(prompt, seed) for prompt in PROMPTS for seed in (0, 1, 2)]
+    save = sample.save_png
+
+    def die(image, recipe, path) -> None:
+        if len(list(tmp_path.glob("*.png"))) == 6:
+            raise KeyboardInterrupt
+        save(image, recipe, path)
+
+    with euler(flux):
+        assert len(sample_folder(flux, recipes, tmp_path, share=(0, 2))) == 5
+        monkeypatch.setattr(sample, "save_png", die)
+        with pytest.raises(KeyboardInterrupt):
+            sample_folder(flux, recipes, tmp_path, share=(1, 2), batch_size=2)
+        monkeypatch.undo()
+        new = [path for rank in range(3) for path in sample_folder(flux, recipes, tmp_path, share=(rank, 3))]
+    assert len(new) == 3
+    lines = [line for file in tmp_path.glob("manifest*.jsonl") for line in file.read_text().splitlines()]
+    assert len(lines) == len(recipes) == len(read_manifest(tmp_path)) == len(list(tmp_path.glob("*.png")))
 
 
 def test_file_names_tell_recipes_apart() -> None:

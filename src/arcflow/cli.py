@@ -161,10 +161,11 @@ class Sample:
 
             attach(pipe, adapter, fuse=True)
         with nullcontext() if adapter else sample.euler(pipe):
-            new = sample.sample_folder(pipe, recipes, self.out, batch_size=self.batch)
+            new = sample.sample_folder(pipe, recipes, self.out, batch_size=self.batch, share=sample.share_of_work())
         for path in new:
             print(path)
-        print(f"{len(new)} new pictures, {len(recipes) - len(new)} were there already; list: {self.out}/manifest.jsonl")
+        there = len(sample.read_manifest(self.out))
+        print(f"{len(new)} new pictures; {there} of {len(set(recipes))} are listed in {self.out}/manifest*.jsonl")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -282,12 +283,14 @@ def check_folder(folder: Path) -> dict[str, float]:
     import numpy as np
     from PIL import Image
 
+    from arcflow.sample import read_manifest
     from arcflow.world.check import accuracy
 
-    manifest = folder / "manifest.jsonl"
-    if not manifest.exists():
-        raise ValueError(f"no {manifest}; expected a folder written by `arcflow sample` or `arcflow world render`")
-    records = [json.loads(line) for line in manifest.read_text().splitlines()]
+    records = read_manifest(folder)
+    if not records:
+        raise ValueError(
+            f"no manifest*.jsonl in {folder}; expected a folder written by `arcflow sample` or `arcflow world render`"
+        )
     images = [np.asarray(Image.open(folder / record["file"]).convert("RGB")) for record in records]
     return accuracy(images, [record["prompt"] for record in records])
 

@@ -12,6 +12,7 @@ is missing.
 
 import hashlib
 import json
+import os
 import re
 import time
 from collections.abc import Iterator, Sequence
@@ -223,14 +224,26 @@ class Recipe:
         return f"{words}-{self.seed}-{digest}.png"
 
 
-def sample_folder(pipe: Any, recipes: Sequence[Recipe], folder: Path, *, batch_size: int = 8) -> list[Path]:
-    """Write every picture that the folder's manifest does not list yet; the paths of the new ones.
+def share_of_work() -> tuple[int, int]:
+    """Number of this process and of all of them, as torchrun and its like set them; (0, 1) alone."""
+    return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
 
-    The recipes must agree in everything but prompt and seed.
+
+def sample_folder(
+    pipe: Any, recipes: Sequence[Recipe], folder: Path, *, batch_size: int = 8, share: tuple[int, int] = (0, 1)
+) -> list[Path]:
+    """Write every picture that the folder's manifests do not list yet; the paths of the new ones.
+
+    The recipes must agree in everything but prompt and seed. Several processes share the work, (rank, ranks) each: who
+    draws what depends on the list alone, so they need not talk to one another, and each keeps a manifest of its own.
     """
+    rank, ranks = share
     folder.mkdir(parents=True, exist_ok=True)
+    own = folder / ("manifest.jsonl" if ranks == 1 else f"manifest-{rank}-of-{ranks}.jsonl")
+    _trim(own)
     finished = {record["file"] for record in read_manifest(folder) if (folder / record["file"]).exists()}
-    missing = [recipe for recipe in dict.fromkeys(recipes) if recipe.file not in finished]
+    mine = list(dict.fromkeys(recipes))[rank::ranks]
+    missing = [recipe for recipe in mine if recipe.file not in finished]
     paths = []
     for start in tqdm(range(0, len(missing), batch_size), desc="sampling", unit="batch", disable=len(missing) < 2):
         batch = missing[start : start + batch_size]
@@ -247,22 +260,24 @@ def sample_folder(pipe: Any, recipes: Sequence[Recipe], folder: Path, *, batch_s
         )
         for recipe, image in zip(batch, samples.images, strict=True):
             save_png(image, recipe, folder / recipe.file)
-            with (folder / "manifest.jsonl").open("a") as manifest:
+            with own.open("a") as manifest:
                 manifest.write(json.dumps({"file": recipe.file, **asdict(recipe)}) + "\n")
             paths.append(folder / recipe.file)
     return paths
 
 
 def read_manifest(folder: Path) -> list[dict[str, Any]]:
-    """The records of `manifest.jsonl`; a last line cut short by a kill is dropped from the file."""
-    file = folder / "manifest.jsonl"
-    if not file.exists():
-        return []
-    text = file.read_text()
-    whole = text[: text.rfind("\n") + 1]
-    if whole != text:
-        file.write_text(whole)
-    return [json.loads(line) for line in whole.splitlines()]
+    """One record for each picture that a folder's manifests list; a last line cut short by a kill is left out."""
+    texts = [file.read_text() for file in sorted(folder.glob("manifest*.jsonl"))]
+    lines = [line for text in texts for line in text[: text.rfind("\n") + 1].splitlines()]
+    return list({record["file"]: record for record in map(json.loads, lines)}.values())
+
+
+def _trim(manifest: Path) -> None:
+    """Drop a last line cut short by a kill."""
+    text = manifest.read_text() if manifest.exists() else ""
+    if text and not text.endswith("\n"):
+        manifest.write_text(text[: text.rfind("\n") + 1])
 
 
 def save_png(image: UInt8[np.ndarray, "height width 3"], recipe: Recipe, path: Path) -> None:

@@ -11,6 +11,7 @@ import dataclasses
 import hashlib
 import json
 import math
+import os
 import signal
 import threading
 import time
@@ -149,11 +150,12 @@ def torch_device(name: str) -> torch.device:
     """The device of that name; "auto" is the best there is."""
     here = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if name == "auto":
-        return torch.device(next(kind for kind, available in here.items() if available))
+        name = next(kind for kind, available in here.items() if available)
     if not here[name]:
         found = ", ".join(kind for kind, available in here.items() if available)
         raise ValueError(f"device {name!r} is not here: expected one of {found}; take auto")
-    return torch.device(name)
+    several = name == "cuda" and "LOCAL_RANK" in os.environ  # each process takes the card of its number
+    return torch.device(f"cuda:{os.environ['LOCAL_RANK']}" if several else name)
 
 
 def load_pipe(model: Model) -> Any:
