@@ -118,7 +118,7 @@ class Sample:
     width: int | None = None
     """Width in pixels; by default the height."""
     guidance: float | None = None
-    """Guidance; by default what the model is meant for."""
+    """Guidance; by default what the adapter was distilled with, or the model is meant for."""
     batch: int = 8
     """Images at a time."""
     device: config.Device = "auto"
@@ -138,7 +138,11 @@ class Sample:
 
         from arcflow import sample
 
-        adapter = adapter_of(self.model, self.adapter)
+        adapter, guidance = adapter_of(self.model, self.adapter), self.guidance
+        if adapter and guidance is None:
+            from arcflow.adapter import read_info
+
+            guidance = read_info(adapter).guidance
         pipe = open_pipe(self.model, self.device, self.dtype)
         height, width = size_of(self.model, self.height, self.width)
         recipes = [
@@ -148,7 +152,7 @@ class Sample:
                 steps=self.steps,
                 height=height,
                 width=width,
-                guidance=self.guidance,
+                guidance=guidance,
                 model=self.model,
                 adapter=self.adapter,
                 version=__version__,

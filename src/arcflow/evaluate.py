@@ -24,6 +24,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from arcflow import backbone, pipeline, student
+from arcflow.adapter import read_info
 from arcflow.path import step_grid
 from arcflow.sample import Samples, euler, generate, trajectory
 from arcflow.state import write_atomic
@@ -57,7 +58,8 @@ def compare(
     batch_size: int = 64,
     progress: bool = False,
 ) -> tuple[dict[str, dict[str, Any]], dict[str, Samples]]:
-    """Results and samples of every row; the pipeline is left as the teacher it came as.
+    """Results and samples of every row, at the guidance the adapter was distilled with; the pipeline is left as the
+    teacher it came as.
 
     Args:
         folder: the adapter that makes the pipeline a student.
@@ -65,6 +67,7 @@ def compare(
     """
     words = [prompt for prompt in prompts for _ in range(seeds)]
     numbers = list(range(first_seed, first_seed + len(words)))
+    guidance = read_info(folder).guidance
     samples: dict[str, Samples] = {}
 
     def run(network: str) -> None:
@@ -78,6 +81,7 @@ def compare(
                     height=height,
                     width=width,
                     batch_size=batch_size,
+                    guidance=guidance,
                     progress=progress,
                 )
 
@@ -120,13 +124,15 @@ class Tracks:
 def tracks(pipe: Any, folder: str | Path, prompt: str, seed: int, *, height: int, width: int, steps: int = 2) -> Tracks:
     """The teacher's path, Euler's chords and the student's arcs of one prompt from one noise."""
     eps = backbone.noise(pipe, [seed], height, width)
-    walk = {"height": height, "width": width}
+    guidance = read_info(folder).guidance
+    walk = {"height": height, "width": width, "guidance": guidance}
     with euler(pipe):
         teacher = torch.cat([eps, trajectory(pipe, prompt, seed, steps=ROWS[REFERENCE][1], **walk)])
         chords = torch.cat([eps, trajectory(pipe, prompt, seed, steps=steps, **walk)])
     pipeline.attach(pipe, folder)
     try:
-        arcs = _arcs(pipe, prompt, eps, steps, height, width)
+        cond = backbone.encode_prompts(pipe, [prompt], height=height, width=width, guidance=guidance)
+        arcs = _arcs(pipe, cond, eps, steps)
     finally:
         pipeline.detach(pipe)
     last = torch.stack([teacher[-1], chords[-1], arcs[-1][-1]])
@@ -136,8 +142,7 @@ def tracks(pipe: Any, folder: str | Path, prompt: str, seed: int, *, height: int
 
 
 @torch.no_grad()
-def _arcs(pipe: Any, prompt: str, eps: Tensor, steps: int, height: int, width: int, points: int = 33) -> list[Tensor]:
-    cond = backbone.encode_prompts(pipe, [prompt], height=height, width=width)
+def _arcs(pipe: Any, cond: backbone.Cond, eps: Tensor, steps: int, points: int = 33) -> list[Tensor]:
     grid = step_grid(steps, pipe.scheduler.config.shift, pipe.scheduler.config.final_step_scale).tolist()
     x, arcs = eps.to(pipe.transformer.device), []
     for src, dst in itertools.pairwise(grid):
