@@ -79,6 +79,11 @@ def build(
         raise ValueError("this transformer is a student already; call arcflow.student.remove(transformer) first.")
     if lora and rank < 1:
         raise ValueError(f"rank is {rank}; expected at least 1 (256 in the published adapters), or lora=False.")
+    if getattr(transformer, "_parallel_config", None) is not None:
+        raise ValueError(
+            "this transformer's work is split over processes already, and the student's head would not gather its "
+            "share; attach the adapter first, then call enable_parallelism."
+        )
     if isinstance(getattr(transformer, family.head), LoraLayer):
         raise ValueError(
             f"a LoRA sits on {family.head!r}, the layer that the student's head replaces; expected it free. Delete "
