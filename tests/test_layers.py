@@ -10,7 +10,7 @@ import arcflow
 
 ROOT = Path(arcflow.__file__).parent
 ORDER = """
-    config path momentum backbone head student scheduler state adapter pipeline
+    config path momentum backbone head basis student scheduler state adapter pipeline
     world.scene world.render world.check world.text world.autoencoder world.teacher world.pretrain
     data rollout objective train
     sample evaluate report doctor cli

@@ -14,6 +14,7 @@ from typing import Any, Literal, get_type_hints
 Dtype = Literal["float32", "bfloat16", "float16"]
 Device = Literal["auto", "cpu", "cuda", "mps"]
 Cooldown = Literal["none", "linear", "cosine"]
+Directions = Literal["modes", "segment"]
 Targets = Literal["feed_forward", "all"]
 
 
@@ -139,6 +140,9 @@ class Optim:
     """AdamW's two decay rates."""
     weight_decay: float = 0.0
     """AdamW's weight decay."""
+    directions: Directions = "modes"
+    """Coordinates of a step on the head's velocities: "modes", each v_k by itself, as published, or "segment", the
+    principal shapes of the exponentials over the longest segment, which learns the bend of the path sooner."""
     warmup: int = 100
     """Iterations of linear warm-up."""
     warmup_start: float = 0.001
@@ -166,6 +170,11 @@ class Optim:
         for name in ("warmup", "clip_from", "ema_from", "cooldown_iterations", "weight_decay"):
             value = getattr(self, name)
             _check(value >= 0, f"optim.{name}", value, "0 or more", "leave it out to take the default")
+        if self.directions == "segment":
+            remedy = 'set it to 0, or optim.directions to "modes"'
+            _check(
+                not self.weight_decay, "optim.weight_decay", self.weight_decay, '0 with directions "segment"', remedy
+            )
         low = self.warmup_start
         _check(0 < low <= 1, "optim.warmup_start", low, "0 < fraction <= 1", "the published value is 0.001")
         _check(all(0 <= b < 1 for b in self.betas), "optim.betas", self.betas, "0 <= beta < 1", "published: 0.9 0.95")

@@ -40,8 +40,7 @@ class MomentumHead(nn.Module):
             bias = torch.zeros(width, device=device) if base.bias is None else base.bias.float()
             head.means.weight.copy_(base.weight.float().repeat(modes, 1))
             head.means.bias.copy_(bias.repeat(modes) + apart.expand(-1, -1, pixels).flatten().to(device))
-            gains = torch.logspace(torch.tensor(0.2).log10().item(), torch.tensor(4.0).log10().item(), modes - 1)
-            head.loggamma.bias.copy_(gains.log().repeat_interleave(pixels))
+            head.loggamma.bias.copy_(start_gains(modes).log().repeat_interleave(pixels))
             for zero in (head.logweights.weight, head.logweights.bias, head.loggamma.weight):
                 zero.zero_()
         return head
@@ -58,6 +57,11 @@ class MomentumHead(nn.Module):
             linear.weight.copy_(weight)
             linear.bias.copy_(torch.cat([part.bias.detach() for part in parts]))
         return linear.requires_grad_(False)
+
+
+def start_gains(modes: int) -> Float[Tensor, " modes_less_one"]:
+    """Momentum factors of a new head, the fixed first one left out."""
+    return torch.logspace(torch.tensor(0.2).log10().item(), torch.tensor(4.0).log10().item(), modes - 1)
 
 
 def _linear(features: int, out: int, device: torch.device | str | None) -> nn.Linear:

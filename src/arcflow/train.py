@@ -16,7 +16,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -27,7 +27,7 @@ from safetensors.torch import save_file
 from torch import Generator, Tensor
 from tqdm import tqdm
 
-from arcflow import adapter, backbone, student
+from arcflow import adapter, backbone, basis, student
 from arcflow.backbone import Cond
 from arcflow.config import Model, Optim, Run, from_json, to_json
 from arcflow.data import PromptData, Table, rows
@@ -58,6 +58,7 @@ def train(config: Run, pipe: Any = None, log: Callable[[str], None] = tqdm.write
     parameters = build_student(pipe.transformer, config)
     walker, teacher = views(pipe.transformer, negative, config.distill.teacher_cfg)
     ema, optimizer = Ema(parameters), adamw(parameters, optim)
+    turned = step_directions(parameters, config)
     progress = restore(folder / "checkpoints", parameters, ema, optimizer, log)
     before = progress.seconds
 
@@ -89,7 +90,8 @@ def train(config: Run, pipe: Any = None, log: Callable[[str], None] = tqdm.write
             norm = float(torch.nn.utils.clip_grad_norm_(parameters.values(), limit))
             if math.isfinite(norm):
                 set_rate(optimizer, rate(step, optim))
-                optimizer.step()
+                with turned():
+                    optimizer.step()
                 ema.update(ema_beta(step, optim.ema_from, optim.ema_power))
             else:
                 progress.skipped += 1
@@ -223,6 +225,18 @@ def adamw(parameters: dict[str, torch.nn.Parameter], optim: Optim) -> torch.opti
     groups = [{"params": others, "peak": optim.lr}, {"params": gammas, "peak": optim.lr_log_gamma}]
     fused = others[0].device.type in ("cpu", "cuda")
     return torch.optim.AdamW(groups, betas=optim.betas, weight_decay=optim.weight_decay, fused=fused)
+
+
+def step_directions(
+    parameters: dict[str, torch.nn.Parameter], config: Run
+) -> Callable[[], AbstractContextManager[None]]:
+    """What an optimizer step runs in, see `optim.directions`."""
+    if config.optim.directions == "modes":
+        return nullcontext
+    grid = step_grid(config.distill.steps, config.distill.shift, config.distill.final_step_scale)
+    means = [p for name, p in parameters.items() if "_means." in name]
+    mix = basis.directions(config.model.modes, float((grid[:-1] - grid[1:]).max()))
+    return lambda: basis.along(mix, means)
 
 
 def rate(iteration: int, optim: Optim) -> float:
