@@ -1,9 +1,12 @@
 """The large models at their true shapes, on the meta device."""
 
+import dataclasses
 import sys
 from pathlib import Path
 
 import pytest
+
+from arcflow import memory
 
 sys.path.append(str(Path(__file__).parent.parent))
 
@@ -18,3 +21,27 @@ def test_the_share_that_is_trained_is_that_of_the_published_adapters() -> None:
         "FLUX.1-dev": (11_901_408_320, 652_405_884),
         "Qwen-Image": (20_430_401_088, 960_687_228),
     }
+
+
+@pytest.mark.slow
+def test_the_memory_that_is_planned_with_is_what_the_benchmark_computes() -> None:
+    from arcflow.memory import MODELS
+    from benchmarks.memory import parts_of_all
+
+    for name, parts in parts_of_all().items():
+        assert dataclasses.asdict(MODELS[name]) == pytest.approx(dataclasses.asdict(parts), abs=0.006)
+
+
+def test_a_larger_card_takes_a_faster_way_and_every_way_has_a_guide() -> None:
+    guide = (Path(__file__).parent.parent / "docs/memory.md").read_text("utf-8")
+    for parts in memory.MODELS.values():
+        names = [way.name for way in memory.ways(parts)]
+        sizes = [way.gigabytes for way in memory.ways(parts)]
+        assert sizes == sorted(sizes, reverse=True) and all(
+            f"## {name[0].upper()}{name[1:]}" in guide for name in names
+        )
+        chosen = [memory.best(parts, card) for card in memory.CARDS]
+        assert all(way and way.gigabytes <= card for way, card in zip(chosen, memory.CARDS, strict=True))
+        assert [names.index(way.name) for way in chosen if way] == sorted(
+            (names.index(way.name) for way in chosen if way), reverse=True
+        )

@@ -13,7 +13,7 @@ ORDER = """
     config path momentum backbone head basis student scheduler state adapter pipeline
     world.scene world.render world.check world.text world.autoencoder world.teacher world.pretrain
     data rollout objective train
-    sample evaluate report doctor cli
+    sample evaluate report memory doctor cli
 """.split()
 TORCH_FREE = ("config", "world.scene", "cli")
 """What `arcflow --help` imports, and the grammar."""

@@ -363,9 +363,14 @@ class World:
 class Doctor:
     """Report versions, devices and memory, and say what is missing and how to get it."""
 
-    def run(self) -> None:
-        from arcflow.doctor import diagnose
+    model: Literal["flux", "qwen_image", "flux2"] | None = None
+    """Say instead how this large model fits cards of 12 to 80 GB."""
 
+    def run(self) -> None:
+        from arcflow.doctor import diagnose, fit
+
+        if self.model:
+            return fit(self.model, print)
         raise SystemExit(0 if diagnose(print) else 1)
 
 

@@ -15,10 +15,7 @@ from pathlib import Path
 
 from packaging.requirements import Requirement
 
-from arcflow import __version__
-
-NEEDS = {"FLUX.1-dev": (34, 25, 65), "Qwen-Image": (57, 41, 70)}
-"""GB of GPU memory in bfloat16: to sample, to sample with CPU offload, to train (as published with the method)."""
+from arcflow import __version__, memory
 
 EXTRAS = ("demo", "tensorboard")
 """Extras of the package that a user may miss."""
@@ -86,13 +83,30 @@ def _devices() -> Iterator[Finding]:
     for index in range(torch.cuda.device_count()):
         gigabytes = torch.cuda.get_device_properties(index).total_memory / 1e9
         yield Finding(f"cuda:{index}", f"{torch.cuda.get_device_name(index)}, {gigabytes:.0f} GB")
-        for model, (sample, offload, train) in NEEDS.items():
-            can = [f"sample ({sample} GB)"] if gigabytes >= sample else []
-            can = can or ([f"sample with CPU offload ({offload} GB)"] if gigabytes >= offload else [])
-            can += [f"train ({train} GB)"] if gigabytes >= train else []
-            yield Finding(f"  {model}", ", ".join(can) or f"too large for this GPU: sampling takes {offload} GB")
+        for model, parts in memory.MODELS.items():
+            yield Finding(f"  {model}", _way(parts, gigabytes))
     if not torch.cuda.device_count():
-        yield Finding("cuda", "none", "the small world runs without; FLUX.1-dev needs a GPU of 34 GB", required=False)
+        yield Finding(
+            "cuda",
+            "none",
+            "the small world runs without; for the large models: `arcflow doctor --model flux`",
+            required=False,
+        )
+
+
+def fit(model: str, say: Callable[[str], object]) -> None:
+    """Say how a large model is sampled on cards of several sizes."""
+    parts = memory.MODELS[model]
+    say(f"{model}, two steps at 1024 x 1024: computed peak of each way (docs/memory.md says how to write it)")
+    for way in memory.ways(parts):
+        say(f"  {way.gigabytes:5.1f} GB  {way.name}")
+    for card in memory.CARDS:
+        say(f"card of {card} GB: {_way(parts, card)}")
+
+
+def _way(parts: memory.Parts, gigabytes: float) -> str:
+    way = memory.best(parts, gigabytes)
+    return f"{way.name} ({way.gigabytes:.1f} GB)" if way else "too small for any way"
 
 
 def _assets() -> Iterator[Finding]:
