@@ -104,7 +104,7 @@ def fit(model: str, say: Callable[[str], object]) -> None:
         say(f"card of {card} GB: {_way(parts, card)}")
 
 
-def _way(parts: memory.Parts, gigabytes: float) -> str:
+def _way(parts: memory.Parts, gigabytes: int | float) -> str:
     way = memory.best(parts, gigabytes)
     return f"{way.name} ({way.gigabytes:.1f} GB)" if way else "too small for any way"
 

@@ -62,6 +62,6 @@ def ways(parts: Parts) -> Iterator[Way]:
     yield Way("group offload", STREAMED + max(parts.step, parts.vae + parts.decode) + CONTEXT)
 
 
-def best(parts: Parts, card: float) -> Way | None:
+def best(parts: Parts, card: int | float) -> Way | None:
     """The fastest way that fits a card of so many GB."""
     return next((way for way in ways(parts) if way.gigabytes <= card), None)
