@@ -2,8 +2,9 @@
 
     python -m benchmarks.memory
 
-Parts are built on the meta device and called there, while a dispatch mode counts the bytes of every tensor alive. Attention
-is counted as its inputs and its output, as fused kernels have it. `arcflow doctor --model` plans with these numbers.
+Parts are built on the meta device and called there, while a dispatch mode counts the bytes of every tensor alive.
+Attention is counted as its inputs and its output, as fused kernels have it. `arcflow doctor --model` plans with these
+numbers.
 """
 
 import weakref
