@@ -1,5 +1,7 @@
 """The distillation objective on analytic teachers: value and gradient against first principles."""
 
+import dataclasses
+
 import pytest
 import torch
 
@@ -122,16 +124,19 @@ def test_the_sum_of_the_parts_has_the_same_gradient_as_part_by_part():
     assert all(torch.allclose(a, b, atol=1e-12) for a, b in zip(gradients(True), gradients(False), strict=True))
 
 
-def test_the_second_segment_starts_where_the_first_walk_ends():
+@pytest.mark.parametrize("config", [PLAIN, dataclasses.replace(PLAIN, handover="student", mode_dropout=0.5)])
+@pytest.mark.parametrize("ratio", [0.0, 1.0])
+def test_the_second_segment_starts_where_the_first_walk_ends_or_the_arc(config, ratio):
     seen, arc = [], Mixture(*weights())
 
     def student(x, sigma, cond):
         seen.append((x, sigma))
         return arc
 
-    list(distill(student, teacher, noise(), {}, config=PLAIN, ratio=0.0, generator=draws()))
+    list(distill(student, teacher, noise(), {}, config=config, ratio=ratio, generator=draws()))
     assert torch.equal(seen[0][0], noise())
-    assert torch.allclose(seen[1][0], arc.detach().displacement(0.0, 1 - shift_sigma(0.5)).neg() + noise())
+    arcs_end = noise() - arc.detach().displacement(0.0, 1 - shift_sigma(0.5))
+    assert torch.allclose(seen[1][0], arcs_end) == (ratio == 0.0 or config.handover == "student")
     assert not seen[1][0].requires_grad
     assert [float(sigma[0]) for _, sigma in seen] == pytest.approx(step_grid(2)[:-1].tolist())
 

@@ -21,9 +21,9 @@ def growth(x, sigma, cond):
     return -x
 
 
-def times(ratio, states=4, batch=3, window=WINDOW, segment=SEGMENT, seed=0):
+def times(ratio, states=4, batch=3, window=WINDOW, segment=SEGMENT, seed=0, **more):
     draws = torch.Generator().manual_seed(seed)
-    return schedule(segment, batch, states=states, window=window, ratio=ratio, generator=draws)
+    return schedule(segment, batch, states=states, window=window, ratio=ratio, generator=draws, **more)
 
 
 def test_euler_converges_with_order_one():
@@ -61,17 +61,19 @@ def test_guidance_moves_away_from_the_empty_prompt():
     assert torch.equal(u, torch.tensor([[5.0] * 3, [9.0] * 3]))
 
 
+@pytest.mark.parametrize("spread", ["uniform", "stratified"])
 @pytest.mark.parametrize("ratio", [0.0, 0.3, 1.0])
-def test_the_walk_never_goes_back_and_leaves_the_window_free(ratio):
-    drawn = times(ratio, batch=200)
+def test_the_walk_never_goes_back_and_leaves_the_window_free(ratio, spread):
+    drawn = times(ratio, batch=200, spread=spread)
     flat = torch.stack([drawn.tau, drawn.tau_next], 1).flatten(0, 1)
     assert (flat.diff(dim=0) <= 1e-12).all()
     assert (flat <= SEGMENT.tau_src).all() and (flat >= SEGMENT.tau_dst + WINDOW - 1e-12).all()
 
 
+@pytest.mark.parametrize("spread", ["uniform", "stratified"])
 @pytest.mark.parametrize("ratio", [0.3, 1.0])
-def test_the_teacher_has_its_share_of_the_way(ratio):
-    drawn = times(ratio)
+def test_the_teacher_has_its_share_of_the_way(ratio, spread):
+    drawn = times(ratio, spread=spread)
     shares = (drawn.tau - drawn.tau_next).sum(0)
     assert torch.allclose(shares, torch.full_like(shares, ratio * (SEGMENT.length - WINDOW)))
 
@@ -79,6 +81,15 @@ def test_the_teacher_has_its_share_of_the_way(ratio):
 def test_a_segment_shorter_than_the_window_is_asked_at_its_start():
     drawn = times(0.5, segment=Segment(0.02, 0.0))
     assert torch.equal(drawn.tau, torch.full_like(drawn.tau, 0.02)) and torch.equal(drawn.tau, drawn.tau_next)
+
+
+def test_stratified_times_leave_no_long_step():
+    room = SEGMENT.length - WINDOW
+    alone = (SEGMENT.tau_src - times(0.0, batch=200, spread="stratified").tau) / room
+    assert torch.equal((alone * 4).floor(), torch.arange(4.0, dtype=torch.float64)[:, None].expand(4, 200))
+    led = times(1.0, batch=200, spread="stratified")
+    assert ((led.tau - led.tau_next) < room / 2).all()
+    assert ((times(1.0, batch=200).tau - times(1.0, batch=200).tau_next) > room / 2).any()
 
 
 def test_the_first_state_of_a_teacher_only_walk_is_the_start():
@@ -125,6 +136,18 @@ def test_a_teacher_only_walk_is_euler_on_its_own_times():
     assert torch.allclose(u[:, sample], -points[:-1, 0])
     rest = roll.displacement(*(1 - shift_sigma(tau, 3.2) for tau in (drawn.tau_next[-1], torch.full((3,), 0.5))))
     assert torch.allclose(end[sample], points[-1, 0] - rest[sample])
+
+
+@pytest.mark.parametrize(("solver", "order"), [("euler", 1), ("adams", 2)])
+def test_the_teachers_walk_has_the_order_of_its_solver(solver, order):
+    """Error against many Euler steps where half the step length divides it by 2 or by 4."""
+    x, errors = torch.ones(1, 2, 8, dtype=torch.float64), []
+    exact = euler(growth, x, {}, shift_sigma(torch.linspace(1, 0.5, 20001, dtype=torch.float64), 3.2))
+    for states in (16, 32):
+        tau = torch.linspace(1, 0.5, states + 1, dtype=torch.float64)[:, None]
+        _, end = visit(mixture(1), growth, x, {}, Schedule(SEGMENT, tau[:-1], tau[1:]), 3.2, solver)
+        errors.append(float((end - exact).abs().max()))
+    assert errors[0] / errors[1] == pytest.approx(2**order, rel=0.2)
 
 
 def test_the_walk_has_no_gradient():

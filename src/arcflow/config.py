@@ -15,6 +15,9 @@ Dtype = Literal["float32", "bfloat16", "float16"]
 Device = Literal["auto", "cpu", "cuda", "mps"]
 Cooldown = Literal["none", "linear", "cosine"]
 Directions = Literal["modes", "segment"]
+Spread = Literal["uniform", "stratified"]
+Solver = Literal["euler", "adams"]
+Handover = Literal["walk", "student"]
 Targets = Literal["feed_forward", "all"]
 
 
@@ -70,6 +73,14 @@ class Distill:
     """N, states per segment at which the teacher is asked."""
     window: int = 3
     """Length of the matching window in 1/128 of raw time; velocities are matched in the mean over it."""
+    spread: Spread = "uniform"
+    """How the states' random times are drawn: "uniform", as published, or "stratified", one in each of N equal parts,
+    which leaves the teacher no long step."""
+    solver: Solver = "euler"
+    """How the teacher walks between states: "euler", as published, or "adams", the two-step Adams-Bashforth rule, which
+    takes as many calls and follows the teacher's path more closely."""
+    handover: Handover = "walk"
+    """Where the next segment starts: at the end of the walk, as published, or where the student's own arc ends."""
     mode_dropout: float = 0.1
     """Probability that a mode is left out of the copy that walks to the states."""
     decay: int = 2000

@@ -3,9 +3,9 @@
 A segment is the piece of the path that one network call has to cover. The student is called at its start and gives a
 whole arc; a copy without gradient, some modes left out, walks to N random states; the teacher is asked there; and the
 arc's mean velocity over a short window after each state is pulled to the answer: loss = L / N sum_i 30 * 0.5 * mean
-(ubar_i - u_i)^2, L the length of the segment in raw time. The next segment starts where the copy ends. No gradient
-crosses a segment, so each one is yielded as a `Part` for a backward pass of its own, which frees its graph before the
-next call. Source: arXiv 2602.09014, Algorithm 1, with the window of the released code.
+(ubar_i - u_i)^2, L the length of the segment in raw time. The next segment starts where the copy ends (or the arc, see
+`handover`). No gradient crosses a segment, so each one is yielded as a `Part` for a backward pass of its own, which
+frees its graph before the next call. Source: arXiv 2602.09014, Algorithm 1, with the window of the released code.
 """
 
 from collections.abc import Iterator
@@ -65,8 +65,19 @@ def distill(
         roll = arc.detach()
         if config.mode_dropout:
             roll = cast(Droppable, roll).drop_modes(config.mode_dropout, generator)
-        times = schedule(segment, len(x), states=config.states, window=window, ratio=ratio, generator=generator)
-        targets, x = visit(roll, teacher, x, cond, times, config.shift)
+        times = schedule(
+            segment,
+            len(x),
+            states=config.states,
+            window=window,
+            ratio=ratio,
+            generator=generator,
+            spread=config.spread,
+        )
+        start = x
+        targets, x = visit(roll, teacher, x, cond, times, config.shift, config.solver)
+        if config.handover == "student":
+            x = start - arc.detach().displacement(0.0, sigma_src - float(shift_sigma(segment.tau_dst, config.shift)))
         error = velocity_error(arc, targets, times, window=window, shift=config.shift)
         loss = segment.length * LOSS_SCALE * 0.5 * error
         del arc  # the caller's backward pass must be able to free it

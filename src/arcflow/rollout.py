@@ -17,6 +17,7 @@ from jaxtyping import Float
 from torch import Generator, Tensor
 
 from arcflow.backbone import Cond
+from arcflow.config import Solver, Spread
 from arcflow.data import repeat
 from arcflow.momentum import Policy
 from arcflow.path import Segment, shift_sigma
@@ -97,18 +98,31 @@ class Schedule:
 
 
 def schedule(
-    segment: Segment, batch: int, *, states: int, window: float, ratio: float, generator: Generator
+    segment: Segment,
+    batch: int,
+    *,
+    states: int,
+    window: float,
+    ratio: float,
+    generator: Generator,
+    spread: Spread = "uniform",
 ) -> Schedule:
-    """Random times of a segment's states: a share `ratio` of the way is the teacher's, the last `window` is free."""
+    """Random times of a segment's states: a share `ratio` of the way is the teacher's, the last `window` is free.
 
-    def uniforms(count: int) -> Float[Tensor, "batch count"]:
-        drawn = torch.rand(batch, count, generator=generator, device=generator.device)
-        return drawn.cpu().double().sort(-1).values
+    Between sorted uniform times lie long steps, and the teacher's Euler path over them is not its own; `stratified`
+    times are one in each of as many equal parts."""
+
+    def uniforms(count: int, parts: int) -> Float[Tensor, "batch count"]:
+        drawn = torch.rand(batch, count, generator=generator, device=generator.device).cpu().double()
+        if spread == "uniform":
+            return drawn.sort(-1).values
+        centers = (torch.arange(count, dtype=torch.float64) + (parts - count + 1) / 2) / parts
+        return centers + (drawn - 0.5) / parts
 
     room = max(segment.length - window, 0.0)
     zeros, ones = torch.zeros(batch, 1, dtype=torch.float64), torch.ones(batch, 1, dtype=torch.float64)
-    by_student = (1 - ratio) * room * torch.cat([zeros, uniforms(states)], -1)
-    by_teacher = ratio * room * torch.cat([zeros, uniforms(states - 1), ones], -1)
+    by_student = (1 - ratio) * room * torch.cat([zeros, uniforms(states, states)], -1)
+    by_teacher = ratio * room * torch.cat([zeros, uniforms(states - 1, states), ones], -1)
     return Schedule(
         segment=segment,
         tau=(segment.tau_src - by_student[:, 1:] - by_teacher[:, :-1]).T,
@@ -118,11 +132,18 @@ def schedule(
 
 @torch.no_grad()
 def visit(
-    roll: Arc, teacher: Teacher, x: Float[Tensor, "batch *rest"], cond: Cond, times: Schedule, shift: float
+    roll: Arc,
+    teacher: Teacher,
+    x: Float[Tensor, "batch *rest"],
+    cond: Cond,
+    times: Schedule,
+    shift: float,
+    solver: Solver = "euler",
 ) -> tuple[Float[Tensor, "states batch *rest"], Float[Tensor, "batch *rest"]]:
     """The teacher's velocity at every state of a segment, and where the walk arrives at the segment's end.
 
-    Between two states the walk follows `roll` and then the teacher. If the teacher has no share in the walk, all
+    Between two states the walk follows `roll` and then the teacher, from its second velocity on with their slope if
+    the solver is "adams" (two-step Adams-Bashforth). If the teacher has no share in the walk, all
     states are known at once and it is asked in a single call.
     """
     sigma_src = shift_sigma(times.segment.tau_src, shift)
@@ -137,7 +158,10 @@ def visit(
     for i in range(len(sigma)):
         x = x - roll.displacement(here, starts[i])
         u = teacher(x, sigma[i], cond)
-        x = x - column(ends[i] - starts[i], x) * u
+        step = column(ends[i] - starts[i], x)
+        x = x - step * u
+        if solver == "adams" and i:
+            x = x - step.square() / 2 * (u - targets[-1]) / column(starts[i] - starts[i - 1], x)
         targets.append(u)
         here = ends[i]
     return torch.stack(targets), x - roll.displacement(here, last)

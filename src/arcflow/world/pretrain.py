@@ -60,7 +60,7 @@ class Pretrain:
     """Pictures encoded once for the transformer to learn from."""
     decoder_steps: int = 1800
     """Steps of 16 pictures for the decoder alone."""
-    flow_steps: int = 9000
+    flow_steps: int = 14000
     """Steps of flow matching."""
     guidance_steps: int = 1200
     """Steps of guidance distillation."""
