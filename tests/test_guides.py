@@ -34,10 +34,12 @@ def small_world(flux, tmp_path, monkeypatch):
 
 
 @pytest.mark.filterwarnings("ignore:Already found a `peft_config`")
-@pytest.mark.parametrize("guide", ["sampling.md"])
-def test_the_blocks_of_a_guide_run_one_after_the_other(small_world, guide):
+@pytest.mark.parametrize("quantized", [False, True])
+def test_the_blocks_of_a_guide_run_one_after_the_other(small_world, quantized, guide="sampling.md"):
+    if quantized:
+        pytest.importorskip("torchao")
     names: dict = {}
     torch.manual_seed(0)
-    for block in blocks(guide):
+    for block in [block for block in blocks(guide) if quantized or "torchao" not in block]:
         exec(compile(block, guide, "exec"), names)
     assert names["image"].size == (16, 16)
