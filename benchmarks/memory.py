@@ -103,7 +103,8 @@ def measure(transformer: Any, text: list[nn.Module], vae: Any, inputs: dict[str,
     with torch.device("cpu"):  # where a new head's first numbers are made
         student.build(transformer.eval(), modes=16, rank=256)
     for layer in student.lora_layers(transformer).values():  # as `load_adapter` leaves them
-        layer.lora_A.bfloat16(), layer.lora_B.bfloat16()
+        layer.lora_A.bfloat16()
+        layer.lora_B.bfloat16()
     trained = sum(p.numel() for p in student.trainable(transformer).values())
     time = {"timestep": torch.ones(1, device="meta", dtype=torch.bfloat16)}
     return Parts(
@@ -122,14 +123,13 @@ def flux() -> Parts:
     with torch.device("meta"):
         t5 = T5Config(d_model=4096, d_ff=10240, d_kv=64, num_heads=64, num_layers=24, feed_forward_proj="gated-gelu")
         clip = CLIPTextConfig(hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12)
+        blocks: dict[str, Any] = {
+            "down_block_types": ("DownEncoderBlock2D",) * 4,
+            "up_block_types": ("UpDecoderBlock2D",) * 4,
+            "block_out_channels": (128, 256, 512, 512),
+        }
         vae = AutoencoderKL(
-            down_block_types=("DownEncoderBlock2D",) * 4,
-            up_block_types=("UpDecoderBlock2D",) * 4,
-            block_out_channels=(128, 256, 512, 512),
-            layers_per_block=2,
-            latent_channels=16,
-            use_quant_conv=False,
-            use_post_quant_conv=False,
+            **blocks, layers_per_block=2, latent_channels=16, use_quant_conv=False, use_post_quant_conv=False
         )
         inputs = {
             "hidden_states": tensor(1, tokens, 64),
