@@ -57,6 +57,8 @@ class _State:
     pixels: int
     targets: Targets
     trainable_before: list[nn.Parameter]
+    layers: dict[str, Any] = field(default_factory=dict)
+    """The LoRA layers by the name of the Linear they wrap, so that a call need not look for them."""
     fused: dict[str, nn.Module] = field(default_factory=dict)
     """The head's fork and the LoRA layers by name, while plain Linears stand in for them."""
 
@@ -94,7 +96,8 @@ def build(
     head = MomentumHead.from_linear(dense(base), modes, family.pixels, generator)
     transformer.requires_grad_(False)
     if lora:
-        _add_lora(transformer, lora_names(transformer, targets), rank, float(alpha or rank), dropout, generator)
+        names = lora_names(transformer, targets)
+        state.layers = _add_lora(transformer, names, rank, float(alpha or rank), dropout, generator)
     norm: Any = getattr(transformer, family.norm)
     setattr(transformer, family.norm, Fork(norm, dense(norm).requires_grad_(True)))
     setattr(transformer, family.head, Fork(base, head))
@@ -111,7 +114,7 @@ def _add_lora(
     alpha: float,
     dropout: float,
     generator: torch.Generator | None,
-) -> None:
+) -> dict[str, Any]:
     # A full-match expression over exact names: a bare "proj_out" would also hit the output head.
     pattern = "|".join(re.escape(name) for name in names)
     config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=pattern)  # type: ignore[arg-type]
@@ -122,11 +125,13 @@ def _add_lora(
     transformer._hf_peft_config_loaded = True  # type: ignore[assignment]  # diffusers' set_adapters asks for it
     for layer in _all_lora_layers(transformer).values():
         layer._active_adapter = [*others, ADAPTER]
-    for layer in lora_layers(transformer).values():
+    layers: dict[str, Any] = {name: transformer.get_submodule(name) for name in names}
+    for layer in layers.values():
         weight: Any = layer.get_base_layer().weight
         down = torch.randn(rank, layer.in_features, generator=generator) / rank
         layer.lora_A[ADAPTER].weight = nn.Parameter(down.to(weight.device))
         layer.lora_B[ADAPTER].weight = nn.Parameter(torch.zeros(layer.out_features, rank, device=weight.device))
+    return layers
 
 
 def is_student(transformer: nn.Module) -> bool:
@@ -146,7 +151,7 @@ def targets(transformer: nn.Module) -> Targets:
 
 def lora_layers(transformer: nn.Module) -> dict[str, Any]:
     """The student's LoRA layers by the name of the Linear they wrap; also while fused."""
-    return {name: layer for name, layer in _all_lora_layers(transformer).items() if ADAPTER in layer.lora_A}
+    return _state(transformer).layers
 
 
 def _all_lora_layers(transformer: nn.Module) -> dict[str, Any]:
