@@ -64,7 +64,8 @@ def test_commands_in_documents_exist(document) -> None:
             assert option in COMMAND_WORDS, command
 
 
-COMMAND_WORDS = set(re.findall(r"    (\w+):", (ROOT / "src/arcflow/cli.py").read_text("utf-8"))) | {"data", "help"}
+COMMANDS = "".join((ROOT / "src/arcflow" / file).read_text("utf-8") for file in ("cli.py", "world/commands.py"))
+COMMAND_WORDS = set(re.findall(r"    (\w+):", COMMANDS)) | {"data", "help"}
 
 
 def test_sources_are_ascii() -> None:

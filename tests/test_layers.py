@@ -13,9 +13,9 @@ ORDER = """
     config path momentum backbone head basis student scheduler state adapter pipeline
     world.scene world.render world.check world.text world.autoencoder world.teacher world.pretrain
     data rollout objective train
-    sample evaluate report memory doctor cli
+    sample evaluate report memory doctor world.commands cli
 """.split()
-TORCH_FREE = ("config", "world.scene", "cli")
+TORCH_FREE = ("config", "world.scene", "world.commands", "cli")
 """What `arcflow --help` imports, and the grammar."""
 
 
