@@ -7,7 +7,7 @@ import torch
 
 from arcflow.config import Distill
 from arcflow.momentum import Mixture
-from arcflow.objective import distill, matching_end, teacher_ratio, velocity_error
+from arcflow.objective import distill, matched, matching_end, rehearse, teacher_ratio, velocity_error
 from arcflow.path import Segment, shift_sigma, step_grid
 from arcflow.rollout import Schedule, arcs, euler, schedule
 
@@ -91,7 +91,7 @@ def test_the_gradient_is_the_slope_of_the_loss_with_fixed_states():
     targets = torch.randn(4, BATCH, TOKENS, WIDTH, generator=draws(3), dtype=torch.float64)
 
     def loss(*arc):
-        return velocity_error(Mixture(*arc), targets, times, window=3 / 128, shift=3.2)
+        return velocity_error(Mixture(*arc), targets, *matched(times, window=3 / 128, shift=3.2))
 
     assert torch.autograd.gradcheck(loss, arc)
 
@@ -152,6 +152,23 @@ def test_teacher_calls_are_one_batch_once_the_ratio_is_zero(ratio, calls):
     arc = Mixture(*weights())
     list(distill(lambda *_: arc, counting, noise(), {}, config=PLAIN, ratio=ratio, generator=draws()))
     assert sizes == calls * 2
+
+
+def test_a_kept_walk_gives_the_same_loss_and_gradient_without_the_teacher():
+    config = dataclasses.replace(PLAIN, final_step_scale=1.3)
+    weight = torch.ones(TOKENS, 1, 1, dtype=torch.float64, requires_grad=True)
+
+    def student(x, sigma, cond):
+        v, logits, log_gamma = (w.detach().repeat(len(x) // BATCH, 1, 1, 1) for w in weights())
+        return Mixture(v * weight * sigma[:, None, None, None], logits + x.mean((1, 2))[:, None, None, None], log_gamma)
+
+    parts = list(distill(student, teacher, noise(), {}, config=config, ratio=1.0, generator=draws()))
+    again = rehearse(student, [part.walk for part in parts], {}, config=config)
+    for one, other in zip(parts, again, strict=True):
+        assert other.loss.item() == pytest.approx(one.loss.item(), rel=1e-12)
+        assert other.logs["distance"].item() == pytest.approx(one.logs["distance"].item(), rel=1e-12)
+    gradients = [torch.autograd.grad(sum(part.loss for part in side), weight)[0] for side in (parts, again)]
+    assert torch.allclose(*gradients, rtol=1e-12)
 
 
 def test_mode_dropout_changes_where_the_teacher_is_asked_but_not_what_learns():

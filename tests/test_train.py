@@ -16,9 +16,9 @@ from safetensors.torch import load_file
 from arcflow import attach, backbone, student
 from arcflow.adapter import read_info
 from arcflow.config import Data, Distill, Model, Optim, Run, from_json
-from arcflow.objective import Part
-from arcflow.path import step_grid
-from arcflow.rollout import arcs
+from arcflow.objective import Part, Walk
+from arcflow.path import Segment, step_grid
+from arcflow.rollout import Schedule, arcs
 from arcflow.state import read_log
 from arcflow.train import accumulate, adamw, claim, rate, torch_device, train
 
@@ -238,6 +238,36 @@ def test_a_step_that_is_not_finite_is_skipped_and_counted(tmp_path):
     assert all(value.isfinite().all() for value in finished(tmp_path)[0].values())
 
 
+REPLAY = {"distill__replay": 2, "distill__replay_batches": 2, "distill__decay": None}
+
+
+def test_kept_walks_are_trained_on_without_the_teacher(tmp_path):
+    pipe = tiny_pipe()
+    inner, calls = pipe.transformer.forward, []
+
+    def forward(*args, **kwargs):
+        (out,) = inner(*args, **kwargs)
+        calls.append(len(out) if out.requires_grad else 0)
+        return (out,)
+
+    pipe.transformer.forward = forward
+    folder = train(config(tmp_path, eval_every=100, **REPLAY), pipe, quiet)
+    by_iteration = [size for size in calls if size]
+    walking, kept = [4, 4], [8]  # a call for each segment, or one for both
+    assert by_iteration == (walking + kept * 2) * 4
+    assert len([size for size in calls[calls.index(4) : -2] if not size]) == 4 * 2 * 4  # segments, states, times asked
+    losses = [line["loss"] for line in read_log(folder / "log.jsonl") if "loss" in line]
+    assert losses[-1] < losses[0]
+
+
+def test_a_run_on_kept_walks_that_was_stopped_goes_on_to_the_same_bits(tmp_path):
+    whole = train(config(tmp_path / "whole", **REPLAY), tiny_pipe(), quiet)
+    for _ in range(5):
+        train(config(tmp_path / "stopped", stop_after=1e-6, **REPLAY), tiny_pipe(), quiet)  # an iteration each
+    train(config(tmp_path / "stopped", **REPLAY), tiny_pipe(), quiet)
+    assert_same(finished(tmp_path / "stopped"), finished(whole))
+
+
 def test_gradient_checkpointing_changes_memory_not_gradients(tmp_path):
     def first_line(checkpointing):
         folder = train(
@@ -257,12 +287,13 @@ def test_micro_batches_weigh_every_sample_alike(monkeypatch):
 
     def distill(walker, teacher, x, cond, **_):
         loss = (weight * x).mean()
-        yield Part(loss, {"loss": loss.detach(), "distance": loss.detach()})
+        walk = Walk(x, Schedule(Segment(1.0, 0.0), x[None].double(), x[None].double()), x[None])
+        yield Part(loss, {"loss": loss.detach(), "distance": loss.detach()}, walk)
 
     monkeypatch.setattr("arcflow.train.distill", distill)
     weight = torch.nn.Parameter(torch.ones(()))
     run = config("unused", optim__batch=5, optim__micro_batch=2, distill__steps=1)
-    logs = accumulate(print, print, torch.arange(5.0), {}, config=run, step=0)
+    logs, _ = accumulate(print, print, torch.arange(5.0), {}, config=run, step=0)
     assert weight.grad.item() == pytest.approx(2.0) and logs["loss"] == pytest.approx(2.0)
 
 

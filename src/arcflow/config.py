@@ -83,8 +83,13 @@ class Distill:
     """Where the next segment starts: at the end of the walk, as published, or where the student's own arc ends."""
     mode_dropout: float = 0.1
     """Probability that a mode is left out of the copy that walks to the states."""
-    decay: int = 2000
-    """Iterations over which the teacher ratio falls from 1 (the teacher's path) to 0 (the student's own)."""
+    decay: int | None = 2000
+    """Iterations over which the teacher ratio falls from 1 (the teacher's path) to 0 (the student's own); None keeps
+    it at 1."""
+    replay: int = 0
+    """Iterations on kept walks after each one that asks the teacher; 0, as published, asks it every time."""
+    replay_batches: int = 32
+    """How many batches of walks are kept for that."""
 
     def __post_init__(self) -> None:
         _check(self.steps >= 1, "distill.steps", self.steps, "1 or more", "the published adapters use 2")
@@ -96,7 +101,12 @@ class Distill:
         _check(0 <= self.window < 128, "distill.window", self.window, "0 to 127", "the published value is 3")
         dropout = self.mode_dropout
         _check(0 <= dropout < 1, "distill.mode_dropout", dropout, "0 <= p < 1", "the published value is 0.1")
-        _check(self.decay >= 0, "distill.decay", self.decay, "0 or more", "0 starts on the student's own path")
+        decay = self.decay
+        remedy = "0 starts on the student's own path"
+        _check(decay is None or decay >= 0, "distill.decay", decay, "None, or 0 or more", remedy)
+        _check(self.replay >= 0, "distill.replay", self.replay, "0 or more", "0 asks the teacher in every iteration")
+        kept = self.replay_batches
+        _check(kept >= 1, "distill.replay_batches", kept, "1 or more", "set distill.replay to 0 to keep none")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -50,9 +50,10 @@ class PromptData:
     def batch(self, step: int) -> tuple[list[str], list[int]]:
         """Prompts and noise seeds of iteration `step`, counted from 0."""
         samples = range(step * self.size, (step + 1) * self.size)
-        return [self._prompt(i) for i in samples], [seed_of(self.seed, "noise", i) for i in samples]
+        return [self.prompt(i) for i in samples], [seed_of(self.seed, "noise", i) for i in samples]
 
-    def _prompt(self, sample: int) -> str:
+    def prompt(self, sample: int) -> str:
+        """Prompt of a sample, by its number in the run."""
         epoch, place = divmod(sample, len(self.train))
         if epoch not in self._orders:
             shuffle = torch.Generator().manual_seed(seed_of(self.seed, "order", epoch))

@@ -6,9 +6,12 @@ arc's mean velocity over a short window after each state is pulled to the answer
 (ubar_i - u_i)^2, L the length of the segment in raw time. The next segment starts where the copy ends (or the arc, see
 `handover`). No gradient crosses a segment, so each one is yielded as a `Part` for a backward pass of its own, which
 frees its graph before the next call. Source: arXiv 2602.09014, Algorithm 1, with the window of the released code.
+
+The teacher's walk costs more than the student's call. A part therefore carries its `Walk`, and `rehearse` trains on
+kept walks without asking the teacher: with the teacher's share at 1 its velocities do not depend on the student.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol, cast
 
@@ -18,6 +21,7 @@ from torch import Generator, Tensor
 
 from arcflow.backbone import Cond
 from arcflow.config import Distill
+from arcflow.data import repeat
 from arcflow.path import segments, shift_sigma
 from arcflow.rollout import Arc, Schedule, Student, Teacher, left_behind, schedule, visit
 
@@ -26,11 +30,26 @@ SUBSTEPS = 128
 
 
 @dataclass(frozen=True)
+class Walk:
+    """What the teacher said along a segment: from `x`, its velocities at the states of `times`."""
+
+    x: Float[Tensor, "batch *rest"]
+    times: Schedule
+    targets: Float[Tensor, "states batch *rest"]
+
+    def __getitem__(self, part: slice) -> "Walk":
+        """The walk of some samples."""
+        times = Schedule(self.times.segment, self.times.tau[:, part], self.times.tau_next[:, part])
+        return Walk(self.x[part], times, self.targets[:, part])
+
+
+@dataclass(frozen=True)
 class Part:
-    """The loss of one segment, ready for `backward()`, and numbers for the log that hold no graph."""
+    """The loss of one segment, ready for `backward()`, numbers for the log that hold no graph, and the walk."""
 
     loss: Float[Tensor, ""]
     logs: dict[str, Tensor]
+    walk: Walk
 
 
 class Droppable(Arc, Protocol):
@@ -39,8 +58,10 @@ class Droppable(Arc, Protocol):
     def drop_modes(self, p: float, generator: Generator | None = None) -> Arc: ...
 
 
-def teacher_ratio(iteration: int, decay: int) -> float:
-    """The teacher's share in the walk to the states: from 1 to 0 over the first `decay` iterations."""
+def teacher_ratio(iteration: int, decay: int | None) -> float:
+    """The teacher's share in the walk to the states: from 1 to 0 over the first `decay` iterations, or 1 for good."""
+    if decay is None:
+        return 1.0
     return 1.0 - min(iteration, decay) / decay if decay else 0.0
 
 
@@ -78,20 +99,45 @@ def distill(
         targets, x = visit(roll, teacher, x, cond, times, config.shift, config.solver)
         if config.handover == "student":
             x = start - arc.detach().displacement(0.0, sigma_src - float(shift_sigma(segment.tau_dst, config.shift)))
-        error = velocity_error(arc, targets, times, window=window, shift=config.shift)
-        loss = segment.length * LOSS_SCALE * 0.5 * error
+        a, b = (ends.to(targets) for ends in matched(times, window=window, shift=config.shift))
+        error = velocity_error(arc, targets, a, b).mean()
         del arc  # the caller's backward pass must be able to free it
-        yield Part(loss, {"loss": loss.detach(), "distance": error.detach()})
+        yield _part(error, Walk(start, times, targets))
+
+
+def rehearse(student: Student, walks: Sequence[Walk], cond: Cond, *, config: Distill) -> list[Part]:
+    """The parts of walks that are known already, one walk per segment, from a single call of the student. Their graph
+    is one: sum the losses before `backward`. `cond` is that of one walk's batch."""
+    sigmas = [torch.full_like(w.times.tau[0], shift_sigma(w.times.segment.tau_src, config.shift)) for w in walks]
+    x, targets = torch.cat([w.x for w in walks]), torch.cat([w.targets for w in walks], 1)
+    arc = student(x, torch.cat(sigmas).to(x), repeat(cond, len(walks)))
+    between = [matched(w.times, window=config.window / SUBSTEPS, shift=config.shift) for w in walks]
+    a, b = (torch.cat(ends, 1).to(targets) for ends in zip(*between, strict=True))
+    errors = velocity_error(arc, targets, a, b).split([len(w.x) for w in walks])
+    return [_part(error.mean(), walk) for error, walk in zip(errors, walks, strict=True)]
+
+
+def _part(error: Float[Tensor, ""], walk: Walk) -> Part:
+    loss = walk.times.segment.length * LOSS_SCALE * 0.5 * error
+    return Part(loss, {"loss": loss.detach(), "distance": error.detach()}, walk)
 
 
 def velocity_error(
-    arc: Arc, targets: Float[Tensor, "states batch *rest"], times: Schedule, *, window: float, shift: float
-) -> Float[Tensor, ""]:
-    """Mean squared difference of the arc's mean velocities after the states and the teacher's at them."""
-    a = left_behind(times.tau, times, shift).to(targets)
-    b = left_behind(matching_end(times, window), times, shift).to(targets)
-    errors = [(arc.mean_velocity(a[i], b[i]) - target).square().mean() for i, target in enumerate(targets)]
-    return torch.stack(errors).mean()
+    arc: Arc,
+    targets: Float[Tensor, "states batch *rest"],
+    a: Float[Tensor, "states batch"],
+    b: Float[Tensor, "states batch"],
+) -> Float[Tensor, " batch"]:
+    """Mean squared difference, per sample, of the arc's mean velocities from `a` to `b` and the teacher's at `a`."""
+    errors = [(arc.mean_velocity(a[i], b[i]) - target).square().flatten(1).mean(1) for i, target in enumerate(targets)]
+    return torch.stack(errors).mean(0)
+
+
+def matched(
+    times: Schedule, *, window: float, shift: float
+) -> tuple[Float[Tensor, "states batch"], Float[Tensor, "states batch"]]:
+    """The intervals of the matched mean velocities, in noise level left behind since the call."""
+    return left_behind(times.tau, times, shift), left_behind(matching_end(times, window), times, shift)
 
 
 def matching_end(times: Schedule, window: float) -> Float[Tensor, "states batch"]:

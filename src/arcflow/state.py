@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -87,8 +87,23 @@ class Progress:
     """The last measured distance to the teacher."""
 
 
+@runtime_checkable
+class Memory(Protocol):
+    """Tensors beside the weights that a run cannot go on without."""
+
+    def state(self) -> dict[str, Tensor]: ...
+
+    def load(self, state: dict[str, Tensor]) -> None: ...
+
+
 def save_checkpoint(
-    folder: Path, progress: Progress, parameters: Parameters, ema: Ema, optimizer: torch.optim.Optimizer, keep: int = 2
+    folder: Path,
+    progress: Progress,
+    parameters: Parameters,
+    ema: Ema,
+    optimizer: torch.optim.Optimizer,
+    keep: int = 2,
+    memory: Memory | None = None,
 ) -> Path:
     """Write a checkpoint, whole or not at all, and remove all but the newest `keep`."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -96,6 +111,7 @@ def save_checkpoint(
     tensors |= {f"ema.{name}": w for name, w in ema.weights.items()}
     for name, p in parameters.items():
         tensors |= {f"optimizer.{key}.{name}": value for key, value in optimizer.state[p].items()}
+    tensors |= {f"memory.{name}": value for name, value in (memory.state() if memory else {}).items()}
     path = folder / f"{progress.step:08d}.safetensors"
     tensors = {name: value.cpu().contiguous() for name, value in tensors.items()}
     metadata = {"progress": json.dumps(vars(progress))}
@@ -111,6 +127,7 @@ def restore(
     ema: Ema,
     optimizer: torch.optim.Optimizer,
     log: Callable[[str], None] = print,
+    memory: Memory | None = None,
 ) -> Progress:
     """Put the newest whole checkpoint in place, if there is one. Broken files are named and passed over."""
     for leftover in folder.glob("*.tmp"):
@@ -125,6 +142,9 @@ def restore(
             log(f"skipping {path}: not a whole checkpoint ({error})")
             continue
         _put(tensors, parameters, ema, optimizer, path)
+        if memory:
+            kept = {name: value for name, value in tensors.items() if name.startswith("memory.")}
+            memory.load({name.removeprefix("memory."): value for name, value in kept.items()})
         return progress
     return Progress()
 

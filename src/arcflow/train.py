@@ -31,8 +31,9 @@ from arcflow import adapter, backbone, basis, student
 from arcflow.backbone import Cond
 from arcflow.config import Model, Optim, Run, from_json, to_json
 from arcflow.data import PromptData, Table, rows
-from arcflow.objective import distill, teacher_ratio
-from arcflow.path import step_grid
+from arcflow.objective import Part, Walk, distill, rehearse, teacher_ratio
+from arcflow.path import segments, step_grid
+from arcflow.replay import Replay
 from arcflow.rollout import Student, Teacher, arcs, euler, guided
 from arcflow.state import Ema, Log, Progress, ema_beta, restore, save_checkpoint, seed_of, write_atomic
 
@@ -59,7 +60,8 @@ def train(config: Run, pipe: Any = None, log: Callable[[str], None] = tqdm.write
     walker, teacher = views(pipe.transformer, negative, config.distill.teacher_cfg)
     ema, optimizer = Ema(parameters), adamw(parameters, optim)
     turned = step_directions(parameters, config)
-    progress = restore(folder / "checkpoints", parameters, ema, optimizer, log)
+    replay = Replay(config.distill.replay_batches, segments(config.distill.steps, config.distill.final_step_scale))
+    progress = restore(folder / "checkpoints", parameters, ema, optimizer, log, replay)
     before = progress.seconds
 
     def batch(prompts: list[str], seeds: list[int]) -> tuple[Tensor, Cond]:
@@ -85,7 +87,15 @@ def train(config: Run, pipe: Any = None, log: Callable[[str], None] = tqdm.write
             if step == 0:
                 measure()
             torch.manual_seed(seed_of(config.seed, "dropout", step))
-            logs = accumulate(walker, teacher, *batch(*data.batch(step)), config=config, step=step)
+            walked, later = divmod(step, config.distill.replay + 1)
+            fresh: list[list[Walk]] = []
+            if later and replay.batches:
+                drawn = Generator().manual_seed(seed_of(config.seed, "replay", step))
+                samples, kept = replay.draw(optim.batch, drawn, device)
+                cond = encode([data.prompt(sample) for sample in samples])
+                logs = rehearsal(walker, kept, cond, config=config, step=step)
+            else:
+                logs, fresh = accumulate(walker, teacher, *batch(*data.batch(walked)), config=config, step=step)
             limit = optim.clip if step >= optim.clip_from else math.inf
             norm = float(torch.nn.utils.clip_grad_norm_(parameters.values(), limit))
             if math.isfinite(norm):
@@ -93,6 +103,8 @@ def train(config: Run, pipe: Any = None, log: Callable[[str], None] = tqdm.write
                 with turned():
                     optimizer.step()
                 ema.update(ema_beta(step, optim.ema_from, optim.ema_power))
+                if fresh:
+                    replay.keep(walked * optim.batch, fresh)
             else:
                 progress.skipped += 1
             optimizer.zero_grad()
@@ -110,7 +122,7 @@ def train(config: Run, pipe: Any = None, log: Callable[[str], None] = tqdm.write
             if stop or last or progress.step % config.save_every == 0:
                 progress.seconds = before + time.monotonic() - started
                 journal.sync()
-                save_checkpoint(folder / "checkpoints", progress, parameters, ema, optimizer, config.keep)
+                save_checkpoint(folder / "checkpoints", progress, parameters, ema, optimizer, config.keep, replay)
             if stop:
                 break
     if progress.step < optim.iterations:
@@ -254,22 +266,55 @@ def set_rate(optimizer: torch.optim.Optimizer, fraction: float) -> None:
         group["lr"] = group["peak"] * fraction
 
 
-def accumulate(walker: Student, teacher: Teacher, x: Tensor, cond: Cond, *, config: Run, step: int) -> dict[str, float]:
-    """Add a batch's gradient to the parameters, one backward pass per segment and micro-batch; the losses to log."""
+def accumulate(
+    walker: Student, teacher: Teacher, x: Tensor, cond: Cond, *, config: Run, step: int
+) -> tuple[dict[str, float], list[list[Walk]]]:
+    """Add a batch's gradient to the parameters, one backward pass per segment and micro-batch: the losses to log, and
+    each segment's walks if they are to be kept."""
     draws = Generator().manual_seed(seed_of(config.seed, "draws", step))
     ratio = teacher_ratio(step, config.distill.decay)
-    losses, errors = [torch.zeros(config.distill.steps, device=x.device) for _ in range(2)]
+    tally = Tally(config.distill.steps, x.device)
+    walks: list[list[Walk]] = [[] for _ in range(config.distill.steps)] if config.distill.replay else []
     for part in micro_batches(len(x), config.optim):
-        share = len(x[part]) / len(x)
         objective = distill(
             walker, teacher, x[part], rows(cond, part), config=config.distill, ratio=ratio, generator=draws
         )
+        share = len(x[part]) / len(x)
         for i, segment in enumerate(objective):
             (share * segment.loss).backward()
-            losses[i] += share * segment.logs["loss"]
-            errors[i] += share * segment.logs["distance"]
-    by_segment = {f"loss_{i}": loss for i, loss in enumerate(losses.tolist(), 1)}
-    return {"loss": float(losses.sum()), **by_segment, "velocity_error": float(errors.mean()), "teacher_ratio": ratio}
+            tally.add(i, segment, share)
+            if walks:
+                walks[i].append(segment.walk)
+    return tally.logs(ratio), walks
+
+
+def rehearsal(walker: Student, walks: list[Walk], cond: Cond, *, config: Run, step: int) -> dict[str, float]:
+    """Add the gradient of kept walks to the parameters, one backward pass per micro-batch: the losses to log."""
+    count = len(walks[0].x)
+    tally = Tally(config.distill.steps, walks[0].x.device)
+    for part in micro_batches(count, config.optim):
+        parts = rehearse(walker, [walk[part] for walk in walks], rows(cond, part), config=config.distill)
+        share = len(walks[0].x[part]) / count
+        (share * torch.stack([segment.loss for segment in parts]).sum()).backward()
+        for i, segment in enumerate(parts):
+            tally.add(i, segment, share)
+    return tally.logs(teacher_ratio(step, config.distill.decay))
+
+
+class Tally:
+    """Losses of an iteration, by segment."""
+
+    def __init__(self, steps: int, device: torch.device) -> None:
+        self.losses, self.errors = [torch.zeros(steps, device=device) for _ in range(2)]
+
+    def add(self, i: int, part: Part, share: float) -> None:
+        self.losses[i] += share * part.logs["loss"]
+        self.errors[i] += share * part.logs["distance"]
+
+    def logs(self, ratio: float) -> dict[str, float]:
+        by_segment = {f"loss_{i}": loss for i, loss in enumerate(self.losses.tolist(), 1)}
+        total, error = float(self.losses.sum()), float(self.errors.mean())
+        return {"loss": total, **by_segment, "velocity_error": error, "teacher_ratio": ratio}
 
 
 def micro_batches(count: int, optim: Optim) -> Iterator[slice]:
