@@ -224,6 +224,8 @@ def test_the_matching_interval_ends_with_the_segment():
 def test_the_ratio_falls_from_one_to_zero():
     assert [teacher_ratio(i, 2000) for i in (0, 500, 1000, 2000, 9000)] == [1.0, 0.75, 0.5, 0.0, 0.0]
     assert teacher_ratio(0, 0) == 0.0
+    assert [teacher_ratio(i, 100, hold=50) for i in (0, 50, 100, 150)] == [1.0, 1.0, 0.5, 0.0]
+    assert [teacher_ratio(i, 0, hold=50) for i in (49, 50)] == [1.0, 0.0]
 
 
 def test_a_two_step_student_learns_to_beat_two_euler_steps():

@@ -238,7 +238,7 @@ def test_a_step_that_is_not_finite_is_skipped_and_counted(tmp_path):
     assert all(value.isfinite().all() for value in finished(tmp_path)[0].values())
 
 
-REPLAY = {"distill__replay": 2, "distill__replay_batches": 2, "distill__decay": None}
+REPLAY = {"distill__hold": 9, "distill__replay": 2, "distill__replay_batches": 2}
 
 
 def test_kept_walks_are_trained_on_without_the_teacher(tmp_path):
@@ -254,8 +254,8 @@ def test_kept_walks_are_trained_on_without_the_teacher(tmp_path):
     folder = train(config(tmp_path, eval_every=100, **REPLAY), pipe, quiet)
     by_iteration = [size for size in calls if size]
     walking, kept = [4, 4], [8]  # a call for each segment, or one for both
-    assert by_iteration == (walking + kept * 2) * 4
-    assert len([size for size in calls[calls.index(4) : -2] if not size]) == 4 * 2 * 4  # segments, states, times asked
+    assert by_iteration == (walking + kept * 2) * 3 + walking * 3  # on kept walks only while the ratio is held
+    assert len([size for size in calls[calls.index(4) : -2] if not size]) == 2 * 4 * 6  # segments, states, times asked
     losses = [line["loss"] for line in read_log(folder / "log.jsonl") if "loss" in line]
     assert losses[-1] < losses[0]
 

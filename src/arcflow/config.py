@@ -83,11 +83,12 @@ class Distill:
     """Where the next segment starts: at the end of the walk, as published, or where the student's own arc ends."""
     mode_dropout: float = 0.1
     """Probability that a mode is left out of the copy that walks to the states."""
-    decay: int | None = 2000
-    """Iterations over which the teacher ratio falls from 1 (the teacher's path) to 0 (the student's own); None keeps
-    it at 1."""
+    hold: int = 0
+    """Iterations before the teacher ratio begins to fall."""
+    decay: int = 2000
+    """Iterations over which the teacher ratio falls from 1 (the teacher's path) to 0 (the student's own)."""
     replay: int = 0
-    """Iterations on kept walks after each one that asks the teacher; 0, as published, asks it every time."""
+    """While the ratio is held: iterations on kept walks after each one that asks the teacher; 0 asks it every time."""
     replay_batches: int = 32
     """How many batches of walks are kept for that."""
 
@@ -101,10 +102,11 @@ class Distill:
         _check(0 <= self.window < 128, "distill.window", self.window, "0 to 127", "the published value is 3")
         dropout = self.mode_dropout
         _check(0 <= dropout < 1, "distill.mode_dropout", dropout, "0 <= p < 1", "the published value is 0.1")
-        decay = self.decay
-        remedy = "0 starts on the student's own path"
-        _check(decay is None or decay >= 0, "distill.decay", decay, "None, or 0 or more", remedy)
+        _check(self.hold >= 0, "distill.hold", self.hold, "0 or more", "0 lets the ratio fall from the start")
+        _check(self.decay >= 0, "distill.decay", self.decay, "0 or more", "0 starts on the student's own path")
         _check(self.replay >= 0, "distill.replay", self.replay, "0 or more", "0 asks the teacher in every iteration")
+        if self.replay:
+            _check(self.hold > 0, "distill.hold", self.hold, "1 or more with replay", "walks are kept while it lasts")
         kept = self.replay_batches
         _check(kept >= 1, "distill.replay_batches", kept, "1 or more", "set distill.replay to 0 to keep none")
 
@@ -243,13 +245,27 @@ class Run:
 
 def world() -> Run:
     """The shipped small teacher in two steps, as well as it goes: at most 90 minutes on two CPU cores."""
-    optim = Optim(iterations=7500, batch=32, lr=5e-4, lr_log_gamma=5e-5, cooldown="cosine", cooldown_iterations=4000)
     return Run(
         out="runs/world",
+        eval_every=500,
         stop_after=88.0,
-        model=Model(rank=64, dropout=0.0),
-        distill=Distill(decay=500),
-        optim=optim,
+        model=Model(rank=16, dropout=0.0, targets="all"),
+        distill=Distill(
+            states=6, spread="stratified", solver="adams", handover="student", hold=5500, decay=300, replay=15
+        ),
+        data=Data(count=16_384),
+        optim=Optim(
+            iterations=7100,
+            batch=32,
+            lr=3e-3,
+            lr_log_gamma=2e-4,
+            directions="segment",
+            warmup=20,
+            cooldown="cosine",
+            cooldown_iterations=6000,
+            clip_from=20,
+            ema_from=20,
+        ),
     )
 
 

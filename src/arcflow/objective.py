@@ -58,11 +58,10 @@ class Droppable(Arc, Protocol):
     def drop_modes(self, p: float, generator: Generator | None = None) -> Arc: ...
 
 
-def teacher_ratio(iteration: int, decay: int | None) -> float:
-    """The teacher's share in the walk to the states: from 1 to 0 over the first `decay` iterations, or 1 for good."""
-    if decay is None:
-        return 1.0
-    return 1.0 - min(iteration, decay) / decay if decay else 0.0
+def teacher_ratio(iteration: int, decay: int, hold: int = 0) -> float:
+    """The teacher's share in the walk to the states: 1 for `hold` iterations, then falling to 0 over `decay`."""
+    after = min(max(iteration - hold, 0), decay)
+    return 1.0 - after / decay if decay else float(iteration < hold)
 
 
 def distill(

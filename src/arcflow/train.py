@@ -87,13 +87,12 @@ def train(config: Run, pipe: Any = None, log: Callable[[str], None] = tqdm.write
             if step == 0:
                 measure()
             torch.manual_seed(seed_of(config.seed, "dropout", step))
-            walked, later = divmod(step, config.distill.replay + 1)
-            fresh: list[list[Walk]] = []
-            if later and replay.batches:
+            walked, fresh = walks_before(step, config), list[list[Walk]]()
+            if walks_before(step + 1, config) == walked and replay.batches:
                 drawn = Generator().manual_seed(seed_of(config.seed, "replay", step))
                 samples, kept = replay.draw(optim.batch, drawn, device)
                 cond = encode([data.prompt(sample) for sample in samples])
-                logs = rehearsal(walker, kept, cond, config=config, step=step)
+                logs = rehearsal(walker, kept, cond, config=config)
             else:
                 logs, fresh = accumulate(walker, teacher, *batch(*data.batch(walked)), config=config, step=step)
             limit = optim.clip if step >= optim.clip_from else math.inf
@@ -266,13 +265,19 @@ def set_rate(optimizer: torch.optim.Optimizer, fraction: float) -> None:
         group["lr"] = group["peak"] * fraction
 
 
+def walks_before(step: int, config: Run) -> int:
+    """How many iterations before `step` ask the teacher: one in `replay` + 1 while the ratio is held, then all."""
+    held = min(step, config.distill.hold)
+    return math.ceil(held / (config.distill.replay + 1)) + step - held
+
+
 def accumulate(
     walker: Student, teacher: Teacher, x: Tensor, cond: Cond, *, config: Run, step: int
 ) -> tuple[dict[str, float], list[list[Walk]]]:
     """Add a batch's gradient to the parameters, one backward pass per segment and micro-batch: the losses to log, and
     each segment's walks if they are to be kept."""
     draws = Generator().manual_seed(seed_of(config.seed, "draws", step))
-    ratio = teacher_ratio(step, config.distill.decay)
+    ratio = teacher_ratio(step, config.distill.decay, config.distill.hold)
     tally = Tally(config.distill.steps, x.device)
     walks: list[list[Walk]] = [[] for _ in range(config.distill.steps)] if config.distill.replay else []
     for part in micro_batches(len(x), config.optim):
@@ -288,7 +293,7 @@ def accumulate(
     return tally.logs(ratio), walks
 
 
-def rehearsal(walker: Student, walks: list[Walk], cond: Cond, *, config: Run, step: int) -> dict[str, float]:
+def rehearsal(walker: Student, walks: list[Walk], cond: Cond, *, config: Run) -> dict[str, float]:
     """Add the gradient of kept walks to the parameters, one backward pass per micro-batch: the losses to log."""
     count = len(walks[0].x)
     tally = Tally(config.distill.steps, walks[0].x.device)
@@ -298,7 +303,7 @@ def rehearsal(walker: Student, walks: list[Walk], cond: Cond, *, config: Run, st
         (share * torch.stack([segment.loss for segment in parts]).sum()).backward()
         for i, segment in enumerate(parts):
             tally.add(i, segment, share)
-    return tally.logs(teacher_ratio(step, config.distill.decay))
+    return tally.logs(1.0)
 
 
 class Tally:
