@@ -74,7 +74,7 @@ def shorten(recipe: config.Run) -> config.Run:
         eval_every=10,
         data=replace(recipe.data, count=256, held_out_count=8),
         optim=replace(recipe.optim, iterations=30, batch=16, warmup=5, cooldown_iterations=15),
-        distill=replace(recipe.distill, decay=10),
+        distill=replace(recipe.distill, hold=20, decay=5),
     )
 
 
