@@ -14,10 +14,6 @@ import arcflow
 from arcflow import cli, config
 from arcflow.doctor import diagnose
 
-ASSETS = Path(arcflow.__file__).parent / "assets"
-needs_teacher = pytest.mark.skipif(not (ASSETS / "teacher").is_dir(), reason="the trained teacher is not in this tree")
-needs_adapter = pytest.mark.skipif(not (ASSETS / "adapter").is_dir(), reason="the trained adapter is not in this tree")
-
 
 def arcflow_command(*words: str, timeout: float = 60) -> subprocess.CompletedProcess[str]:
     """Run the command as a user does."""
@@ -144,7 +140,6 @@ def test_the_version_is_the_packages(capsys) -> None:
     assert capsys.readouterr().out == f"arcflow {arcflow.__version__}\n"
 
 
-@needs_adapter
 def test_a_sample_answers_in_seconds(tmp_path, capsys) -> None:
     words = [
         "sample",
@@ -163,7 +158,6 @@ def test_a_sample_answers_in_seconds(tmp_path, capsys) -> None:
     assert "0 new pictures; 2 of 2 are listed" in capsys.readouterr().out
 
 
-@needs_teacher
 @pytest.mark.slow
 def test_a_new_user_runs_the_quick_demo(tmp_path) -> None:
     done = arcflow_command("demo", "--quick", "--out", str(tmp_path), timeout=400)

@@ -198,7 +198,7 @@ class Evaluate:
         results, samples = evaluate.compare(
             pipe, adapter, prompts, judge=accuracy, seeds=self.seeds, first_seed=FIRST_SEED, progress=True, **size
         )
-        about = evaluate.about(command=f"arcflow {' '.join(sys.argv[1:])}", adapter=str(adapter))
+        about = evaluate.about(command=f"arcflow {' '.join(sys.argv[1:])}", adapter=self.adapter)
         evaluate.save_results({**results, "about": about}, self.out / "results.json")
         ways = [evaluate.tracks(pipe, adapter, text, FIRST_SEED + i * self.seeds, **size) for i, text in three(prompts)]
         log = adapter.parent / "log.jsonl"
