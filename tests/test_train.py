@@ -17,10 +17,11 @@ from arcflow import attach, backbone, student
 from arcflow.adapter import read_info
 from arcflow.config import Data, Distill, Model, Optim, Run, from_json
 from arcflow.objective import Part, Walk
+from arcflow.optim import adamw, rate
 from arcflow.path import Segment, step_grid
 from arcflow.rollout import Schedule, arcs
 from arcflow.state import read_log
-from arcflow.train import accumulate, adamw, claim, rate, torch_device, train
+from arcflow.train import accumulate, claim, torch_device, train
 
 ITERATIONS = 12
 

@@ -8,14 +8,14 @@ it); a large one encodes every batch.
 """
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from arcflow.backbone import Cond
-from arcflow.config import Data
+from arcflow.config import Data, Optim
 from arcflow.state import seed_of
 
 CHUNK = 64
@@ -36,6 +36,12 @@ def repeat(cond: Cond, times: int) -> Cond:
 def rows(cond: Cond, part: slice) -> Cond:
     """Conditioning of some samples of a batch."""
     return {name: value if shared(name) else value[part] for name, value in cond.items()}
+
+
+def micro_batches(count: int, optim: Optim) -> Iterator[slice]:
+    """A batch in pieces that fit in memory."""
+    size = optim.micro_batch or optim.batch
+    return (slice(i, min(i + size, count)) for i in range(0, count, size))
 
 
 class PromptData:

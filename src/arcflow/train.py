@@ -2,13 +2,10 @@
 
 One `for` over iterations: noise and conditioning of iteration n, one backward pass per segment and micro-batch, one
 AdamW step, one step of the average. Everything random in iteration n derives from (seed, n), so a run that was killed
-goes on from its last checkpoint to the same bits. The distance shown is the mean squared difference between the final
-latents of the averaged student and those of the teacher's many Euler steps from the same noise, on held-out prompts;
-the teacher's ends are computed once and kept in the run folder. Settings: arXiv 2602.09014.
+goes on from its last checkpoint to the same bits. Settings: arXiv 2602.09014.
 """
 
 import dataclasses
-import hashlib
 import json
 import math
 import os
@@ -16,29 +13,27 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Generator, Tensor
 from tqdm import tqdm
 
-from arcflow import adapter, backbone, basis, student
+from arcflow import adapter, backbone, student
 from arcflow.backbone import Cond
-from arcflow.config import Model, Optim, Run, from_json, to_json
-from arcflow.data import PromptData, Table, rows
+from arcflow.config import Model, Run, from_json, to_json
+from arcflow.data import PromptData, Table, micro_batches, rows
+from arcflow.gauge import Gauge
 from arcflow.objective import Part, Walk, distill, rehearse, teacher_ratio
-from arcflow.path import segments, step_grid
+from arcflow.optim import adamw, rate, set_rate, step_directions
+from arcflow.path import segments
 from arcflow.replay import Replay
-from arcflow.rollout import Student, Teacher, arcs, euler, guided
+from arcflow.rollout import Student, Teacher, guided
 from arcflow.state import Ema, Log, Progress, ema_beta, restore, save_checkpoint, seed_of, write_atomic
 
-EULER_STEPS = (2, 4, 8)
-"""Plain Euler runs of the teacher that put the distance into proportion."""
 FREE = ("out", "device", "eval_every", "save_every", "keep", "log_every", "stop_after")
 """Settings that may change when a run is taken up again."""
 
@@ -229,42 +224,6 @@ def views(net: Any, negative: Cond | None, scale: float) -> tuple[Student, Teach
     return walker, teacher if negative is None else guided(teacher, negative, scale)
 
 
-def adamw(parameters: dict[str, torch.nn.Parameter], optim: Optim) -> torch.optim.AdamW:
-    """AdamW with a rate of its own for the head's log-gamma part."""
-    gammas = [p for name, p in parameters.items() if "_loggamma." in name]
-    others = [p for name, p in parameters.items() if "_loggamma." not in name]
-    groups = [{"params": others, "peak": optim.lr}, {"params": gammas, "peak": optim.lr_log_gamma}]
-    fused = others[0].device.type in ("cpu", "cuda")
-    return torch.optim.AdamW(groups, betas=optim.betas, weight_decay=optim.weight_decay, fused=fused)
-
-
-def step_directions(
-    parameters: dict[str, torch.nn.Parameter], config: Run
-) -> Callable[[], AbstractContextManager[None]]:
-    """What an optimizer step runs in, see `optim.directions`."""
-    if config.optim.directions == "modes":
-        return nullcontext
-    grid = step_grid(config.distill.steps, config.distill.shift, config.distill.final_step_scale)
-    means = [p for name, p in parameters.items() if "_means." in name]
-    mix = basis.directions(config.model.modes, float((grid[:-1] - grid[1:]).max()))
-    return lambda: basis.along(mix, means)
-
-
-def rate(iteration: int, optim: Optim) -> float:
-    """Fraction of the learning rate at an iteration counted from 0: warm-up, constant, cooldown if there is one."""
-    if iteration < optim.warmup:
-        return 1 - (1 - iteration / optim.warmup) * (1 - optim.warmup_start)
-    left = (optim.iterations - iteration) / max(optim.cooldown_iterations, 1)
-    if optim.cooldown == "none" or left >= 1:
-        return 1.0
-    return left if optim.cooldown == "linear" else 0.5 - 0.5 * math.cos(math.pi * left)
-
-
-def set_rate(optimizer: torch.optim.Optimizer, fraction: float) -> None:
-    for group in optimizer.param_groups:
-        group["lr"] = group["peak"] * fraction
-
-
 def walks_before(step: int, config: Run) -> int:
     """How many iterations before `step` ask the teacher: one in `replay` + 1 while the ratio is held, then all."""
     held = min(step, config.distill.hold)
@@ -320,57 +279,6 @@ class Tally:
         by_segment = {f"loss_{i}": loss for i, loss in enumerate(self.losses.tolist(), 1)}
         total, error = float(self.losses.sum()), float(self.errors.mean())
         return {"loss": total, **by_segment, "velocity_error": error, "teacher_ratio": ratio}
-
-
-def micro_batches(count: int, optim: Optim) -> Iterator[slice]:
-    """A batch in pieces that fit in memory."""
-    size = optim.micro_batch or optim.batch
-    return (slice(i, min(i + size, count)) for i in range(0, count, size))
-
-
-class Gauge:
-    """Distance to the teacher on held-out prompts: mean squared difference of final latents from the same noise."""
-
-    def __init__(
-        self, config: Run, teacher: Teacher, x: Tensor, cond: Cond, cache: Path, log: Callable[[str], None]
-    ) -> None:
-        self.x, self.cond, self.distill = x, cond, config.distill
-        self.parts = list(micro_batches(len(x), config.optim))
-        key = self._key(config)
-        known = _cached(cache, key)
-        if known is None:
-            log(f"teacher: {len(x)} held-out images in {config.data.teacher_steps} steps (once)")
-            known = self._teacher_end(teacher, config.data.teacher_steps)
-            write_atomic(cache, lambda path: save_file({"x": known.cpu()}, path, {"key": key}))
-        self.end = known.to(x.device)
-        self.euler = {f"euler_{n}": self._error(self._teacher_end(teacher, n)) for n in EULER_STEPS}
-
-    def distance(self, walker: Student) -> float:
-        """Of the student at its own number of steps."""
-        sigmas = step_grid(self.distill.steps, self.distill.shift, self.distill.final_step_scale)
-        return self._error(torch.cat([arcs(walker, self.x[p], rows(self.cond, p), sigmas) for p in self.parts]))
-
-    def _error(self, x: Tensor) -> float:
-        return float((x - self.end).square().mean())
-
-    def _teacher_end(self, teacher: Teacher, steps: int) -> Tensor:
-        sigmas = step_grid(steps, self.distill.shift)
-        return torch.cat([euler(teacher, self.x[p], rows(self.cond, p), sigmas) for p in self.parts])
-
-    def _key(self, config: Run) -> str:
-        """Everything the teacher's ends depend on, hashed."""
-        settings = (config.model.base, config.model.dtype, config.data.teacher_steps)
-        digest = hashlib.sha256(repr((settings, self.distill.shift, self.distill.teacher_cfg)).encode())
-        for value in (self.x, *(self.cond[name] for name in sorted(self.cond))):
-            digest.update(value.cpu().float().numpy().tobytes())
-        return digest.hexdigest()
-
-
-def _cached(path: Path, key: str) -> Tensor | None:
-    if not path.exists():
-        return None
-    with safe_open(path, "pt") as file:
-        return file.get_tensor("x") if file.metadata()["key"] == key else None
 
 
 @contextmanager

@@ -1,0 +1,70 @@
+"""The distance to the teacher while a run goes on.
+
+Mean squared difference between the final latents of the student and those of the teacher's many Euler steps, from the
+same noise, on held-out prompts. The teacher's ends are computed once and kept in the run folder, under a key of
+everything they depend on.
+"""
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from arcflow.backbone import Cond
+from arcflow.config import Run
+from arcflow.data import micro_batches, rows
+from arcflow.path import step_grid
+from arcflow.rollout import Student, Teacher, arcs, euler
+from arcflow.state import write_atomic
+
+EULER_STEPS = (2, 4, 8)
+"""Plain Euler runs of the teacher that put the distance into proportion."""
+
+
+class Gauge:
+    """Distance to the teacher on held-out prompts: mean squared difference of final latents from the same noise."""
+
+    def __init__(
+        self, config: Run, teacher: Teacher, x: Tensor, cond: Cond, cache: Path, log: Callable[[str], None]
+    ) -> None:
+        self.x, self.cond, self.distill = x, cond, config.distill
+        self.parts = list(micro_batches(len(x), config.optim))
+        key = self._key(config)
+        known = _cached(cache, key)
+        if known is None:
+            log(f"teacher: {len(x)} held-out images in {config.data.teacher_steps} steps (once)")
+            known = self._teacher_end(teacher, config.data.teacher_steps)
+            write_atomic(cache, lambda path: save_file({"x": known.cpu()}, path, {"key": key}))
+        self.end = known.to(x.device)
+        self.euler = {f"euler_{n}": self._error(self._teacher_end(teacher, n)) for n in EULER_STEPS}
+
+    def distance(self, walker: Student) -> float:
+        """Of the student at its own number of steps."""
+        sigmas = step_grid(self.distill.steps, self.distill.shift, self.distill.final_step_scale)
+        return self._error(torch.cat([arcs(walker, self.x[p], rows(self.cond, p), sigmas) for p in self.parts]))
+
+    def _error(self, x: Tensor) -> float:
+        return float((x - self.end).square().mean())
+
+    def _teacher_end(self, teacher: Teacher, steps: int) -> Tensor:
+        sigmas = step_grid(steps, self.distill.shift)
+        return torch.cat([euler(teacher, self.x[p], rows(self.cond, p), sigmas) for p in self.parts])
+
+    def _key(self, config: Run) -> str:
+        """Everything the teacher's ends depend on, hashed."""
+        settings = (config.model.base, config.model.dtype, config.data.teacher_steps)
+        digest = hashlib.sha256(repr((settings, self.distill.shift, self.distill.teacher_cfg)).encode())
+        for value in (self.x, *(self.cond[name] for name in sorted(self.cond))):
+            digest.update(value.cpu().float().numpy().tobytes())
+        return digest.hexdigest()
+
+
+def _cached(path: Path, key: str) -> Tensor | None:
+    if not path.exists():
+        return None
+    with safe_open(path, "pt") as file:
+        return file.get_tensor("x") if file.metadata()["key"] == key else None
