@@ -8,6 +8,7 @@ import pytest
 import torch
 from conftest import perturb, save_style
 
+import arcflow
 from arcflow import adapter, student
 
 GUIDES = Path(__file__).parent.parent / "docs"
@@ -35,11 +36,29 @@ def small_world(flux, tmp_path, monkeypatch):
 
 @pytest.mark.filterwarnings("ignore:Already found a `peft_config`")
 @pytest.mark.parametrize("quantized", [False, True])
-def test_the_blocks_of_a_guide_run_one_after_the_other(small_world, quantized, guide="sampling.md"):
+def test_the_blocks_of_sampling_run_one_after_the_other(small_world, quantized):
     if quantized:
         pytest.importorskip("torchao")
     names: dict = {}
     torch.manual_seed(0)
-    for block in [block for block in blocks(guide) if quantized or "torchao" not in block]:
-        exec(compile(block, guide, "exec"), names)
+    for block in [block for block in blocks("sampling.md") if quantized or "torchao" not in block]:
+        exec(compile(block, "sampling.md", "exec"), names)
     assert names["image"].size == (16, 16)
+
+
+@pytest.mark.parametrize("quantized", [False, True])
+def test_every_way_to_fit_a_card_leaves_a_pipeline_that_draws(small_world, quantized, flux, monkeypatch):
+    """Without a card: `cuda` reads `cpu`, and model offload, which insists on one, is taken as called."""
+    if quantized:
+        pytest.importorskip("bitsandbytes")
+    offloaded: list = []
+    for name in ("vae", "text_encoder", "text_encoder_2"):  # group offload leaves its hooks on them
+        setattr(flux, name, copy.deepcopy(getattr(flux, name)))
+    monkeypatch.setattr(type(flux), "enable_model_cpu_offload", lambda pipe: offloaded.append(pipe))
+    names: dict = {}
+    for block in [block for block in blocks("memory.md") if quantized or "quant" not in block]:
+        exec(compile(block.replace('"cuda"', '"cpu"').replace(", use_stream=True", ""), "memory.md", "exec"), names)
+        if "attach" in block:
+            assert names["pipe"]("a red cube", num_inference_steps=2).images[0].size == (16, 16)
+            arcflow.detach(names["pipe"])
+    assert len(offloaded) == 1 + quantized
