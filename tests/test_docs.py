@@ -80,10 +80,11 @@ def test_the_changelog_knows_the_version() -> None:
 
 @pytest.mark.parametrize("name", ["shipped", "demo"])
 def test_numbers_in_the_readme_are_those_of_a_run(name) -> None:
-    from benchmarks.readme_table import put, table
+    from arcflow.report import markdown_table
+    from benchmarks.readme_table import put
 
     stored, text = ROOT / "benchmarks" / "results" / f"{name}.json", read("README.md")
-    content = table(json.loads(stored.read_text("utf-8"))) if stored.exists() else "Not measured yet."
+    content = markdown_table(json.loads(stored.read_text("utf-8"))) if stored.exists() else "Not measured yet."
     assert put(text, f"results:{name}", content) == text
 
 

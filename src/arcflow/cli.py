@@ -4,6 +4,7 @@
     arcflow train     distil with a recipe: world, world-quick, flux, qwen-image
     arcflow sample    prompts to PNG files in a few steps
     arcflow evaluate  teacher, plain Euler and student side by side
+    arcflow export    an adapter in either layout, with a model card; on the Hub if wanted
     arcflow world     the built-in world: render, check, train and score its teacher
     arcflow doctor    what is here, what is missing, how to get it
 
@@ -211,6 +212,47 @@ class Evaluate:
         print(f"report: {self.out / 'report.html'}\nnumbers: {self.out / 'results.json'}")
 
 
+@dataclass(frozen=True, kw_only=True)
+class Export:
+    """An adapter ready for others: in our layout or the authors', with a model card, and on the Hub if wanted."""
+
+    adapter: str
+    """Adapter folder, or Hub "owner/name:subfolder"."""
+    out: Path = Path("out/export")
+    """Folder to write: the adapter's files, README.md and the curves."""
+    layout: Literal["arcflow", "published"] = "arcflow"
+    """"arcflow" keeps all that sampling needs, "published" is what the authors' code reads (float16)."""
+    model: str | None = None
+    """The base, needed to change the layout: "world", a diffusers pipeline folder, or a Hub id."""
+    results: Path | None = None
+    """A results.json of `arcflow evaluate`, for the card."""
+    push: str | None = None
+    """Hub repository "owner/name" to put it in."""
+    private: bool = False
+    """Make that repository a private one."""
+
+    def run(self) -> None:
+        from arcflow import publish
+        from arcflow.adapter import read_info
+
+        if self.results and not self.results.is_file():
+            raise ValueError(f"no file {self.results}: expected a results.json of `arcflow evaluate`; check --results")
+        transformer = open_transformer(self.model, read_info(self.adapter).family) if self.model else None
+        log = Path(self.adapter).parent / "log.jsonl"
+        publish.export(
+            self.adapter,
+            self.out,
+            layout=self.layout,
+            transformer=transformer,
+            log=log if log.is_file() else None,
+            results=self.results,
+            name=self.push or "path/to/adapter",
+        )
+        print(f"adapter and card: {self.out}")
+        if self.push:
+            print(f"pushed: {publish.push(self.out, self.push, private=self.private)}")
+
+
 def three(prompts: Sequence[str]) -> list[tuple[int, str]]:
     """The images whose paths the report draws: of the first six, one for each skill, every other one."""
     return list(enumerate(prompts))[:6][::2]
@@ -255,6 +297,18 @@ def open_pipe(model: str, device: str, dtype: str) -> Any:
     return load_pipe(config.Model(base=model, dtype=dtype)).to(where)  # type: ignore[arg-type]
 
 
+def open_transformer(model: str, family: str) -> Any:
+    """A base's transformer alone, on the CPU."""
+    if model == SHIPPED:
+        return open_pipe(model, "cpu", "float32").transformer
+    import diffusers
+
+    from arcflow.backbone import FAMILIES
+
+    row = next(row for row in FAMILIES if row.name == family)
+    return getattr(diffusers, row.transformer).from_pretrained(model, subfolder="transformer", torch_dtype="auto")
+
+
 def size_of(model: str, height: int | None, width: int | None) -> tuple[int, int]:
     """Image size in pixels, completed by the model's own."""
     side = height or width or (64 if model == SHIPPED else 1024)
@@ -266,11 +320,12 @@ Command = (
     | Annotated[Train, subcommand("train")]
     | Annotated[Sample, subcommand("sample")]
     | Annotated[Evaluate, subcommand("evaluate")]
+    | Annotated[Export, subcommand("export")]
     | Annotated[World, subcommand("world")]
     | Annotated[Doctor, subcommand("doctor")]
 )
 CHOICES = {
-    (): ["demo", "train", "sample", "evaluate", "world", "doctor"],
+    (): ["demo", "train", "sample", "evaluate", "export", "world", "doctor"],
     ("train",): [*RECIPES],
     ("world",): ["render", "check", "train", "score"],
 }

@@ -174,6 +174,29 @@ def _numbers(results: dict[str, dict[str, Any]]) -> str:
     return f"<table><tr><th></th>{head}</tr>{''.join(lines)}</table>"
 
 
+def markdown_table(results: dict[str, Any]) -> str:
+    """The results as Markdown, with what made them."""
+    rows = {name: row for name, row in results.items() if name != "about"}
+    worst = {
+        name: min(share for skill, share in row["accuracy"].items() if skill != "overall") for name, row in rows.items()
+    }
+    marks = {name: "**" if name.startswith("arcflow") else "" for name in rows}
+    lines = [
+        "| | calls | distance | accuracy | weakest skill | transformer, ms per image | all, ms per image |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name, row in rows.items():
+        lines.append(
+            f"| {marks[name]}{_title(name)}{marks[name]} | {row['nfe']} | {row['mse_to_teacher']:.4f} | "
+            f"{row['accuracy']['overall']:.1%} | {worst[name]:.1%} | {1e3 * row['seconds']['transformer']:.1f} | "
+            f"{1e3 * row['seconds_per_image']:.1f} |"
+        )
+    about, first = results["about"], rows["teacher_50"]
+    images = first["prompts"] * first["seeds"]
+    made = f"`{about['command']}`, {images} images, {about['threads']} threads on {about['device']}"
+    return "\n".join([*lines, "", f"Made by {made}, torch {about['versions']['torch']}."])
+
+
 def _times(results: dict[str, dict[str, Any]]) -> str:
     head = "".join(f"<th>{PART_TITLES[part]}</th>" for part in PARTS)
     lines = []
