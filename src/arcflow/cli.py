@@ -100,7 +100,7 @@ class Sample:
     prompt: UseAppendAction[tuple[str, ...]] = ()
     """A prompt; may be given several times."""
     prompts: Path | None = None
-    """File of prompts: .txt, one a line, or .jsonl with a "prompt" in each object."""
+    """File of prompts: .txt, one a line, or .jsonl, .csv, .tsv or .parquet with a column "prompt"."""
     model: str = SHIPPED
     """Teacher: "world" for the shipped small one, a diffusers pipeline folder, or a Hub id."""
     adapter: str = SHIPPED
@@ -128,9 +128,12 @@ class Sample:
     def run(self) -> None:
         texts = [*self.prompt]
         if self.prompts:
-            from arcflow.data import read_prompts
+            from arcflow.prompts import read_prompts
 
-            texts += read_prompts(str(self.prompts))
+            rows, message = read_prompts(self.prompts)
+            texts += [row.text for row in rows]
+            if message:
+                print(message, file=sys.stderr)
         if not texts:
             raise ValueError("no prompt given; add --prompt TEXT (several times if you like) or --prompts FILE")
         from contextlib import nullcontext

@@ -19,6 +19,7 @@ Spread = Literal["uniform", "stratified"]
 Solver = Literal["euler", "adams"]
 Handover = Literal["walk", "student"]
 Targets = Literal["feed_forward", "all"]
+PROMPT_FILES = (".txt", ".jsonl", ".csv", ".tsv", ".parquet")
 
 
 def _check(valid: bool, name: str, given: object, expected: str, remedy: str) -> None:
@@ -116,11 +117,21 @@ class Data:
     """Prompts, the only data there is."""
 
     prompts: str = "world"
-    """Training prompts: "world" (built-in grammar) or a file (.txt: one a line; .jsonl: objects with "prompt")."""
+    """Training prompts: "world" (built-in grammar), a file (.txt, .jsonl, .csv, .tsv, .parquet), or a data set that is
+    streamed (a folder of such files, or a Hub id)."""
+    column: str = "prompt"
+    """Name of the column (or JSON key) with the prompts."""
+    split: str = "train"
+    """Split of a streamed data set."""
+    strict: bool = False
+    """Stop at the first row that is no prompt, instead of leaving it out and saying so."""
+    buckets: bool = False
+    """Take the shape of each picture from columns height and width, the area from data.height and data.width."""
     count: int = 8192
     """How many prompts to draw from the grammar (a file is read whole)."""
     held_out: str | None = None
-    """File of prompts for the distance to the teacher; None: the grammar's test split, or the file's last ones."""
+    """File of prompts for the distance to the teacher; None: the grammar's test split, a file's last or a stream's
+    first ones."""
     held_out_count: int = 64
     """How many held-out prompts (and noises) the distance is measured on."""
     teacher_steps: int = 50
@@ -135,14 +146,23 @@ class Data:
     """Encode all prompts once and keep them in memory; else encode every batch (large text encoders)."""
 
     def __post_init__(self) -> None:
-        known = self.prompts == "world" or self.prompts.endswith((".txt", ".jsonl"))
-        _check(known, "data.prompts", self.prompts, '"world" or a .txt or .jsonl file', "rename or convert the file")
+        kinds = ", ".join(PROMPT_FILES)
+        known = self.prompts == "world" or self.prompts.endswith(PROMPT_FILES) or self.streamed
+        expected = f'"world", a file ({kinds}), or a data set (./folder or owner/name)'
+        _check(known, "data.prompts", self.prompts, expected, "rename or convert the file")
         held = self.held_out
-        known = held is None or held.endswith((".txt", ".jsonl"))
-        _check(known, "data.held_out", held, "None or a .txt or .jsonl file", "rename or convert the file")
+        known = held is None or held.endswith(PROMPT_FILES)
+        _check(known, "data.held_out", held, f"None or a file ({kinds})", "rename or convert the file")
+        remedy = "set data.cache off: what is streamed is encoded batch by batch"
+        _check(not (self.streamed and self.cache), "data.cache", self.cache, "False for a streamed data set", remedy)
         for name in ("count", "held_out_count", "teacher_steps", "height", "width"):
             value = getattr(self, name)
             _check(value >= 1, f"data.{name}", value, "1 or more", "leave it out to take the default")
+
+    @property
+    def streamed(self) -> bool:
+        """Whether the prompts are a data set that is read as it goes."""
+        return "/" in self.prompts and not self.prompts.endswith(PROMPT_FILES)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -241,6 +261,10 @@ class Run:
             _check(value >= 1, name, value, "1 or more", "leave it out to take the default")
         limit = self.stop_after
         _check(limit is None or limit > 0, "stop_after", limit, "a positive number of minutes", "leave it out for none")
+        if self.distill.replay:
+            plain = not (self.data.streamed or self.data.buckets)
+            remedy = "walks are kept by sample number and in one size; set distill.replay to 0"
+            _check(plain, "distill.replay", self.distill.replay, "0 with a streamed data set or with buckets", remedy)
 
 
 def world() -> Run:

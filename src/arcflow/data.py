@@ -1,21 +1,22 @@
 """Prompts, and what a pipeline makes of them: the only data a distillation needs.
 
 Which prompts and which noise iteration n gets is a function of the run's seed and n, nothing else, so an interrupted
-run goes on as if nothing had happened. Samples are counted through the whole run: epoch e walks through all prompts
-in a random order of its own, and sample i has noise of its own. Text encoders are frozen: a small pipeline's
-embeddings are computed once, in fixed chunks, and kept in memory (one encoding per prompt, whatever batch asks for
-it); a large one encodes every batch.
+run goes on as if nothing had happened; only a streamed data set has a position that is saved. Samples are counted
+through the whole run: epoch e walks through all prompts in a random order of its own, and sample i has noise of its
+own. With `data.buckets` pictures have the shapes that the list tells, all of a batch the same. Text encoders are
+frozen: a small pipeline's embeddings are computed once, in fixed chunks, and kept in memory (one encoding per prompt,
+whatever batch asks for it); a large one encodes every batch.
 """
 
-import json
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 
 from arcflow.backbone import Cond
 from arcflow.config import Data, Optim
+from arcflow.prompts import BLOCK, Row, Stream, buckets, nearest, read_prompts
 from arcflow.state import seed_of
 
 CHUNK = 64
@@ -44,71 +45,184 @@ def micro_batches(count: int, optim: Optim) -> Iterator[slice]:
     return (slice(i, min(i + size, count)) for i in range(0, count, size))
 
 
+class Batch(NamedTuple):
+    """Samples of one iteration: pictures of one size."""
+
+    prompts: list[str]
+    seeds: list[int]
+    """Of their noise."""
+    size: tuple[int, int]
+    """Height and width in pixels."""
+
+
+def _sizes(config: Data) -> list[tuple[int, int]]:
+    usual = (config.height, config.width)
+    return buckets(*usual, step=64 if min(usual) >= 512 else 16) if config.buckets else [usual]
+
+
+def _held_out(rows: Sequence[Row], config: Data, seed: int) -> Batch:
+    seeds = [seed_of(seed, "held-out noise", i) for i in range(len(rows))]
+    return Batch([row.text for row in rows], seeds, (config.height, config.width))
+
+
 class PromptData:
-    """Training batches by number, and the held-out prompts with their noise seeds."""
+    """Prompts in memory: batch n is a function of the seed and n.
+
+    `train` are all rows, `held_out` a batch for measuring, `sizes` all that batches may have, `message` what was left
+    out of the list.
+    """
 
     def __init__(self, config: Data, *, seed: int, batch: int) -> None:
-        self.seed, self.size = seed, batch
-        self.train, self.held_out = prompt_sets(config, seed)
-        self.held_out_seeds = [seed_of(seed, "held-out noise", i) for i in range(len(self.held_out))]
-        self._orders: dict[int, list[int]] = {}
+        self.seed, self.count = seed, batch
+        self.train, held_out, self.message = prompt_sets(config, seed)
+        self.held_out, self.sizes = _held_out(held_out, config, seed), _sizes(config)
+        self._plans: dict[int, list[int]] = {}
+        self._places = {size: [] for size in self.sizes}
+        for i, row in enumerate(self.train):
+            self._places[nearest(row.size, self.sizes, self.held_out.size)].append(i)
+        if len(self.sizes) > 1:
+            self._merge(config.prompts)
 
-    def batch(self, step: int) -> tuple[list[str], list[int]]:
-        """Prompts and noise seeds of iteration `step`, counted from 0."""
-        samples = range(step * self.size, (step + 1) * self.size)
-        return [self.prompt(i) for i in samples], [seed_of(self.seed, "noise", i) for i in samples]
+    def _merge(self, where: str) -> None:
+        """Sizes that do not fill a batch give their prompts to the nearest that does."""
+        full = [size for size, places in self._places.items() if len(places) >= self.count]
+        if not full:
+            raise ValueError(
+                f"{where}: no picture size has {self.count} prompts, one batch: expected more; "
+                f"lower optim.batch or switch data.buckets off"
+            )
+        for size in [size for size in self._places if size not in full]:
+            self._places[nearest(size, full, full[0])] += self._places.pop(size)
+        self.sizes = full
+
+    def batch(self, step: int) -> Batch:
+        """Prompts, noise and size of iteration `step`, counted from 0."""
+        samples = range(step * self.count, (step + 1) * self.count)
+        seeds = [seed_of(self.seed, "noise", i) for i in samples]
+        if len(self.sizes) == 1:
+            return Batch([self.prompt(i) for i in samples], seeds, self.sizes[0])
+        whole = {size: len(places) // self.count for size, places in self._places.items()}
+        epoch, place = divmod(step, sum(whole.values()))
+        mixed = Generator().manual_seed(seed_of(self.seed, "sizes", epoch))
+        each = [(size, k) for size, count in whole.items() for k in range(count)]
+        size, k = each[torch.randperm(len(each), generator=mixed)[place]]
+        shuffle = Generator().manual_seed(seed_of(self.seed, "order", epoch, *size))
+        order = torch.randperm(len(self._places[size]), generator=shuffle)[k * self.count : (k + 1) * self.count]
+        return Batch([self.train[self._places[size][i]].text for i in order], seeds, size)
 
     def prompt(self, sample: int) -> str:
-        """Prompt of a sample, by its number in the run."""
+        """Prompt of a sample, by its number in the run, where all pictures have one size."""
         epoch, place = divmod(sample, len(self.train))
-        if epoch not in self._orders:
-            shuffle = torch.Generator().manual_seed(seed_of(self.seed, "order", epoch))
-            kept = {e: order for e, order in self._orders.items() if e == epoch - 1}  # a batch may span two epochs
-            self._orders = kept | {epoch: torch.randperm(len(self.train), generator=shuffle).tolist()}
-        return self.train[self._orders[epoch][place]]
+        if epoch not in self._plans:
+            shuffle = Generator().manual_seed(seed_of(self.seed, "order", epoch))
+            kept = {e: order for e, order in self._plans.items() if e == epoch - 1}  # a batch may span two epochs
+            self._plans = kept | {epoch: torch.randperm(len(self.train), generator=shuffle).tolist()}
+        return self.train[self._plans[epoch][place]].text
+
+    def state(self) -> dict[str, Any]:
+        """Nothing: the number of the iteration says all."""
+        return {}
+
+    def load(self, state: dict[str, Any]) -> None:
+        pass
 
 
-def prompt_sets(config: Data, seed: int) -> tuple[list[str], list[str]]:
-    """Training and held-out prompts; those of a file without a held-out file of its own are its last ones."""
-    held_out = read_prompts(config.held_out)[: config.held_out_count] if config.held_out else []
+class PromptStream:
+    """Prompts of a data set that is read as it goes: batches come in order, and the position is saved.
+
+    A block of rows is shuffled, then sorted by picture size; what does not fill a batch waits for the next block.
+    """
+
+    def __init__(self, config: Data, *, seed: int, batch: int) -> None:
+        self.seed, self.count, self.train = seed, batch, list[Row]()
+        self.stream = Stream(config.prompts, config.split, config.column, block=BLOCK, strict=config.strict)
+        self.sizes, self.step = _sizes(config), 0
+        self.waiting: dict[tuple[int, int], list[str]] = {size: [] for size in self.sizes}
+        self.ready: list[tuple[tuple[int, int], list[str]]] = []
+        if config.held_out:
+            rows, _ = read_prompts(config.held_out, config.column, strict=config.strict)
+            self.held_out = _held_out(rows[: config.held_out_count], config, seed)
+        else:
+            rows = self.stream.next()
+            self.held_out = _held_out(rows[: config.held_out_count], config, seed)
+            self._sort(rows)
+
+    @property
+    def message(self) -> str | None:
+        return self.stream.sieve.message()
+
+    def _sort(self, rows: list[Row]) -> None:
+        shuffle = Generator().manual_seed(seed_of(self.seed, "block", self.stream.epoch, self.stream.place))
+        held_out = set(self.held_out.prompts)
+        for i in torch.randperm(len(rows), generator=shuffle).tolist():
+            if rows[i].text in held_out:
+                continue
+            size = nearest(rows[i].size, self.sizes, self.held_out.size)
+            self.waiting[size].append(rows[i].text)
+            if len(self.waiting[size]) == self.count:
+                self.ready.append((size, self.waiting[size]))
+                self.waiting[size] = []
+
+    def batch(self, step: int) -> Batch:
+        """Prompts, noise and size of iteration `step`, the one after the last."""
+        if step != self.step:
+            raise ValueError(f"batch {step} of a stream: expected {self.step}, the next one")
+        epoch = self.stream.epoch
+        while not self.ready:
+            self._sort(self.stream.next())
+            if self.stream.epoch > epoch + self.count:
+                raise ValueError(
+                    f"{self.stream.sieve.where} fills no batch of {self.count} in as many epochs: expected prompts "
+                    f"beside the {len(self.held_out.prompts)} held-out ones; lower data.held_out_count"
+                )
+        size, prompts = self.ready.pop(0)
+        self.step += 1
+        samples = range(step * self.count, (step + 1) * self.count)
+        return Batch(prompts, [seed_of(self.seed, "noise", i) for i in samples], size)
+
+    def state(self) -> dict[str, Any]:
+        """Where the next batch comes from; goes into JSON."""
+        waiting = [[size, texts] for size, texts in self.waiting.items()]
+        return {"step": self.step, "stream": self.stream.state(), "waiting": waiting, "ready": self.ready}
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Go on from there."""
+        self.step = state["step"]
+        self.stream.load(state["stream"])
+        self.waiting = {tuple(size): texts for size, texts in state["waiting"]}
+        self.ready = [(tuple(size), texts) for size, texts in state["ready"]]
+
+
+Prompts = PromptData | PromptStream
+
+
+def open_prompts(config: Data, *, seed: int, batch: int) -> Prompts:
+    """The prompts of a run."""
+    kind = PromptStream if config.streamed else PromptData
+    return kind(config, seed=seed, batch=batch)
+
+
+def prompt_sets(config: Data, seed: int) -> tuple[list[Row], list[Row], str | None]:
+    """Training and held-out prompts, and what was left out; without a file of their own the last ones are held out."""
+    held_out: list[Row] = []
+    if config.held_out:
+        held_out = read_prompts(config.held_out, config.column, strict=config.strict)[0][: config.held_out_count]
     if config.prompts == "world":
         from arcflow.world.scene import sample_prompts  # the grammar is needed here only
 
-        train = [p.text for p in sample_prompts(config.count, seed, split="train")]
-        return train, held_out or [p.text for p in sample_prompts(config.held_out_count, seed, split="test")]
-    train = read_prompts(config.prompts)
+        def drawn(count: int, split: Any) -> list[Row]:
+            return [Row(prompt.text) for prompt in sample_prompts(count, seed, split=split)]
+
+        return drawn(config.count, "train"), held_out or drawn(config.held_out_count, "test"), None
+    train, message = read_prompts(config.prompts, config.column, strict=config.strict)
     if held_out:
-        return train, held_out
+        return train, held_out, message
     if len(train) <= config.held_out_count:
         raise ValueError(
             f"{config.prompts} has {len(train)} prompts and {config.held_out_count} are to be held out: "
             f"expected more of them; lower data.held_out_count or give data.held_out a file of its own"
         )
-    return train[: -config.held_out_count], train[-config.held_out_count :]
-
-
-def read_prompts(path: str | Path) -> list[str]:
-    """Prompts of a .txt file (one a line, empty lines skipped) or a .jsonl file (the "prompt" of every object)."""
-    file = Path(path)
-    if not file.is_file():
-        raise ValueError(
-            f"no prompt file {str(path)!r}: expected a .txt (one prompt a line) or .jsonl file; check the path"
-        )
-    lines = [(number, line.strip()) for number, line in enumerate(file.read_text("utf-8").splitlines(), 1)]
-    lines = [(number, line) for number, line in lines if line]
-    if not lines:
-        raise ValueError(f"{path} is empty: expected one prompt a line; fill it")
-    if file.suffix != ".jsonl":
-        return [line for _, line in lines]
-    return [_prompt_of(line, f"{path}, line {number}") for number, line in lines]
-
-
-def _prompt_of(line: str, where: str) -> str:
-    try:
-        prompt = json.loads(line)["prompt"]
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise ValueError(f'{where}: {line[:60]!r}, expected a JSON object with a "prompt"; correct the line') from error
-    return str(prompt)
+    return train[: -config.held_out_count], train[-config.held_out_count :], message
 
 
 class Table:

@@ -38,10 +38,12 @@ def column(value: Float[Tensor, " batch"], like: Float[Tensor, "batch *rest"]) -
 
 
 def guided(teacher: Teacher, negative: Cond, scale: float) -> Teacher:
-    """The teacher under true guidance, u = n + scale (p - n), in float32; `negative` is a batch of one."""
+    """The teacher under true guidance, u = n + scale (p - n), in float32; `negative` is a batch of one, whatever the
+    size of its picture."""
 
     def velocity(x: Tensor, sigma: Tensor, cond: Cond) -> Tensor:
-        against = teacher(x, sigma, repeat(negative, len(x))).float()
+        picture = {name: value for name, value in cond.items() if name.startswith("img_")}
+        against = teacher(x, sigma, repeat(negative, len(x)) | picture).float()
         return torch.lerp(against, teacher(x, sigma, cond).float(), scale)
 
     return velocity

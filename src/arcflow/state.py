@@ -17,7 +17,7 @@ import math
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -85,6 +85,8 @@ class Progress:
     """Time spent, over all the starts of the run."""
     distance: float | None = None
     """The last measured distance to the teacher."""
+    data: dict[str, Any] = field(default_factory=dict)
+    """Where a streamed data set stands."""
 
 
 @runtime_checkable

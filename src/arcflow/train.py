@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -25,7 +26,7 @@ from tqdm import tqdm
 from arcflow import adapter, backbone, student
 from arcflow.backbone import Cond
 from arcflow.config import Model, Run, from_json, to_json
-from arcflow.data import PromptData, Table, micro_batches, rows
+from arcflow.data import Batch, PromptData, Prompts, Table, micro_batches, open_prompts, rows
 from arcflow.gauge import Gauge
 from arcflow.objective import Part, Walk, distill, rehearse, teacher_ratio
 from arcflow.optim import adamw, rate, set_rate, step_directions
@@ -47,7 +48,9 @@ def train(config: Run, pipe: Any = None, log: Callable[[str], None] = tqdm.write
     """
     started = time.monotonic()
     optim, device = config.optim, torch_device(config.device)
-    data = PromptData(config.data, seed=config.seed, batch=optim.batch)
+    data = open_prompts(config.data, seed=config.seed, batch=optim.batch)
+    if data.message:
+        log(data.message)
     folder = claim(config)
     pipe = (load_pipe(config.model) if pipe is None else pipe).to(device)
     encode, negative = encoder(pipe, config, data)
@@ -57,13 +60,13 @@ def train(config: Run, pipe: Any = None, log: Callable[[str], None] = tqdm.write
     turned = step_directions(parameters, config)
     replay = Replay(config.distill.replay_batches, segments(config.distill.steps, config.distill.final_step_scale))
     progress = restore(folder / "checkpoints", parameters, ema, optimizer, log, replay)
+    data.load(progress.data)
     before = progress.seconds
 
-    def batch(prompts: list[str], seeds: list[int]) -> tuple[Tensor, Cond]:
-        x = backbone.noise(pipe, seeds, config.data.height, config.data.width)
-        return x.to(device), encode(prompts)
+    def tensors(batch: Batch) -> tuple[Tensor, Cond]:
+        return backbone.noise(pipe, batch.seeds, *batch.size).to(device), encode(batch.prompts, batch.size)
 
-    gauge = Gauge(config, teacher, *batch(data.held_out, data.held_out_seeds), folder / "held_out.safetensors", log)
+    gauge = Gauge(config, teacher, *tensors(data.held_out), folder / "held_out.safetensors", log)
     journal = Log(folder, progress.step, log)
     if progress.step:
         log(f"resuming {folder} at iteration {progress.step} of {optim.iterations}")
@@ -84,12 +87,13 @@ def train(config: Run, pipe: Any = None, log: Callable[[str], None] = tqdm.write
             torch.manual_seed(seed_of(config.seed, "dropout", step))
             walked, fresh = walks_before(step, config), list[list[Walk]]()
             if walks_before(step + 1, config) == walked and replay.batches:
+                assert isinstance(data, PromptData)  # `Run` has seen to it
                 drawn = Generator().manual_seed(seed_of(config.seed, "replay", step))
                 samples, kept = replay.draw(optim.batch, drawn, device)
-                cond = encode([data.prompt(sample) for sample in samples])
+                cond = encode([data.prompt(sample) for sample in samples], data.held_out.size)
                 logs = rehearsal(walker, kept, cond, config=config)
             else:
-                logs, fresh = accumulate(walker, teacher, *batch(*data.batch(walked)), config=config, step=step)
+                logs, fresh = accumulate(walker, teacher, *tensors(data.batch(walked)), config=config, step=step)
             limit = optim.clip if step >= optim.clip_from else math.inf
             norm = float(torch.nn.utils.clip_grad_norm_(parameters.values(), limit))
             if math.isfinite(norm):
@@ -115,6 +119,7 @@ def train(config: Run, pipe: Any = None, log: Callable[[str], None] = tqdm.write
             stop = bool(caught) or time.monotonic() - started > 60 * (config.stop_after or math.inf)
             if stop or last or progress.step % config.save_every == 0:
                 progress.seconds = before + time.monotonic() - started
+                progress.data = data.state()
                 journal.sync()
                 save_checkpoint(folder / "checkpoints", progress, parameters, ema, optimizer, config.keep, replay)
             if stop:
@@ -178,21 +183,30 @@ def load_pipe(model: Model) -> Any:
     return DiffusionPipeline.from_pretrained(model.base, dtype=dtype)
 
 
-def encoder(pipe: Any, config: Run, data: PromptData) -> tuple[Callable[[list[str]], Cond], Cond | None]:
+Encode = Callable[[list[str], tuple[int, int]], Cond]
+"""(prompts, height and width of their pictures) -> conditioning."""
+
+
+def encoder(pipe: Any, config: Run, data: Prompts) -> tuple[Encode, Cond | None]:
     """What gives the conditioning of prompts, and that of the empty prompt if the teacher is guided with it."""
 
-    def encode(prompts: list[str]) -> Cond:
+    def encode(prompts: list[str], size: tuple[int, int]) -> Cond:
         return backbone.encode_prompts(
             pipe,
             prompts,
-            height=config.data.height,
-            width=config.data.width,
+            height=size[0],
+            width=size[1],
             guidance=config.distill.guidance,
             max_sequence_length=config.data.max_sequence_length,
         )
 
-    negative = encode([""]) if config.distill.teacher_cfg > 1 else None
-    return (Table(encode, data.train + data.held_out) if config.data.cache else encode), negative
+    usual = data.held_out.size
+    negative = encode([""], usual) if config.distill.teacher_cfg > 1 else None
+    if not config.data.cache:
+        return encode, negative
+    known = [row.text for row in data.train] + data.held_out.prompts
+    tables = {size: Table(partial(encode, size=size), known) for size in {*data.sizes, usual}}
+    return lambda prompts, size: tables[size](prompts), negative
 
 
 def build_student(net: Any, config: Run) -> dict[str, torch.nn.Parameter]:
@@ -305,12 +319,13 @@ def save_adapter(net: Any, folder: Path, config: Run, progress: Progress) -> Non
     """Write the adapter with everything needed to sample rightly, and the record of its training."""
     settings = json.loads(to_json(config))
     settings.pop("out")  # a folder of this machine
+    record = {name: value for name, value in dataclasses.asdict(progress).items() if name != "data"}
     info = adapter.AdapterInfo(
         base=config.model.base,
         shift=config.distill.shift,
         steps=config.distill.steps,
         final_step_scale=config.distill.final_step_scale,
         guidance=config.distill.guidance if backbone.family_of(net).guidance else None,
-        training={"settings": settings, "progress": dataclasses.asdict(progress)},
+        training={"settings": settings, "progress": record},
     )
     adapter.save_adapter(net, folder, info=info)
