@@ -66,7 +66,7 @@ def test_a_table_in_another_encoding_loses_only_the_rows_that_are(tmp_path):
 
 def test_the_strict_stop_at_the_first(tmp_path):
     (tmp_path / "p.jsonl").write_text('{"prompt": "a dog"}\n{"prompt": 7}\n')
-    with pytest.raises(ValueError, match="p.jsonl, line 2: not text .'7'., expected a prompt.*--no-data.strict"):
+    with pytest.raises(ValueError, match="p.jsonl, line 2: not text .'7'., expected a prompt.*--data.no-strict"):
         read_prompts(tmp_path / "p.jsonl", strict=True)
 
 

@@ -1,21 +1,24 @@
 """The loop on a tiny pipeline: what it learns, leaves behind, survives and says."""
 
 import dataclasses
+import json
 import math
 import os
 import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from arcflow import attach, backbone, student
+from arcflow import attach, backbone, cache, student
 from arcflow.adapter import read_info
 from arcflow.config import Data, Distill, Model, Optim, Run, from_json
+from arcflow.data import open_prompts
 from arcflow.objective import Part, Walk
 from arcflow.optim import adamw, rate
 from arcflow.path import Segment, step_grid
@@ -185,6 +188,41 @@ def test_a_signal_saves_and_exits(run, tmp_path, number):
     assert finished(tmp_path)[0]
     train(config(tmp_path), tiny_pipe(), quiet)
     assert_same(finished(tmp_path), finished(run[0]))
+
+
+@pytest.fixture
+def shapes(tmp_path):
+    """A data set of prompts, some for wide pictures and some for high ones."""
+    pytest.importorskip("datasets")
+    (tmp_path / "set").mkdir()
+    for k, color in enumerate(("red", "blue", "green", "yellow")):
+        rows = [
+            {"prompt": f"{count} {color} {shape}", "height": height, "width": 80 - height}
+            for count in ("a", "two", "three")
+            for shape, height in (("ring", 32), ("circle", 40), ("square", 48), ("triangle", 40))
+        ]
+        (tmp_path / "set" / f"{k}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data = Data(prompts=str(tmp_path / "set"), cache=False, buckets=True, held_out_count=2, teacher_steps=4)
+    return dataclasses.replace(data, height=48, width=48)
+
+
+def test_a_streamed_run_in_several_picture_sizes_goes_on_to_the_same_bits(shapes, tmp_path):
+    train(config(tmp_path / "whole", data=shapes, optim__iterations=5), tiny_pipe(), quiet)
+    for _ in range(5):
+        train(config(tmp_path / "left", data=shapes, optim__iterations=5, stop_after=1e-9), tiny_pipe(), quiet)
+    assert_same(finished(tmp_path / "left"), finished(tmp_path / "whole"))
+
+
+def test_a_run_on_stored_embeddings_needs_no_text_encoder(run, tmp_path):
+    pipe = tiny_pipe()
+    data = open_prompts(config(tmp_path).data, seed=0, batch=4)
+    texts = [row.text for row in data.train] + data.held_out.prompts
+    about = {"model": "world", "max_sequence_length": None}
+    cache.make(tmp_path / "cache", partial(backbone.encode_text, pipe), texts, about=about, dtype="float32", log=quiet)
+    pipe.text_encoder = pipe.text_encoder_2 = None
+    folder = train(config(tmp_path / "run", data__embeddings=str(tmp_path / "cache")), pipe, quiet)
+    mine, theirs = ([line.get("loss", 0.0) for line in read_log(where / "log.jsonl")] for where in (folder, run[0]))
+    assert mine == pytest.approx(theirs, rel=1e-3)
 
 
 @pytest.mark.slow

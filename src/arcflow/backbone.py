@@ -46,8 +46,10 @@ class Family:
     """Guidance embedding the adapters are distilled with; None where there is no such input."""
     arguments: Callable[[Cond], dict[str, Any]]
     """Conditioning as keyword arguments of the transformer."""
-    encode: Callable[..., Cond]
-    """(pipe, prompts, rows and columns of tokens, guidance, text tokens) -> conditioning."""
+    encode: Callable[[Any, list[str], int], Cond]
+    """(pipe, prompts, text tokens) -> what the text encoders make of them, a row for each."""
+    places: Callable[[Cond, int, int], Cond]
+    """(that, rows and columns of tokens) -> where text and picture stand."""
     text_length: Callable[[Any], int]
     """(pipe) -> text tokens its encoder reads at most."""
     to_vae: Callable[[Any, Tensor], Tensor]
@@ -64,18 +66,17 @@ def _flux_arguments(cond: Cond) -> dict[str, Any]:
     return dict(cond)
 
 
-def _flux_encode(pipe: Any, prompts: list[str], rows: int, columns: int, guidance: float, length: int) -> Cond:
-    embeds, pooled, txt_ids = pipe.encode_prompt(prompt=prompts, prompt_2=None, max_sequence_length=length)
-    img_ids = torch.zeros(rows, columns, 3, device=embeds.device, dtype=embeds.dtype)
+def _flux_encode(pipe: Any, prompts: list[str], length: int) -> Cond:
+    embeds, pooled, _ = pipe.encode_prompt(prompt=prompts, prompt_2=None, max_sequence_length=length)
+    return {"encoder_hidden_states": embeds, "pooled_projections": pooled}
+
+
+def _flux_places(text: Cond, rows: int, columns: int) -> Cond:
+    embeds = text["encoder_hidden_states"]
+    img_ids = embeds.new_zeros(rows, columns, 3)
     img_ids[..., 1] += torch.arange(rows, device=embeds.device)[:, None]
     img_ids[..., 2] += torch.arange(columns, device=embeds.device)[None, :]
-    cond = {
-        "encoder_hidden_states": embeds,
-        "pooled_projections": pooled,
-        "txt_ids": txt_ids,
-        "img_ids": img_ids.flatten(0, 1),
-    }
-    return cond | _guidance(pipe, embeds, guidance)
+    return {"txt_ids": embeds.new_zeros(embeds.shape[1], 3), "img_ids": img_ids.flatten(0, 1)}
 
 
 def _flux_text_length(pipe: Any) -> int:
@@ -98,28 +99,27 @@ def _qwen_arguments(cond: Cond) -> dict[str, Any]:
     }
 
 
-def _qwen_encode(pipe: Any, prompts: list[str], rows: int, columns: int, guidance: float, length: int) -> Cond:
+def _qwen_encode(pipe: Any, prompts: list[str], length: int) -> Cond:
     embeds, mask = pipe.encode_prompt(prompt=prompts, max_sequence_length=length)
     mask = torch.ones(embeds.shape[:2], device=embeds.device) if mask is None else mask
-    return {
-        "encoder_hidden_states": embeds,
-        "encoder_hidden_states_mask": mask.bool(),
-        "img_shapes": torch.tensor([[1, rows, columns]] * len(prompts)),
-    }
+    return {"encoder_hidden_states": embeds, "encoder_hidden_states_mask": mask.bool()}
 
 
-def _flux2_encode(pipe: Any, prompts: list[str], rows: int, columns: int, guidance: float, length: int) -> Cond:
-    embeds, txt_ids = pipe.encode_prompt(prompt=prompts, max_sequence_length=length)
-    cells = torch.cartesian_prod(*(torch.arange(n, device=embeds.device) for n in (1, rows, columns, 1)))
-    cond = {"encoder_hidden_states": embeds, "txt_ids": txt_ids[0], "img_ids": cells}
-    return cond | _guidance(pipe, embeds, guidance)
+def _qwen_places(text: Cond, rows: int, columns: int) -> Cond:
+    return {"img_shapes": torch.tensor([[1, rows, columns]] * len(text["encoder_hidden_states"]))}
 
 
-def _guidance(pipe: Any, embeds: Tensor, scale: float) -> Cond:
-    """The scale as an input, where the transformer embeds it."""
-    if not pipe.transformer.config.guidance_embeds:
-        return {}
-    return {"guidance": torch.full((len(embeds),), scale, device=embeds.device, dtype=torch.float32)}
+def _flux2_encode(pipe: Any, prompts: list[str], length: int) -> Cond:
+    return {"encoder_hidden_states": pipe.encode_prompt(prompt=prompts, max_sequence_length=length)[0]}
+
+
+def _flux2_places(text: Cond, rows: int, columns: int) -> Cond:
+    embeds = text["encoder_hidden_states"]
+
+    def cells(*sizes: int) -> Tensor:
+        return torch.cartesian_prod(*(torch.arange(n, device=embeds.device) for n in sizes))
+
+    return {"txt_ids": cells(1, 1, 1, embeds.shape[1]), "img_ids": cells(1, rows, columns, 1)}
 
 
 def _flux2_to_vae(pipe: Any, latents: Tensor) -> Tensor:
@@ -158,6 +158,7 @@ FAMILIES = (
         guidance=3.5,
         arguments=_flux_arguments,
         encode=_flux_encode,
+        places=_flux_places,
         text_length=_flux_text_length,
         to_vae=_flux_to_vae,
     ),
@@ -173,6 +174,7 @@ FAMILIES = (
         guidance=None,
         arguments=_qwen_arguments,
         encode=_qwen_encode,
+        places=_qwen_places,
         text_length=_longest,
         to_vae=_qwen_to_vae,
     ),
@@ -190,6 +192,7 @@ FAMILIES = (
         guidance=4.0,
         arguments=_flux_arguments,
         encode=_flux2_encode,
+        places=_flux2_places,
         text_length=_longest,
         to_vae=_flux2_to_vae,
         packs=False,
@@ -276,7 +279,6 @@ def call(
     )[0]
 
 
-@torch.no_grad()
 def encode_prompts(
     pipe: Any,
     prompts: list[str],
@@ -288,10 +290,26 @@ def encode_prompts(
 ) -> Cond:
     """Conditioning of a batch of prompts for images of this size, by the pipeline's own text encoders. `guidance` and
     the length are the family's unless given."""
-    rows, columns = _grid(pipe, height, width)
+    text = encode_text(pipe, prompts, max_sequence_length)
+    return place(pipe, text, height=height, width=width, guidance=guidance)
+
+
+@torch.no_grad()
+def encode_text(pipe: Any, prompts: list[str], max_sequence_length: int | None = None) -> Cond:
+    """What the pipeline's text encoders make of prompts, a row for each: conditioning without picture and guidance."""
     family = family_of(pipe.transformer)
-    guidance = guidance if guidance is not None else family.guidance or 1.0
-    return family.encode(pipe, prompts, rows, columns, guidance, max_sequence_length or family.text_length(pipe))
+    return family.encode(pipe, prompts, max_sequence_length or family.text_length(pipe))
+
+
+def place(pipe: Any, text: Cond, *, height: int, width: int, guidance: float | None = None) -> Cond:
+    """Conditioning made whole: encoded prompts, for images of this size, at this guidance."""
+    family = family_of(pipe.transformer)
+    cond = text | family.places(text, *_grid(pipe, height, width))
+    if pipe.transformer.config.get("guidance_embeds"):
+        embeds = text["encoder_hidden_states"]
+        scale = guidance if guidance is not None else family.guidance or 1.0
+        cond["guidance"] = torch.full((len(embeds),), scale, device=embeds.device, dtype=torch.float32)
+    return cond
 
 
 def noise(pipe: Any, seeds: list[int], height: int, width: int) -> Float[Tensor, "batch tokens width"]:

@@ -2,6 +2,7 @@
 
     arcflow demo      distil the shipped small teacher, compare, write a report
     arcflow train     distil with a recipe: world, world-quick, flux, qwen-image
+    arcflow cache     embeddings of prompts on disk: make, verify
     arcflow sample    prompts to PNG files in a few steps
     arcflow evaluate  teacher, plain Euler and student side by side
     arcflow export    an adapter in either layout, with a model card; on the Hub if wanted
@@ -12,6 +13,7 @@ Nothing heavy is imported before a command runs, so help is instant. A `ValueErr
 printed without a traceback (`python -X dev -m arcflow.cli ...` shows it).
 """
 
+import ctypes
 import dataclasses
 import difflib
 import sys
@@ -21,7 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
-from tyro.conf import OmitSubcommandPrefixes, UseAppendAction, subcommand
+from tyro.conf import OmitSubcommandPrefixes, Positional, UseAppendAction, subcommand
 
 from arcflow import __version__, config
 from arcflow.world.commands import FIRST_SEED, World, held_out
@@ -60,6 +62,7 @@ class Demo:
     def run(self) -> None:
         from arcflow.train import train
 
+        keep_buffers()
         recipe = dataclasses.replace(config.world_quick(), out=str(self.out / "run"))
         if self.quick:
             recipe = shorten(recipe)
@@ -89,8 +92,99 @@ class Train:
     def run(self) -> None:
         from arcflow.train import train
 
+        if self.recipe.model.base == SHIPPED:
+            keep_buffers()
         folder = train(self.recipe)
         print(f"adapter: {folder / 'adapter'}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CacheMake:
+    """Encode prompts once, for `data.embeddings` of a training. May be killed, repeated, and run by several processes
+    (`torchrun`); broken shards are made again."""
+
+    model: str = SHIPPED
+    """The teacher: "world", a diffusers pipeline folder, or a Hub id; as `model.base` of the training."""
+    prompts: tuple[str, ...]
+    """Files of prompts (.txt, .jsonl, .csv, .tsv, .parquet), or "world"; those that are held out too."""
+    column: str = "prompt"
+    """Name of the column (or JSON key) with the prompts."""
+    count: int = 8192
+    """How many prompts of "world"; as `data.count`."""
+    held_out_count: int = 64
+    """How many held-out ones of "world"; as `data.held_out_count`."""
+    seed: int = 0
+    """Seed of the training, for "world"."""
+    out: Path = Path("out/embeddings")
+    """Folder for the shards."""
+    max_sequence_length: int | None = None
+    """Text tokens; None lets the family decide; as `data.max_sequence_length`."""
+    stored: Literal["float32", "bfloat16", "float16", "float8"] = "bfloat16"
+    """Precision on the disk; float8 has a scale for every token."""
+    shard: int = 1024
+    """Prompts in a file."""
+    batch: int = 16
+    """Prompts at a time."""
+    device: config.Device = "auto"
+    """Where to compute; auto takes cuda, then mps, then cpu."""
+    dtype: config.Dtype | Literal["auto"] = "auto"
+    """Precision of the text encoders; auto takes bfloat16 on cuda, else float32."""
+
+    def run(self) -> None:
+        from functools import partial
+
+        from arcflow import backbone, cache, data, sample
+        from arcflow.prompts import read_prompts
+
+        texts: list[str] = []
+        for name in self.prompts:
+            if name == SHIPPED:
+                drawn = config.Data(count=self.count, held_out_count=self.held_out_count)
+                train, held, _ = data.prompt_sets(drawn, self.seed)
+                texts += [row.text for row in (*train, *held)]
+                continue
+            rows, message = read_prompts(name, self.column)
+            texts += [row.text for row in rows]
+            if message:
+                print(message, file=sys.stderr)
+        pipe = open_pipe(self.model, self.device, self.dtype)
+        cache.make(
+            self.out,
+            partial(backbone.encode_text, pipe, max_sequence_length=self.max_sequence_length),
+            texts,
+            about={"model": self.model, "max_sequence_length": self.max_sequence_length},
+            dtype=self.stored,
+            shard=self.shard,
+            batch=self.batch,
+            share=sample.share_of_work(),
+        )
+        print(f"embeddings: {self.out}; train with --data.embeddings {self.out}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CacheVerify:
+    """Hold every shard of a cache against its checksum."""
+
+    folder: Positional[Path]
+    """The cache."""
+
+    def run(self) -> None:
+        from arcflow.cache import verify
+
+        flaws = verify(self.folder)
+        print("\n".join(flaws) or f"{self.folder}: whole")
+        if flaws:
+            raise SystemExit("run the same `arcflow cache make` again: it makes these shards, and only these")
+
+
+@dataclass(frozen=True)
+class CacheCommand:
+    """Embeddings of prompts on disk."""
+
+    command: Annotated[CacheMake, subcommand("make")] | Annotated[CacheVerify, subcommand("verify")]
+
+    def run(self) -> None:
+        self.command.run()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -276,6 +370,15 @@ class Doctor:
         raise SystemExit(0 if diagnose(print) else 1)
 
 
+def keep_buffers() -> None:
+    """Let glibc keep what is freed: else it hands every large buffer back and asks for it anew in each iteration, which
+    is an eighth of an iteration on a CPU (docs/log.md)."""
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt:
+        mallopt(-4, 0)  # M_MMAP_MAX: no buffer of its own mapping
+        mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
+
+
 def adapter_of(model: str, adapter: str) -> str:
     """Where the adapter is; "" when the teacher itself is wanted."""
     if adapter == "none":
@@ -321,6 +424,7 @@ def size_of(model: str, height: int | None, width: int | None) -> tuple[int, int
 Command = (
     Annotated[Demo, subcommand("demo")]
     | Annotated[Train, subcommand("train")]
+    | Annotated[CacheCommand, subcommand("cache")]
     | Annotated[Sample, subcommand("sample")]
     | Annotated[Evaluate, subcommand("evaluate")]
     | Annotated[Export, subcommand("export")]
@@ -328,8 +432,9 @@ Command = (
     | Annotated[Doctor, subcommand("doctor")]
 )
 CHOICES = {
-    (): ["demo", "train", "sample", "evaluate", "export", "world", "doctor"],
+    (): ["demo", "train", "cache", "sample", "evaluate", "export", "world", "doctor"],
     ("train",): [*RECIPES],
+    ("cache",): ["make", "verify"],
     ("world",): ["render", "check", "train", "score"],
 }
 """Commands and what may follow them, for `did_you_mean`."""

@@ -144,6 +144,8 @@ class Data:
     """Text tokens; None lets the family decide."""
     cache: bool = True
     """Encode all prompts once and keep them in memory; else encode every batch (large text encoders)."""
+    embeddings: str | None = None
+    """Folder of embeddings made by `arcflow cache make`: then no text encoder is loaded."""
 
     def __post_init__(self) -> None:
         kinds = ", ".join(PROMPT_FILES)
@@ -153,8 +155,11 @@ class Data:
         held = self.held_out
         known = held is None or held.endswith(PROMPT_FILES)
         _check(known, "data.held_out", held, f"None or a file ({kinds})", "rename or convert the file")
-        remedy = "set data.cache off: what is streamed is encoded batch by batch"
-        _check(not (self.streamed and self.cache), "data.cache", self.cache, "False for a streamed data set", remedy)
+        if self.streamed:
+            remedy = "set it off: what is streamed is encoded batch by batch"
+            _check(not self.cache, "data.cache", self.cache, "False for a streamed data set", remedy)
+            remedy = "they are made of a file; leave it out"
+            _check(self.embeddings is None, "data.embeddings", self.embeddings, "None for a streamed data set", remedy)
         for name in ("count", "held_out_count", "teacher_steps", "height", "width"):
             value = getattr(self, name)
             _check(value >= 1, f"data.{name}", value, "1 or more", "leave it out to take the default")
@@ -282,7 +287,7 @@ def world() -> Run:
             iterations=7100,
             batch=32,
             lr=3e-3,
-            lr_log_gamma=2e-4,
+            lr_log_gamma=2e-5,
             directions="segment",
             warmup=20,
             cooldown="cosine",
@@ -299,12 +304,12 @@ def world_quick() -> Run:
     return replace(
         long,
         out="runs/world_quick",
-        eval_every=100,
-        save_every=100,
-        stop_after=7.0,
-        distill=replace(long.distill, final_step_scale=1.2, hold=1000, replay=8),
-        data=replace(long.data, count=2048, held_out_count=32),
-        optim=replace(long.optim, iterations=1000, batch=16, cooldown_iterations=600),
+        eval_every=250,
+        save_every=250,
+        stop_after=8.0,
+        distill=replace(long.distill, hold=1150, replay=4),
+        data=replace(long.data, count=8192),
+        optim=replace(long.optim, iterations=1150, batch=16, cooldown_iterations=700),
     )
 
 

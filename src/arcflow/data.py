@@ -232,8 +232,7 @@ class Table:
         unique = list(dict.fromkeys(prompts))
         self.row = {prompt: i for i, prompt in enumerate(unique)}
         chunks = [encode(unique[i : i + CHUNK]) for i in range(0, len(unique), CHUNK)]
-        self.shared = {name: value for name, value in chunks[0].items() if shared(name)}
-        self.columns = {name: self._join([c[name] for c in chunks], name) for name in chunks[0].keys() - self.shared}
+        self.columns = {name: self._join([c[name] for c in chunks], name) for name in chunks[0]}
 
     def _join(self, values: list[Tensor], name: str) -> Tensor:
         if len({value.shape[1:] for value in values}) > 1:
@@ -244,5 +243,4 @@ class Table:
 
     def __call__(self, prompts: list[str]) -> Cond:
         index = torch.tensor([self.row[prompt] for prompt in prompts])
-        columns = {name: value[index.to(value.device)] for name, value in self.columns.items()}
-        return self.shared | columns
+        return {name: value[index.to(value.device)] for name, value in self.columns.items()}

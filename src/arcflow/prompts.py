@@ -71,7 +71,7 @@ class Sieve:
             if self.strict:
                 raise ValueError(
                     f"{self.where}, {self.unit} {raw.place}: {wrong} ({str(raw.text)[:60]!r}), expected a prompt; "
-                    f"correct the row, or leave such rows out with --no-data.strict"
+                    f"correct the row, or leave such rows out with --data.no-strict"
                 )
             self.counts[wrong] += 1
             self.places.setdefault(wrong, []).append(raw.place)

@@ -25,6 +25,7 @@ from tqdm import tqdm
 
 from arcflow import adapter, backbone, student
 from arcflow.backbone import Cond
+from arcflow.cache import Cache
 from arcflow.config import Model, Run, from_json, to_json
 from arcflow.data import Batch, PromptData, Prompts, Table, micro_batches, open_prompts, rows
 from arcflow.gauge import Gauge
@@ -52,7 +53,7 @@ def train(config: Run, pipe: Any = None, log: Callable[[str], None] = tqdm.write
     if data.message:
         log(data.message)
     folder = claim(config)
-    pipe = (load_pipe(config.model) if pipe is None else pipe).to(device)
+    pipe = (load_pipe(config.model, not config.data.embeddings) if pipe is None else pipe).to(device)
     encode, negative = encoder(pipe, config, data)
     parameters = build_student(pipe.transformer, config)
     walker, teacher = views(pipe.transformer, negative, config.distill.teacher_cfg)
@@ -60,7 +61,8 @@ def train(config: Run, pipe: Any = None, log: Callable[[str], None] = tqdm.write
     turned = step_directions(parameters, config)
     replay = Replay(config.distill.replay_batches, segments(config.distill.steps, config.distill.final_step_scale))
     progress = restore(folder / "checkpoints", parameters, ema, optimizer, log, replay)
-    data.load(progress.data)
+    if progress.data:
+        data.load(progress.data)
     before = progress.seconds
 
     def tensors(batch: Batch) -> tuple[Tensor, Cond]:
@@ -171,8 +173,9 @@ def torch_device(name: str) -> torch.device:
     return torch.device(f"cuda:{os.environ['LOCAL_RANK']}" if several else name)
 
 
-def load_pipe(model: Model) -> Any:
-    """The teacher's pipeline: the small one of the package, a folder, or one from the Hub."""
+def load_pipe(model: Model, text: bool = True) -> Any:
+    """The teacher's pipeline: the small one of the package, a folder, or one from the Hub; without `text` its text
+    encoders stay where they are."""
     dtype = getattr(torch, model.dtype)
     if model.base == "world":
         from arcflow.world.teacher import load_teacher  # only this base needs it
@@ -180,7 +183,9 @@ def load_pipe(model: Model) -> Any:
         return load_teacher().to(dtype)
     from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
-    return DiffusionPipeline.from_pretrained(model.base, dtype=dtype)
+    parts: Any = {} if text else DiffusionPipeline.load_config(model.base)
+    unwanted: dict[str, Any] = {name: None for name in parts if name.startswith(("text_encoder", "tokenizer"))}
+    return DiffusionPipeline.from_pretrained(model.base, dtype=dtype, **unwanted)
 
 
 Encode = Callable[[list[str], tuple[int, int]], Cond]
@@ -189,24 +194,27 @@ Encode = Callable[[list[str], tuple[int, int]], Cond]
 
 def encoder(pipe: Any, config: Run, data: Prompts) -> tuple[Encode, Cond | None]:
     """What gives the conditioning of prompts, and that of the empty prompt if the teacher is guided with it."""
+    against = [""] if config.distill.teacher_cfg > 1 else []
+    known = [row.text for row in data.train] + data.held_out.prompts + against
+    text: Callable[[list[str]], Cond] = partial(
+        backbone.encode_text, pipe, max_sequence_length=config.data.max_sequence_length
+    )
+    if config.data.embeddings:
+        dtype = getattr(torch, config.model.dtype)
+        text = Cache(Path(config.data.embeddings), embedded(config), pipe.device, dtype)
+        text.need(known)
+    elif config.data.cache:
+        text = Table(text, known)
 
     def encode(prompts: list[str], size: tuple[int, int]) -> Cond:
-        return backbone.encode_prompts(
-            pipe,
-            prompts,
-            height=size[0],
-            width=size[1],
-            guidance=config.distill.guidance,
-            max_sequence_length=config.data.max_sequence_length,
-        )
+        return backbone.place(pipe, text(prompts), height=size[0], width=size[1], guidance=config.distill.guidance)
 
-    usual = data.held_out.size
-    negative = encode([""], usual) if config.distill.teacher_cfg > 1 else None
-    if not config.data.cache:
-        return encode, negative
-    known = [row.text for row in data.train] + data.held_out.prompts
-    tables = {size: Table(partial(encode, size=size), known) for size in {*data.sizes, usual}}
-    return lambda prompts, size: tables[size](prompts), negative
+    return encode, encode(against, data.held_out.size) if against else None
+
+
+def embedded(config: Run) -> dict[str, Any]:
+    """What embeddings depend on, beside the prompt."""
+    return {"model": config.model.base, "max_sequence_length": config.data.max_sequence_length}
 
 
 def build_student(net: Any, config: Run) -> dict[str, torch.nn.Parameter]:

@@ -1,7 +1,8 @@
 """Scenes and the captions that describe them.
 
-A scene is a plain background with one to three objects that do not touch. A caption names some of what is in it and
-leaves the rest open, so one caption has many pictures. The six skills are those of GenEval (arXiv 2310.11513):
+A scene is a plain background with one to three objects that do not touch, three only of one kind. A caption names some
+of what is in it and leaves the rest open, so one caption has many pictures. The six skills are those of GenEval (arXiv
+2310.11513):
 
     single_object       a ring                              colors     a small red ring on gray
     two_objects         a ring and a square                 counting   three green squares
@@ -168,10 +169,9 @@ def _draw(rng: random.Random, skill: str) -> Prompt:
         nouns = [noun(color=rng.random() < 0.5, count=rng.choice((2, 3)))]
     else:
         color = skill == "color_attribution" or (skill == "position" and rng.random() < 0.5)
-        number = 3 if skill != "position" and rng.random() < 0.3 else 2
-        while True:  # tell every two nouns apart by what both name: the shape, else the color
-            nouns = [noun(color=color) for _ in range(number)]
-            if len({(n.shape, n.color) for n in nouns}) == number:
+        while True:  # tell the two nouns apart by what both name: the shape, else the color
+            nouns = [noun(color=color) for _ in range(2)]
+            if len({(n.shape, n.color) for n in nouns}) == 2:
                 break
         relation = rng.choice(list(RELATIONS)) if skill == "position" else None
     return Prompt(tuple(nouns), relation, background)
