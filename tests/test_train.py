@@ -20,10 +20,10 @@ from arcflow.adapter import read_info
 from arcflow.config import Data, Distill, Model, Optim, Run, from_json
 from arcflow.data import open_prompts
 from arcflow.objective import Part, Walk
-from arcflow.optim import adamw, rate
+from arcflow.optim import accepted, adamw, rate
 from arcflow.path import Segment, step_grid
 from arcflow.rollout import Schedule, arcs
-from arcflow.state import read_log
+from arcflow.state import Progress, read_log
 from arcflow.train import accumulate, claim, torch_device, train
 
 ITERATIONS = 12
@@ -275,6 +275,32 @@ def test_a_step_that_is_not_finite_is_skipped_and_counted(tmp_path):
     assert [line["skipped"] for line in lines] == [0, 1, 1]
     assert lines[1]["loss"] is None and lines[2]["loss"] is not None
     assert all(value.isfinite().all() for value in finished(tmp_path)[0].values())
+
+
+def test_a_run_that_only_skips_ends_with_a_diagnosis(tmp_path):
+    pipe = tiny_pipe()
+    inner = pipe.transformer.forward
+
+    def forward(*args, **kwargs):
+        (out,) = inner(*args, **kwargs)
+        return (out * math.nan if out.requires_grad else out,)
+
+    pipe.transformer.forward = forward
+    with pytest.raises(ValueError, match=r"3 iterations in a row.* loss nan.*not finite in .* tensors.*lower optim.lr"):
+        train(config(tmp_path, optim__most_skipped=3), pipe, quiet)
+
+
+def test_a_spike_is_skipped_and_what_is_usual_follows_the_norm():
+    progress, optim = Progress(), Optim(spike=10.0, clip_from=1)
+    norms = [100.0, 1.0, 1.0, 40.0, math.inf, 700.0, 1.0]
+    assert [accepted(progress, norm, step, optim) for step, norm in enumerate(norms)] == [True] * 4 + [
+        False,
+        True,
+        True,
+    ]
+    assert 70 < progress.usual_norm < 100 and (progress.skipped, progress.in_a_row) == (1, 0)
+    assert not accepted(progress, 1001.0, 7, optim) and progress.in_a_row == 1
+    assert accepted(progress, 1001.0, 7, Optim())
 
 
 REPLAY = {"distill__hold": 9, "distill__replay": 2, "distill__replay_batches": 2}

@@ -203,18 +203,24 @@ class Optim:
     """Largest gradient norm."""
     clip_from: int = 100
     """First iteration that is clipped."""
+    spike: float | None = None
+    """Skip a step whose gradient norm is this many times the usual one; None skips only what is not finite."""
+    most_skipped: int = 20
+    """Skipped steps in a row that end the run, with a diagnosis."""
     ema_from: int = 100
     """First iteration averaged with beta = (1 - 1/t)^power; a plain copy before."""
     ema_power: float = 8.0
     """Power in beta: the larger, the shorter the memory."""
 
     def __post_init__(self) -> None:
-        for name in ("iterations", "batch", "micro_batch"):
+        for name in ("iterations", "batch", "micro_batch", "most_skipped"):
             value = getattr(self, name)
             _check(value is None or value >= 1, f"optim.{name}", value, "1 or more", "leave it out to take the default")
         for name in ("lr", "lr_log_gamma", "clip", "ema_power"):
             value = getattr(self, name)
             _check(value > 0, f"optim.{name}", value, "a positive number", "leave it out to take the default")
+        spike = self.spike
+        _check(spike is None or spike > 1, "optim.spike", spike, "None or a factor above 1", "10 is a cautious one")
         for name in ("warmup", "clip_from", "ema_from", "cooldown_iterations", "weight_decay"):
             value = getattr(self, name)
             _check(value >= 0, f"optim.{name}", value, "0 or more", "leave it out to take the default")

@@ -9,6 +9,10 @@ import torch
 from arcflow import basis
 from arcflow.config import Optim, Run
 from arcflow.path import step_grid
+from arcflow.state import Parameters, Progress
+
+MEMORY = 0.98
+"""Share of the past in the usual gradient norm."""
 
 
 def adamw(parameters: dict[str, torch.nn.Parameter], optim: Optim) -> torch.optim.AdamW:
@@ -45,3 +49,34 @@ def rate(iteration: int, optim: Optim) -> float:
 def set_rate(optimizer: torch.optim.Optimizer, fraction: float) -> None:
     for group in optimizer.param_groups:
         group["lr"] = group["peak"] * fraction
+
+
+def accepted(progress: Progress, norm: float, step: int, optim: Optim) -> bool:
+    """Whether a step with this gradient norm is taken; keeps count in `progress`."""
+    usual = progress.usual_norm
+    spike = optim.spike is not None and step >= optim.clip_from and 0 < optim.spike * usual < norm
+    taken = math.isfinite(norm) and not spike
+    progress.in_a_row = 0 if taken else progress.in_a_row + 1
+    progress.skipped += not taken
+    if taken and norm > 0:
+        progress.usual_norm = usual**MEMORY * norm ** (1 - MEMORY) if usual else norm
+    return taken
+
+
+def diagnosis(progress: Progress, norm: float, logs: dict[str, float], parameters: Parameters) -> str:
+    """Why a run ends that skips step after step, and what to do."""
+    told = ", ".join(f"{name} {value:.3g}" for name, value in logs.items() if name.startswith("loss"))
+    gradients = {name: p.grad for name, p in parameters.items() if p.grad is not None}
+    broken = [name for name, gradient in gradients.items() if not gradient.isfinite().all()]
+    if not math.isfinite(norm):
+        where = f"; not finite in {len(broken)} of {len(gradients)} tensors, the first {broken[0]}" if broken else ""
+        remedy = (
+            "lower optim.lr and optim.lr_log_gamma, lengthen optim.warmup, or set model.dtype to bfloat16 or float32"
+        )
+    else:
+        where = f"; usual is {progress.usual_norm:.3g}"
+        remedy = "raise optim.spike or leave it out, or lower optim.lr"
+    return (
+        f"{progress.in_a_row} iterations in a row were skipped, the last with {told} and gradient norm {norm:.3g}"
+        f"{where}: expected finite gradients of the usual size; {remedy}, and start again in a new folder"
+    )

@@ -80,7 +80,11 @@ class Progress:
     samples: int = 0
     """Samples seen."""
     skipped: int = 0
-    """Iterations without an optimizer step because the gradient was not finite."""
+    """Iterations without an optimizer step because the gradient was not finite, or a spike."""
+    in_a_row: int = 0
+    """How many of them the last iterations were."""
+    usual_norm: float = 0.0
+    """Running geometric mean of the gradient norm; 0 before the first step."""
     seconds: float = 0.0
     """Time spent, over all the starts of the run."""
     distance: float | None = None

@@ -30,7 +30,7 @@ from arcflow.config import Model, Run, from_json, to_json
 from arcflow.data import Batch, PromptData, Prompts, Table, micro_batches, open_prompts, rows
 from arcflow.gauge import Gauge
 from arcflow.objective import Part, Walk, distill, rehearse, teacher_ratio
-from arcflow.optim import adamw, rate, set_rate, step_directions
+from arcflow.optim import accepted, adamw, diagnosis, rate, set_rate, step_directions
 from arcflow.path import segments
 from arcflow.replay import Replay
 from arcflow.rollout import Student, Teacher, guided
@@ -98,15 +98,15 @@ def train(config: Run, pipe: Any = None, log: Callable[[str], None] = tqdm.write
                 logs, fresh = accumulate(walker, teacher, *tensors(data.batch(walked)), config=config, step=step)
             limit = optim.clip if step >= optim.clip_from else math.inf
             norm = float(torch.nn.utils.clip_grad_norm_(parameters.values(), limit))
-            if math.isfinite(norm):
+            if accepted(progress, norm, step, optim):
                 set_rate(optimizer, rate(step, optim))
                 with turned():
                     optimizer.step()
                 ema.update(ema_beta(step, optim.ema_from, optim.ema_power))
                 if fresh:
                     replay.keep(walked * optim.batch, fresh)
-            else:
-                progress.skipped += 1
+            elif progress.in_a_row >= optim.most_skipped:
+                raise ValueError(diagnosis(progress, norm, logs, parameters))
             optimizer.zero_grad()
 
             progress.step, progress.samples = step + 1, progress.samples + optim.batch
