@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
 from arcflow import attach, backbone, cache, student
@@ -109,6 +110,10 @@ def test_a_run_leaves_a_folder_that_explains_itself(run):
     assert names >= {"adapter", "checkpoints", "log.jsonl", "run.json", "held_out.safetensors"}
     assert from_json((folder / "run.json").read_text()) == config(folder)
     assert len(list((folder / "checkpoints").iterdir())) == 2
+    drawn = [path.name for path in sorted((folder / "pictures").iterdir())]
+    assert drawn == ["000000.png", "000004.png", "000008.png", "000012.png"]
+    with Image.open(folder / "pictures" / drawn[0]) as picture:
+        assert picture.size == (3 * 8, 2 * 8)  # teacher above student
 
 
 def test_the_log_has_every_iteration_and_the_distance_where_asked(run):

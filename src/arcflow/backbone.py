@@ -324,7 +324,7 @@ def noise(pipe: Any, seeds: list[int], height: int, width: int) -> Float[Tensor,
 
 @torch.no_grad()
 def decode(
-    pipe: Any, x: Float[Tensor, "batch tokens width"], height: int, width: int
+    pipe: Any, x: Float[Tensor, "batch tokens channels"], height: int, width: int
 ) -> UInt8[np.ndarray, "batch height width 3"]:
     """Images of packed latents, by the pipeline's own autoencoder."""
     rows, columns = _grid(pipe, height, width)

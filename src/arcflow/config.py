@@ -251,6 +251,8 @@ class Run:
     """Where to compute; auto takes cuda, then mps, then cpu."""
     eval_every: int = 250
     """Iterations between two measurements of the distance to the teacher."""
+    pictures: int = 8
+    """Held-out pictures drawn at each measurement, the teacher's above the student's, in `pictures/`; 0 for none."""
     save_every: int = 250
     """Iterations between two checkpoints."""
     keep: int = 2
@@ -270,6 +272,7 @@ class Run:
         for name in ("eval_every", "save_every", "keep", "log_every"):
             value = getattr(self, name)
             _check(value >= 1, name, value, "1 or more", "leave it out to take the default")
+        _check(self.pictures >= 0, "pictures", self.pictures, "0 or more", "leave it out to take the default")
         limit = self.stop_after
         _check(limit is None or limit > 0, "stop_after", limit, "a positive number of minutes", "leave it out for none")
         if self.distill.replay:

@@ -8,13 +8,16 @@ everything they depend on.
 import hashlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
+from jaxtyping import UInt8
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from arcflow.backbone import Cond
+from arcflow.backbone import Cond, decode
 from arcflow.config import Run
 from arcflow.data import micro_batches, rows
 from arcflow.path import step_grid
@@ -39,13 +42,19 @@ class Gauge:
             log(f"teacher: {len(x)} held-out images in {config.data.teacher_steps} steps (once)")
             known = self._teacher_end(teacher, config.data.teacher_steps)
             write_atomic(cache, lambda path: save_file({"x": known.cpu()}, path, {"key": key}))
-        self.end = known.to(x.device)
+        self.end = self.latest = known.to(x.device)
         self.euler = {f"euler_{n}": self._error(self._teacher_end(teacher, n)) for n in EULER_STEPS}
 
     def distance(self, walker: Student) -> float:
         """Of the student at its own number of steps."""
         sigmas = step_grid(self.distill.steps, self.distill.shift, self.distill.final_step_scale)
-        return self._error(torch.cat([arcs(walker, self.x[p], rows(self.cond, p), sigmas) for p in self.parts]))
+        self.latest = torch.cat([arcs(walker, self.x[p], rows(self.cond, p), sigmas) for p in self.parts])
+        return self._error(self.latest)
+
+    def pictures(self, pipe: Any, count: int, size: tuple[int, int]) -> UInt8[np.ndarray, "rows columns 3"]:
+        """The first held-out pictures side by side: the teacher's above, below them the student's as last measured."""
+        drawn = [np.concatenate(list(decode(pipe, end[:count], *size)), 1) for end in (self.end, self.latest)]
+        return np.concatenate(drawn)
 
     def _error(self, x: Tensor) -> float:
         return float((x - self.end).square().mean())

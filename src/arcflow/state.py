@@ -21,7 +21,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
+import numpy as np
 import torch
+from PIL import Image
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -208,7 +210,7 @@ class Log:
         if path.exists():
             kept = "".join(f"{line}\n" for line in _whole_lines(path) if step and json.loads(line)["step"] <= step)
             write_atomic(path, lambda temporary: temporary.write_text(kept, "utf-8"))
-        self.file = path.open("a", encoding="utf-8")
+        self.folder, self.file = folder, path.open("a", encoding="utf-8")
         self.curves = _tensorboard(folder / "tensorboard", step, log)
 
     def write(self, step: int, **values: float | int | None) -> None:
@@ -218,6 +220,14 @@ class Log:
         for name, value in finite.items():
             if self.curves and value is not None:
                 self.curves.add_scalar(name, value, step)
+
+    def picture(self, step: int, picture: np.ndarray) -> None:
+        """A picture (rows, columns, 3) of uint8: `pictures/` in the run folder, and TensorBoard."""
+        path = self.folder / "pictures" / f"{step:06d}.png"
+        path.parent.mkdir(exist_ok=True)
+        write_atomic(path, lambda temporary: Image.fromarray(picture).save(temporary, "png"))
+        if self.curves:
+            self.curves.add_image("held out, teacher above student", picture, step, dataformats="HWC")
 
     def sync(self) -> None:
         """All lines so far are on the disk."""

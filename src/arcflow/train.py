@@ -36,7 +36,7 @@ from arcflow.replay import Replay
 from arcflow.rollout import Student, Teacher, guided
 from arcflow.state import Ema, Log, Progress, ema_beta, restore, save_checkpoint, seed_of, write_atomic
 
-FREE = ("out", "device", "eval_every", "save_every", "keep", "log_every", "stop_after")
+FREE = ("out", "device", "pictures", "eval_every", "save_every", "keep", "log_every", "stop_after")
 """Settings that may change when a run is taken up again."""
 
 
@@ -78,6 +78,8 @@ def train(config: Run, pipe: Any = None, log: Callable[[str], None] = tqdm.write
         pipe.transformer.eval()
         with ema.applied():
             progress.distance = gauge.distance(walker)
+        if config.pictures:
+            journal.picture(progress.step, gauge.pictures(pipe, config.pictures, data.held_out.size))
         pipe.transformer.train()
         journal.write(progress.step, distance=progress.distance, **(gauge.euler if progress.step == 0 else {}))
 
