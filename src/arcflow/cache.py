@@ -58,7 +58,7 @@ def make(
     prompts = list(dict.fromkeys(["", *prompts]))
     digest = hashlib.sha256(json.dumps(prompts).encode()).hexdigest()
     _claim(folder, {**about, "dtype": dtype, "shard": shard, "prompts": len(prompts), "digest": digest})
-    names = [f"shard-{i:05d}" for i in range(-(-len(prompts) // shard))]
+    names = _shards(len(prompts), shard)
     own = [i for i in range(share[0], len(names), share[1])]
     flaws = {i: _flaw(folder, names[i]) for i in own}
     for i, flaw in flaws.items():
@@ -92,8 +92,7 @@ def verify(folder: Path) -> list[str]:
         ValueError: there is no cache.
     """
     about = _about(folder)
-    count = -(-about["prompts"] // about["shard"])
-    flaws = ((f"shard-{i:05d}", _flaw(folder, f"shard-{i:05d}")) for i in range(count))
+    flaws = ((name, _flaw(folder, name)) for name in _shards(about["prompts"], about["shard"]))
     return [f"{folder / name}.safetensors: {flaw}" for name, flaw in flaws if flaw]
 
 
@@ -224,6 +223,10 @@ def _about(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         raise ValueError(f"no cache in {folder}: expected a folder made by `arcflow cache make`; check the path")
     return json.loads(path.read_text("utf-8"))
+
+
+def _shards(prompts: int, size: int) -> list[str]:
+    return [f"shard-{i:05d}" for i in range(-(-prompts // size))]
 
 
 def _flaw(folder: Path, name: str) -> str:
