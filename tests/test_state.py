@@ -2,6 +2,7 @@
 
 import copy
 import json
+import os
 
 import pytest
 import torch
@@ -90,9 +91,10 @@ def test_a_half_written_checkpoint_is_named_and_passed_over(tmp_path, size):
     assert len(messages) == 1 and "skipping" in messages[0] and newest.name in messages[0]
 
 
-def test_an_unfinished_temporary_file_is_removed(tmp_path):
+@pytest.mark.parametrize("name", ["00000003.safetensors.tmp", ".tmpw5QT"])
+def test_an_unfinished_temporary_file_is_removed(tmp_path, name):
     messages = []
-    (tmp_path / "00000003.safetensors.tmp").write_bytes(b"half")
+    (tmp_path / name).write_bytes(b"half")
     assert restore(tmp_path, *model(), log=messages.append).step == 0
     assert "not finished" in messages[0] and not list(tmp_path.iterdir())
 
@@ -109,6 +111,14 @@ def test_a_checkpoint_holds_no_pickle(tmp_path):
     path = save_checkpoint(tmp_path, Progress(step=1), parameters, ema, optimizer)
     header = json.loads(path.read_bytes()[8 : 8 + int.from_bytes(path.read_bytes()[:8], "little")])
     assert json.loads(header["__metadata__"]["progress"])["step"] == 1
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such modes")
+def test_a_checkpoint_may_be_read_by_whom_the_user_lets(tmp_path):
+    path = save_checkpoint(tmp_path, Progress(step=1), *model())
+    plain = tmp_path / "plain"
+    plain.touch()
+    assert path.stat().st_mode == plain.stat().st_mode
 
 
 def test_an_interrupted_write_leaves_the_old_file(tmp_path):

@@ -252,7 +252,7 @@ def test_a_killed_run_goes_on_to_the_same_bits(run, tmp_path, seen):
 def reached(folder, step):
     if step == 0:
         return (folder / "log.jsonl").exists()
-    return any(int(path.name[:8]) >= step for path in folder.glob("checkpoints/*"))
+    return any(int(path.name[:8]) >= step for path in folder.glob("checkpoints/*.safetensors"))
 
 
 def test_a_broken_newest_checkpoint_costs_only_what_came_after_the_one_before(run, tmp_path):

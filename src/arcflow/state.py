@@ -138,7 +138,7 @@ def restore(
     memory: Memory | None = None,
 ) -> Progress:
     """Put the newest whole checkpoint in place, if there is one. Broken files are named and passed over."""
-    for leftover in folder.glob("*.tmp"):
+    for leftover in [*folder.glob("*.tmp"), *folder.glob(".tmp*")]:  # ours, and those of safetensors itself
         log(f"removing {leftover}: a checkpoint that was not finished")
         leftover.unlink()
     for path in sorted(folder.glob("*.safetensors"), reverse=True):
@@ -183,7 +183,10 @@ def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
     """Let `write` fill a temporary file, then sync and rename it: after a crash it is old or new, never half."""
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
+        temporary.touch()
+        mode = temporary.stat().st_mode  # what this user's umask gives; safetensors would leave it to the owner alone
         write(temporary)
+        temporary.chmod(mode)
         _sync(temporary)
         os.replace(temporary, path)
     finally:
