@@ -1,7 +1,11 @@
 """Tiny random pipelines with the real classes: everything a test needs of FLUX and Qwen-Image but their size."""
 
 import copy
+import os
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 
 import jaxtyping
@@ -216,3 +220,12 @@ def save_style(pipe, folder, layers: list[str]):
     state = get_peft_model_state_dict(net, adapter_name="style")
     type(pipe).save_lora_weights(folder, transformer_lora_layers=state)
     return folder
+
+
+def torchrun(processes, script, *arguments):
+    """A test file's own main part on several CPU processes."""
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    here = {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path]), "OMP_NUM_THREADS": "1"}
+    command = [*launch, str(script), *map(str, arguments)]
+    run = subprocess.run(command, env={**os.environ, **here}, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr

@@ -10,9 +10,9 @@ import arcflow
 
 ROOT = Path(arcflow.__file__).parent
 ORDER = """
-    config path momentum backbone head basis student scheduler state adapter pipeline
+    config parallel path momentum backbone head basis student scheduler state checkpoint adapter pipeline
     world.scene world.render world.check world.text world.autoencoder world.teacher world.pretrain
-    prompts data rollout objective replay optim gauge cache train
+    prompts data rollout objective replay optim gauge cache loading feed speed train
     sample evaluate report publish memory doctor world.commands cli
 """.split()
 TORCH_FREE = ("config", "world.scene", "world.commands", "cli")

@@ -1,13 +1,11 @@
 """One image on several processes: context parallelism as diffusers does it, the packed head under its stock plan."""
 
-import os
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import flux_pipeline, perturb, sample
+from conftest import flux_pipeline, perturb, sample, torchrun
 
 import arcflow
 from arcflow import adapter, student
@@ -44,10 +42,7 @@ def test_two_processes_draw_the_image_of_one(tmp_path) -> None:
     perturb(made)
     adapter.save_adapter(made, tmp_path / "adapter")
     alone = sample(arcflow.attach(pipe, tmp_path / "adapter"))
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone", __file__]
-    here = os.pathsep.join([str(Path(__file__).parent), *sys.path])
-    run = subprocess.run([*command, str(tmp_path)], env={**os.environ, "PYTHONPATH": here}, capture_output=True)
-    assert run.returncode == 0, run.stderr.decode()
+    torchrun(2, __file__, tmp_path)
     together = torch.load(tmp_path / "latents.pt", weights_only=True)
     torch.testing.assert_close(together, alone, rtol=1e-5, atol=1e-6)
 

@@ -1,13 +1,11 @@
-"""Averages, checkpoints and logs that survive being interrupted at any moment."""
+"""Averages and logs that survive being interrupted at any moment."""
 
 import copy
-import json
-import os
 
 import pytest
 import torch
 
-from arcflow.state import Ema, Log, Progress, ema_beta, read_log, restore, save_checkpoint, write_atomic
+from arcflow.state import Ema, Log, ema_beta, read_log, write_atomic
 
 
 def model(seed=0, width=3):
@@ -56,69 +54,6 @@ def test_swapping_the_average_in_and_out_changes_nothing():
     with ema.applied():
         assert same(parameters.values(), averages)
     assert same(parameters.values(), nets) and same(ema.weights.values(), averages)
-
-
-def test_a_restored_run_goes_on_to_the_same_bits(tmp_path):
-    whole = model()
-    walk(*whole, range(8))
-    half = model()
-    walk(*half, range(5))
-    save_checkpoint(tmp_path, Progress(step=5, samples=20, skipped=1, distance=0.5), *half)
-    again = model(seed=1)
-    progress = restore(tmp_path, *again)
-    assert (progress.step, progress.samples, progress.skipped, progress.distance) == (5, 20, 1, 0.5)
-    walk(*again, range(progress.step, 8))
-    assert same(again[0].values(), whole[0].values())
-    assert same(again[1].weights.values(), whole[1].weights.values())
-    for one, other in zip(again[0].values(), whole[0].values(), strict=True):
-        assert same(again[2].state[one].values(), whole[2].state[other].values())
-
-
-def test_only_the_newest_checkpoints_are_kept(tmp_path):
-    state = model()
-    for step in (1, 2, 10):
-        save_checkpoint(tmp_path, Progress(step=step), *state, keep=2)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["00000002.safetensors", "00000010.safetensors"]
-
-
-@pytest.mark.parametrize("size", [0, 7, 100, -1])
-def test_a_half_written_checkpoint_is_named_and_passed_over(tmp_path, size):
-    state, messages = model(), []
-    save_checkpoint(tmp_path, Progress(step=1), *state)
-    newest = save_checkpoint(tmp_path, Progress(step=2), *state)
-    newest.write_bytes(newest.read_bytes()[:size])
-    assert restore(tmp_path, *model(), log=messages.append).step == 1
-    assert len(messages) == 1 and "skipping" in messages[0] and newest.name in messages[0]
-
-
-@pytest.mark.parametrize("name", ["00000003.safetensors.tmp", ".tmpw5QT"])
-def test_an_unfinished_temporary_file_is_removed(tmp_path, name):
-    messages = []
-    (tmp_path / name).write_bytes(b"half")
-    assert restore(tmp_path, *model(), log=messages.append).step == 0
-    assert "not finished" in messages[0] and not list(tmp_path.iterdir())
-
-
-def test_a_checkpoint_of_another_student_is_refused(tmp_path):
-    save_checkpoint(tmp_path, Progress(step=1), *model(width=5))
-    with pytest.raises(ValueError, match=r"does not fit this student \(a.weight .*choose another run folder"):
-        restore(tmp_path, *model())
-
-
-def test_a_checkpoint_holds_no_pickle(tmp_path):
-    parameters, ema, optimizer = model()
-    walk(parameters, ema, optimizer, range(1))
-    path = save_checkpoint(tmp_path, Progress(step=1), parameters, ema, optimizer)
-    header = json.loads(path.read_bytes()[8 : 8 + int.from_bytes(path.read_bytes()[:8], "little")])
-    assert json.loads(header["__metadata__"]["progress"])["step"] == 1
-
-
-@pytest.mark.skipif(os.name == "nt", reason="Windows has no such modes")
-def test_a_checkpoint_may_be_read_by_whom_the_user_lets(tmp_path):
-    path = save_checkpoint(tmp_path, Progress(step=1), *model())
-    plain = tmp_path / "plain"
-    plain.touch()
-    assert path.stat().st_mode == plain.stat().st_mode
 
 
 def test_an_interrupted_write_leaves_the_old_file(tmp_path):

@@ -26,6 +26,7 @@ from torch import Tensor
 from arcflow import student
 from arcflow.backbone import FAMILIES, Family, compute_dtype, dense, family_of
 from arcflow.config import Targets
+from arcflow.parallel import whole, writes
 from arcflow.path import SHIFT
 from arcflow.state import write_atomic
 
@@ -121,12 +122,15 @@ def load_adapter(transformer: Any, folder: str | Path, *, dtype: torch.dtype | N
 def save_adapter(
     transformer: Any, folder: str | Path, *, info: AdapterInfo | None = None, layout: Layout = "arcflow"
 ) -> Path:
-    """The folder, with the student's adapter in it. Each file appears whole or not at all."""
+    """The folder, with the student's adapter in it. Each file appears whole or not at all. All processes among which a
+    network is shared out must call; the first one writes."""
     if layout not in FILES:
         raise ValueError(f"layout is {layout!r}; expected one of {', '.join(map(repr, FILES))}.")
     full = describe(transformer, info)
-    tensors = {name: p.detach().cpu().contiguous() for name, p in student.trainable(transformer).items()}
+    tensors = {name: whole(p.detach()).cpu().contiguous() for name, p in student.trainable(transformer).items()}
     folder = Path(folder)
+    if not writes(transformer):
+        return folder
     folder.mkdir(parents=True, exist_ok=True)
     weights, record = (folder / name for name in FILES[layout])
     if layout == "published":

@@ -19,8 +19,10 @@ from diffusers.models.modeling_utils import get_parameter_dtype
 from einops import rearrange
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from arcflow.config import Targets
+from arcflow.parallel import whole
 
 Cond = dict[str, Tensor]
 
@@ -46,8 +48,8 @@ class Family:
     """Guidance embedding the adapters are distilled with; None where there is no such input."""
     arguments: Callable[[Cond], dict[str, Any]]
     """Conditioning as keyword arguments of the transformer."""
-    encode: Callable[[Any, list[str], int], Cond]
-    """(pipe, prompts, text tokens) -> what the text encoders make of them, a row for each."""
+    encode: Callable[[Any, list[str], int, Any], Cond]
+    """(pipe, prompts, text tokens, device of the text encoders) -> what these make of them, a row for each."""
     places: Callable[[Cond, int, int], Cond]
     """(that, rows and columns of tokens) -> where text and picture stand."""
     text_length: Callable[[Any], int]
@@ -66,8 +68,8 @@ def _flux_arguments(cond: Cond) -> dict[str, Any]:
     return dict(cond)
 
 
-def _flux_encode(pipe: Any, prompts: list[str], length: int) -> Cond:
-    embeds, pooled, _ = pipe.encode_prompt(prompt=prompts, prompt_2=None, max_sequence_length=length)
+def _flux_encode(pipe: Any, prompts: list[str], length: int, device: Any) -> Cond:
+    embeds, pooled, _ = pipe.encode_prompt(prompt=prompts, prompt_2=None, max_sequence_length=length, device=device)
     return {"encoder_hidden_states": embeds, "pooled_projections": pooled}
 
 
@@ -99,8 +101,8 @@ def _qwen_arguments(cond: Cond) -> dict[str, Any]:
     }
 
 
-def _qwen_encode(pipe: Any, prompts: list[str], length: int) -> Cond:
-    embeds, mask = pipe.encode_prompt(prompt=prompts, max_sequence_length=length)
+def _qwen_encode(pipe: Any, prompts: list[str], length: int, device: Any) -> Cond:
+    embeds, mask = pipe.encode_prompt(prompt=prompts, max_sequence_length=length, device=device)
     mask = torch.ones(embeds.shape[:2], device=embeds.device) if mask is None else mask
     return {"encoder_hidden_states": embeds, "encoder_hidden_states_mask": mask.bool()}
 
@@ -109,8 +111,9 @@ def _qwen_places(text: Cond, rows: int, columns: int) -> Cond:
     return {"img_shapes": torch.tensor([[1, rows, columns]] * len(text["encoder_hidden_states"]))}
 
 
-def _flux2_encode(pipe: Any, prompts: list[str], length: int) -> Cond:
-    return {"encoder_hidden_states": pipe.encode_prompt(prompt=prompts, max_sequence_length=length)[0]}
+def _flux2_encode(pipe: Any, prompts: list[str], length: int, device: Any) -> Cond:
+    embeds, _ = pipe.encode_prompt(prompt=prompts, max_sequence_length=length, device=device)
+    return {"encoder_hidden_states": embeds}
 
 
 def _flux2_places(text: Cond, rows: int, columns: int) -> Cond:
@@ -236,7 +239,7 @@ def _dtype_of(linear: Any) -> torch.dtype:
 
 def quantized(module: nn.Module) -> bool:
     """Whether a module holds weights that are not plain numbers."""
-    return any(type(parameter) is not nn.Parameter for parameter in module.parameters())
+    return any(type(parameter) not in (nn.Parameter, DTensor) for parameter in module.parameters())
 
 
 def dense(module: nn.Module) -> Any:
@@ -246,9 +249,9 @@ def dense(module: nn.Module) -> Any:
             nn.Linear, module.in_features, module.out_features, module.bias is not None, device=module.weight.device
         )
         with torch.no_grad():
-            linear.weight.copy_(_weight(module))
+            linear.weight.copy_(whole(_weight(module)))
             if module.bias is not None:
-                linear.bias.copy_(module.bias)
+                linear.bias.copy_(whole(module.bias))
         return linear
     children = {id(child): dense(child) for child in module.children()}
     return copy.deepcopy(module, children).float()  # a memo: the children are not copied again
@@ -295,10 +298,11 @@ def encode_prompts(
 
 
 @torch.no_grad()
-def encode_text(pipe: Any, prompts: list[str], max_sequence_length: int | None = None) -> Cond:
-    """What the pipeline's text encoders make of prompts, a row for each: conditioning without picture and guidance."""
+def encode_text(pipe: Any, prompts: list[str], max_sequence_length: int | None = None, device: Any = None) -> Cond:
+    """What the pipeline's text encoders make of prompts, a row for each: conditioning without picture and guidance.
+    `device` is theirs, if it is not that of the pipeline."""
     family = family_of(pipe.transformer)
-    return family.encode(pipe, prompts, max_sequence_length or family.text_length(pipe))
+    return family.encode(pipe, prompts, max_sequence_length or family.text_length(pipe), device)
 
 
 def place(pipe: Any, text: Cond, *, height: int, width: int, guidance: float | None = None) -> Cond:

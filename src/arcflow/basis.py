@@ -16,6 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from arcflow.head import start_gains
+from arcflow.parallel import shared_like, whole
 
 COUNT = 4
 """Shapes that are brought to equal effect; the rest is rounding."""
@@ -39,7 +40,8 @@ def along(mix: Float[Tensor, "modes modes"], parameters: Sequence[Tensor]) -> It
     after it. Weight decay would decay the move, so there must be none."""
 
     def turned(by: Tensor, value: Tensor) -> Tensor:
-        return (by.to(value) @ value.reshape(len(by), -1)).reshape(value.shape)
+        rows = whole(value).reshape(len(by), -1)
+        return shared_like((by.to(rows) @ rows).reshape(value.shape), value)
 
     before = [parameter.detach().clone() for parameter in parameters]
     with torch.no_grad():

@@ -395,7 +395,7 @@ def adapter_of(model: str, adapter: str) -> str:
 
 def open_pipe(model: str, device: str, dtype: str) -> Any:
     """The teacher's pipeline on its device."""
-    from arcflow.train import load_pipe, torch_device
+    from arcflow.loading import load_pipe, torch_device
 
     where = torch_device(device)
     if dtype == "auto":

@@ -19,6 +19,8 @@ Spread = Literal["uniform", "stratified"]
 Solver = Literal["euler", "adams"]
 Handover = Literal["walk", "student"]
 Targets = Literal["feed_forward", "all"]
+Quantize = Literal["none", "nf4", "int8", "fp8"]
+Tracker = Literal["none", "wandb", "trackio"]
 PROMPT_FILES = (".txt", ".jsonl", ".csv", ".tsv", ".parquet")
 
 
@@ -48,6 +50,16 @@ class Model:
     """Train a LoRA on the blocks; without it only the head and the last norm learn."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
+    teacher_lora: str | None = None
+    """A LoRA of your own (a file, a folder, or a Hub id) that is part of the teacher."""
+    quantize: Quantize = "none"
+    """Store the frozen weights short: "nf4" (bitsandbytes), "int8" or "fp8" (torchao)."""
+    text_bits: Literal[4, 8] | None = None
+    """Store the text encoders in so many bits (bitsandbytes)."""
+    text_device: str | None = None
+    """Device of the text encoders, say "cpu" or "cuda:1"; None: that of the transformer."""
+    compile: bool = False
+    """Compile the repeated blocks (torch.compile): slow to start, then faster."""
 
     def __post_init__(self) -> None:
         _check(bool(self.base), "model.base", self.base, "a name", 'give "world", a folder or a Hub id')
@@ -257,6 +269,13 @@ class Run:
     """Iterations between two checkpoints."""
     keep: int = 2
     """Checkpoints that are kept."""
+    milestones: int | None = None
+    """Keep those of every so manieth iteration for good; None keeps none of them."""
+    shard: int | None = None
+    """Processes that share one copy of the network (FSDP); None: all that torchrun started. With fewer there are
+    several copies side by side (HSDP)."""
+    tracker: Tracker = "none"
+    """Where the curves go beside log.jsonl and TensorBoard: "wandb" or "trackio"."""
     log_every: int = 1
     """Iterations between two lines of the log."""
     stop_after: float | None = None
@@ -273,6 +292,9 @@ class Run:
             value = getattr(self, name)
             _check(value >= 1, name, value, "1 or more", "leave it out to take the default")
         _check(self.pictures >= 0, "pictures", self.pictures, "0 or more", "leave it out to take the default")
+        for name in ("milestones", "shard"):
+            value = getattr(self, name)
+            _check(value is None or value >= 1, name, value, "1 or more", "leave it out for none")
         limit = self.stop_after
         _check(limit is None or limit > 0, "stop_after", limit, "a positive number of minutes", "leave it out for none")
         if self.distill.replay:

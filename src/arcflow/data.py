@@ -34,7 +34,7 @@ def repeat(cond: Cond, times: int) -> Cond:
     }
 
 
-def rows(cond: Cond, part: slice) -> Cond:
+def rows(cond: Cond, part: slice | list[int]) -> Cond:
     """Conditioning of some samples of a batch."""
     return {name: value if shared(name) else value[part] for name, value in cond.items()}
 
@@ -76,7 +76,7 @@ class PromptData:
         self.seed, self.count = seed, batch
         self.train, held_out, self.message = prompt_sets(config, seed)
         self.held_out, self.sizes = _held_out(held_out, config, seed), _sizes(config)
-        self._plans: dict[int, list[int]] = {}
+        self._plans: dict[tuple[Any, ...], list[int]] = {}
         self._places = {size: [] for size in self.sizes}
         for i, row in enumerate(self.train):
             self._places[nearest(row.size, self.sizes, self.held_out.size)].append(i)
@@ -103,21 +103,24 @@ class PromptData:
             return Batch([self.prompt(i) for i in samples], seeds, self.sizes[0])
         whole = {size: len(places) // self.count for size, places in self._places.items()}
         epoch, place = divmod(step, sum(whole.values()))
-        mixed = Generator().manual_seed(seed_of(self.seed, "sizes", epoch))
         each = [(size, k) for size, count in whole.items() for k in range(count)]
-        size, k = each[torch.randperm(len(each), generator=mixed)[place]]
-        shuffle = Generator().manual_seed(seed_of(self.seed, "order", epoch, *size))
-        order = torch.randperm(len(self._places[size]), generator=shuffle)[k * self.count : (k + 1) * self.count]
+        size, k = each[self._order(len(each), "sizes", epoch)[place]]
+        order = self._order(len(self._places[size]), "order", epoch, *size)[k * self.count : (k + 1) * self.count]
         return Batch([self.train[self._places[size][i]].text for i in order], seeds, size)
 
     def prompt(self, sample: int) -> str:
         """Prompt of a sample, by its number in the run, where all pictures have one size."""
         epoch, place = divmod(sample, len(self.train))
-        if epoch not in self._plans:
-            shuffle = Generator().manual_seed(seed_of(self.seed, "order", epoch))
-            kept = {e: order for e, order in self._plans.items() if e == epoch - 1}  # a batch may span two epochs
-            self._plans = kept | {epoch: torch.randperm(len(self.train), generator=shuffle).tolist()}
-        return self.train[self._plans[epoch][place]].text
+        return self.train[self._order(len(self.train), "order", epoch)[place]].text
+
+    def _order(self, count: int, purpose: str, epoch: int, *which: int) -> list[int]:
+        """A random order, the epoch's own. Those of the last two epochs are kept: a batch may span both."""
+        key = (epoch, purpose, *which)
+        if key not in self._plans:
+            shuffle = Generator().manual_seed(seed_of(self.seed, purpose, epoch, *which))
+            self._plans = {known: order for known, order in self._plans.items() if known[0] >= epoch - 1}
+            self._plans[key] = torch.randperm(count, generator=shuffle).tolist()
+        return self._plans[key]
 
     def state(self) -> dict[str, Any]:
         """Nothing: the number of the iteration says all."""
@@ -182,8 +185,8 @@ class PromptStream:
 
     def state(self) -> dict[str, Any]:
         """Where the next batch comes from; goes into JSON."""
-        waiting = [[size, texts] for size, texts in self.waiting.items()]
-        return {"step": self.step, "stream": self.stream.state(), "waiting": waiting, "ready": self.ready}
+        waiting = [[size, list(texts)] for size, texts in self.waiting.items()]
+        return {"step": self.step, "stream": self.stream.state(), "waiting": waiting, "ready": list(self.ready)}
 
     def load(self, state: dict[str, Any]) -> None:
         """Go on from there."""

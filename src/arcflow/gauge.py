@@ -20,6 +20,7 @@ from torch import Tensor
 from arcflow.backbone import Cond, decode
 from arcflow.config import Run
 from arcflow.data import micro_batches, rows
+from arcflow.parallel import Ranks
 from arcflow.path import step_grid
 from arcflow.rollout import Student, Teacher, arcs, euler
 from arcflow.state import write_atomic
@@ -32,23 +33,33 @@ class Gauge:
     """Distance to the teacher on held-out prompts: mean squared difference of final latents from the same noise."""
 
     def __init__(
-        self, config: Run, teacher: Teacher, x: Tensor, cond: Cond, cache: Path, log: Callable[[str], None]
+        self,
+        config: Run,
+        teacher: Teacher,
+        x: Tensor,
+        cond: Cond,
+        cache: Path,
+        log: Callable[[str], None],
+        ranks: Ranks | None = None,
     ) -> None:
-        self.x, self.cond, self.distill = x, cond, config.distill
-        self.parts = list(micro_batches(len(x), config.optim))
-        key = self._key(config)
-        known = _cached(cache, key)
+        self.distill, self.ranks, self.count = config.distill, ranks or Ranks(), len(x)
+        key = _key(config, x, cond)
+        mine = self.ranks.share(len(x))  # every process walks its own, and all see all ends
+        self.x, self.cond = x[mine], rows(cond, mine)
+        self.parts = list(micro_batches(len(mine), config.optim))
+        known = self.ranks.agree(lambda: _cached(cache, key))
         if known is None:
             log(f"teacher: {len(x)} held-out images in {config.data.teacher_steps} steps (once)")
             known = self._teacher_end(teacher, config.data.teacher_steps)
-            write_atomic(cache, lambda path: save_file({"x": known.cpu()}, path, {"key": key}))
+            if self.ranks.first:
+                write_atomic(cache, lambda path: save_file({"x": known.cpu()}, path, {"key": key}))
         self.end = self.latest = known.to(x.device)
         self.euler = {f"euler_{n}": self._error(self._teacher_end(teacher, n)) for n in EULER_STEPS}
 
     def distance(self, walker: Student) -> float:
         """Of the student at its own number of steps."""
         sigmas = step_grid(self.distill.steps, self.distill.shift, self.distill.final_step_scale)
-        self.latest = torch.cat([arcs(walker, self.x[p], rows(self.cond, p), sigmas) for p in self.parts])
+        self.latest = self._all([arcs(walker, self.x[p], rows(self.cond, p), sigmas) for p in self.parts])
         return self._error(self.latest)
 
     def pictures(self, pipe: Any, count: int, size: tuple[int, int]) -> UInt8[np.ndarray, "rows columns 3"]:
@@ -61,15 +72,21 @@ class Gauge:
 
     def _teacher_end(self, teacher: Teacher, steps: int) -> Tensor:
         sigmas = step_grid(steps, self.distill.shift)
-        return torch.cat([euler(teacher, self.x[p], rows(self.cond, p), sigmas) for p in self.parts])
+        return self._all([euler(teacher, self.x[p], rows(self.cond, p), sigmas) for p in self.parts])
 
-    def _key(self, config: Run) -> str:
-        """Everything the teacher's ends depend on, hashed."""
-        settings = (config.model.base, config.model.dtype, config.data.teacher_steps)
-        digest = hashlib.sha256(repr((settings, self.distill.shift, self.distill.teacher_cfg)).encode())
-        for value in (self.x, *(self.cond[name] for name in sorted(self.cond))):
-            digest.update(value.cpu().float().numpy().tobytes())
-        return digest.hexdigest()
+    def _all(self, parts: list[Tensor]) -> Tensor:
+        """The ends of all processes' walks."""
+        return self.ranks.gather(torch.cat(parts))[: self.count]
+
+
+def _key(config: Run, x: Tensor, cond: Cond) -> str:
+    """Everything the teacher's ends depend on, hashed."""
+    model, distill = config.model, config.distill
+    settings = (model.base, model.dtype, config.data.teacher_steps, model.teacher_lora, model.quantize)
+    digest = hashlib.sha256(repr((settings, distill.shift, distill.teacher_cfg)).encode())
+    for value in (x, *(cond[name] for name in sorted(cond))):
+        digest.update(value.cpu().float().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _cached(path: Path, key: str) -> Tensor | None:

@@ -13,6 +13,7 @@ of the logits over k, and a, b, s = noise level left behind since the call (sigm
 values per mode and token, never on D. Computed in float32 or better. Source: arXiv 2602.09014, eqs. 6-9.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -20,6 +21,17 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
+
+Draws = torch.Generator | Sequence[torch.Generator]
+"""Where random numbers come from: one generator for a batch, or one for each of its samples, as in diffusers. Then a
+sample's numbers do not depend on the batch it is in."""
+
+
+def uniform(shape: tuple[int, ...], draws: Draws | None) -> Float[Tensor, "*shape"]:
+    """Numbers from 0 to 1; the first axis is that of the samples."""
+    if isinstance(draws, Sequence):
+        return torch.stack([uniform(shape[1:], one) for one in draws])
+    return torch.rand(shape, generator=draws, device=draws.device if draws else "cpu")
 
 
 class Policy(Protocol):
@@ -97,14 +109,13 @@ class Mixture:
         pi, g = self._gates()
         return self._mix(pi * torch.exp(g * self._column(a)) * phi(g * self._column(b - a)))
 
-    def drop_modes(self, p: float, generator: torch.Generator | None = None) -> "Mixture":
+    def drop_modes(self, p: float, generator: Draws | None = None) -> "Mixture":
         """The mixture without a random subset of its modes: each is dropped with probability `p` for a whole sample
         (first axis of the batch). A sample that would lose all of them keeps all."""
         if not 0 <= p < 1:
             raise ValueError(f"dropout probability is {p}; expected 0 <= p < 1.")
         lead, modes = self.logits.shape[:-2][:1], self.logits.shape[-2]
-        draw = torch.rand(*lead, modes, generator=generator, device=generator.device if generator else "cpu")
-        dropped = draw < p
+        dropped = uniform((*lead, modes), generator) < p
         dropped = dropped & ~dropped.all(-1, keepdim=True)
         between = [1] * (self.logits.ndim - 2 - len(lead))
         mask = dropped.view(*lead, *between, modes, 1).to(self.logits.device)

@@ -17,11 +17,12 @@ from typing import Protocol, cast
 
 import torch
 from jaxtyping import Float
-from torch import Generator, Tensor
+from torch import Tensor
 
 from arcflow.backbone import Cond
 from arcflow.config import Distill
 from arcflow.data import repeat
+from arcflow.momentum import Draws
 from arcflow.path import segments, shift_sigma
 from arcflow.rollout import Arc, Schedule, Student, Teacher, left_behind, schedule, visit
 
@@ -55,7 +56,7 @@ class Part:
 class Droppable(Arc, Protocol):
     """A policy made of modes. One without them is distilled with `mode_dropout` 0."""
 
-    def drop_modes(self, p: float, generator: Generator | None = None) -> Arc: ...
+    def drop_modes(self, p: float, generator: Draws | None = None) -> Arc: ...
 
 
 def teacher_ratio(iteration: int, decay: int, hold: int = 0) -> float:
@@ -72,7 +73,7 @@ def distill(
     *,
     config: Distill,
     ratio: float,
-    generator: Generator,
+    generator: Draws,
 ) -> Iterator[Part]:
     """One part per segment, from noise `x` at sigma 1. Call `backward` on a part before asking for the next.
 

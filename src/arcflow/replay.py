@@ -13,6 +13,7 @@ import torch
 from torch import Generator, Tensor
 
 from arcflow.objective import Walk
+from arcflow.parallel import Ranks
 from arcflow.path import Segment
 from arcflow.rollout import Schedule
 
@@ -26,9 +27,10 @@ class Replay:
         self.segments = segments
         self.batches: deque[dict[str, Tensor]] = deque(maxlen=batches)
 
-    def keep(self, first: int, walks: Sequence[Sequence[Walk]]) -> None:
-        """Remember a batch whose first sample has the number `first`: for each segment, the walks of its pieces."""
-        new = {"sample": first + torch.arange(sum(len(walk.x) for walk in walks[0]))}
+    def keep(self, first: int, walks: Sequence[Sequence[Walk]], ranks: Ranks | None = None) -> None:
+        """Remember a batch whose first sample has the number `first`: for each segment, the walks of its pieces.
+        Every process remembers those of all."""
+        new = dict[str, Tensor]()
         for i, pieces in enumerate(walks):
             new[f"x.{i}"] = torch.cat([walk.x for walk in pieces]).cpu()
             for name, part in (
@@ -37,7 +39,8 @@ class Replay:
                 ("tau_next", [walk.times.tau_next for walk in pieces]),
             ):
                 new[f"{name}.{i}"] = torch.cat(part, 1).transpose(0, 1).cpu()
-        self.batches.append({name: value.contiguous() for name, value in new.items()})
+        new = {name: (ranks or Ranks()).gather(value.contiguous()) for name, value in new.items()}
+        self.batches.append(new | {"sample": first + torch.arange(len(new["x.0"]))})
 
     def draw(self, count: int, generator: Generator, device: torch.device) -> tuple[list[int], list[Walk]]:
         """Numbers of random samples, and their walks over each segment."""

@@ -14,12 +14,12 @@ from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
-from torch import Generator, Tensor
+from torch import Tensor
 
 from arcflow.backbone import Cond
 from arcflow.config import Solver, Spread
 from arcflow.data import repeat
-from arcflow.momentum import Policy
+from arcflow.momentum import Draws, Policy, uniform
 from arcflow.path import Segment, shift_sigma
 
 
@@ -106,7 +106,7 @@ def schedule(
     states: int,
     window: float,
     ratio: float,
-    generator: Generator,
+    generator: Draws,
     spread: Spread = "uniform",
 ) -> Schedule:
     """Random times of a segment's states: a share `ratio` of the way is the teacher's, the last `window` is free.
@@ -115,7 +115,7 @@ def schedule(
     times are one in each of as many equal parts."""
 
     def uniforms(count: int, parts: int) -> Float[Tensor, "batch count"]:
-        drawn = torch.rand(batch, count, generator=generator, device=generator.device).cpu().double()
+        drawn = uniform((batch, count), generator).cpu().double()
         if spread == "uniform":
             return drawn.sort(-1).values
         centers = (torch.arange(count, dtype=torch.float64) + (parts - count + 1) / 2) / parts

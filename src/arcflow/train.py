@@ -6,15 +6,14 @@ goes on from its last checkpoint to the same bits. Settings: arXiv 2602.09014.
 """
 
 import dataclasses
+import importlib
 import json
 import math
-import os
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from functools import partial
+from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -23,109 +22,143 @@ import torch
 from torch import Generator, Tensor
 from tqdm import tqdm
 
-from arcflow import adapter, backbone, student
+from arcflow import adapter, backbone, parallel, student
 from arcflow.backbone import Cond
-from arcflow.cache import Cache
-from arcflow.config import Model, Run, from_json, to_json
-from arcflow.data import Batch, PromptData, Prompts, Table, micro_batches, open_prompts, rows
+from arcflow.checkpoint import Checkpoints
+from arcflow.config import Run, from_json, to_json
+from arcflow.data import PromptData, Prompts, micro_batches, open_prompts, rows
+from arcflow.feed import Feed, Sample
 from arcflow.gauge import Gauge
+from arcflow.loading import Encode, encoder, load_pipe, settle, torch_device
 from arcflow.objective import Part, Walk, distill, rehearse, teacher_ratio
 from arcflow.optim import accepted, adamw, diagnosis, rate, set_rate, step_directions
+from arcflow.parallel import Ranks
 from arcflow.path import segments
 from arcflow.replay import Replay
 from arcflow.rollout import Student, Teacher, guided
-from arcflow.state import Ema, Log, Progress, ema_beta, restore, save_checkpoint, seed_of, write_atomic
+from arcflow.speed import Speed
+from arcflow.state import Ema, Log, Progress, ema_beta, seed_of, write_atomic
 
-FREE = ("out", "device", "pictures", "eval_every", "save_every", "keep", "log_every", "stop_after")
+FREE = (
+    *("out", "device", "pictures", "eval_every", "save_every", "keep", "milestones", "log_every", "stop_after"),
+    *("shard", "tracker", "model.compile", "model.text_device"),
+)
 """Settings that may change when a run is taken up again."""
 
 
 def train(config: Run, pipe: Any = None, log: Callable[[str], None] = tqdm.write) -> Path:
     """Distill, and return the run folder: `adapter/`, `log.jsonl`, `run.json`, `checkpoints/`.
 
-    A run that is already in the folder is taken up where it stopped. `pipe` (by default loaded from
-    `config.model.base`) is changed in place: at the end its transformer is the student with averaged weights. SIGINT
-    and SIGTERM save, say how to go on, and exit.
+    A run that is already in the folder is taken up where it stopped, by as many processes as `torchrun` starts now.
+    `pipe` (by default loaded from `config.model.base`) is changed in place: at the end its transformer is the student
+    with averaged weights. SIGINT and SIGTERM save, say how to go on, and exit.
     """
+    device = torch_device(config.device)
+    with parallel.start(device, config.shard) as ranks:
+        return _train(config, pipe, device, ranks, log if ranks.first else _silent)
+
+
+def _silent(message: str) -> None:
+    pass
+
+
+def _train(config: Run, pipe: Any, device: torch.device, ranks: Ranks, log: Callable[[str], None]) -> Path:
     started = time.monotonic()
-    optim, device = config.optim, torch_device(config.device)
+    optim, mine, speed = config.optim, ranks.rows(config.optim.batch), Speed(device)
     data = open_prompts(config.data, seed=config.seed, batch=optim.batch)
     if data.message:
         log(data.message)
-    folder = claim(config)
-    pipe = (load_pipe(config.model, not config.data.embeddings) if pipe is None else pipe).to(device)
-    encode, negative = encoder(pipe, config, data)
-    parameters = build_student(pipe.transformer, config)
+    folder = claim(config, ranks)
+    pipe = load_pipe(config.model, not config.data.embeddings) if pipe is None else pipe
+    encode, negative = encoder(settle(pipe, config.model, device, ranks), config, data, device)
+    parameters = build_student(pipe.transformer, config, ranks)
     walker, teacher = views(pipe.transformer, negative, config.distill.teacher_cfg)
     ema, optimizer = Ema(parameters), adamw(parameters, optim)
     turned = step_directions(parameters, config)
     replay = Replay(config.distill.replay_batches, segments(config.distill.steps, config.distill.final_step_scale))
-    progress = restore(folder / "checkpoints", parameters, ema, optimizer, log, replay)
+    keep = {"keep": config.keep, "milestones": config.milestones}
+    checkpoints = Checkpoints(folder / "checkpoints", parameters, ema, optimizer, replay, ranks=ranks, log=log, **keep)
+    progress = checkpoints.restore()
     if progress.data:
         data.load(progress.data)
     before = progress.seconds
 
-    def tensors(batch: Batch) -> tuple[Tensor, Cond]:
-        return backbone.noise(pipe, batch.seeds, *batch.size).to(device), encode(batch.prompts, batch.size)
-
-    gauge = Gauge(config, teacher, *tensors(data.held_out), folder / "held_out.safetensors", log)
-    journal = Log(folder, progress.step, log)
+    held_out = data.held_out
+    gauge = Gauge(
+        config,
+        teacher,
+        backbone.noise(pipe, held_out.seeds, *held_out.size).to(device),
+        encode(held_out.prompts, held_out.size),
+        folder / "held_out.safetensors",
+        log,
+        ranks,
+    )
+    feed = feed_of(pipe, data, encode, config, device, ranks)
+    fetch, ask = speed.of("data", feed), speed.of("teacher", teacher)
+    journal = Log(folder, progress.step, log, tracker(config)) if ranks.first else None
     if progress.step:
         log(f"resuming {folder} at iteration {progress.step} of {optim.iterations}")
-    bar = tqdm(total=optim.iterations, initial=progress.step, desc="distill", unit="it", disable=None)
+    quiet = None if ranks.first else True
+    bar = tqdm(total=optim.iterations, initial=progress.step, desc="distill", unit="it", disable=quiet)
 
     def measure() -> None:
         pipe.transformer.eval()
         with ema.applied():
             progress.distance = gauge.distance(walker)
-        if config.pictures:
-            journal.picture(progress.step, gauge.pictures(pipe, config.pictures, data.held_out.size))
         pipe.transformer.train()
-        journal.write(progress.step, distance=progress.distance, **(gauge.euler if progress.step == 0 else {}))
+        if journal and config.pictures:
+            journal.picture(progress.step, gauge.pictures(pipe, config.pictures, held_out.size))
+        if journal:
+            journal.write(progress.step, distance=progress.distance, **(gauge.euler if progress.step == 0 else {}))
 
     pipe.transformer.train()
-    with journal, bar, stop_signals() as caught:
+    with journal or nullcontext(), bar, closing(feed), closing(checkpoints), stop_signals() as caught:
         for step in range(progress.step, optim.iterations):
             if step == 0:
                 measure()
-            torch.manual_seed(seed_of(config.seed, "dropout", step))
+            torch.manual_seed(seed_of(config.seed, "dropout", step, *([ranks.rank] if ranks.rank else [])))
             walked, fresh = walks_before(step, config), list[list[Walk]]()
             if walks_before(step + 1, config) == walked and replay.batches:
                 assert isinstance(data, PromptData)  # `Run` has seen to it
                 drawn = Generator().manual_seed(seed_of(config.seed, "replay", step))
                 samples, kept = replay.draw(optim.batch, drawn, device)
-                cond = encode([data.prompt(sample) for sample in samples], data.held_out.size)
-                logs = rehearsal(walker, kept, cond, config=config)
+                cond = encode([data.prompt(sample) for sample in samples[mine]], held_out.size)
+                logs = rehearsal(walker, [walk[mine] for walk in kept], cond, config=config)
             else:
-                logs, fresh = accumulate(walker, teacher, *tensors(data.batch(walked)), config=config, step=step)
+                sample, first = fetch(walked), walked * optim.batch + mine.start
+                progress.data = sample.position
+                draws = [seed_of(config.seed, "draws", first + i) for i in range(len(sample.x))]
+                logs, fresh = accumulate(walker, ask, sample.x, sample.cond, config=config, step=step, draws=draws)
             limit = optim.clip if step >= optim.clip_from else math.inf
-            norm = float(torch.nn.utils.clip_grad_norm_(parameters.values(), limit))
+            norm = float(parallel.whole(torch.nn.utils.clip_grad_norm_(parameters.values(), limit)))
             if accepted(progress, norm, step, optim):
                 set_rate(optimizer, rate(step, optim))
                 with turned():
                     optimizer.step()
                 ema.update(ema_beta(step, optim.ema_from, optim.ema_power))
                 if fresh:
-                    replay.keep(walked * optim.batch, fresh)
+                    replay.keep(walked * optim.batch, fresh, ranks)
             elif progress.in_a_row >= optim.most_skipped:
                 raise ValueError(diagnosis(progress, norm, logs, parameters))
             optimizer.zero_grad()
 
             progress.step, progress.samples = step + 1, progress.samples + optim.batch
-            last = progress.step == optim.iterations
-            if progress.step % config.log_every == 0:
+            late = time.monotonic() - started > 60 * (config.stop_after or math.inf)
+            logs = ranks.mean({**logs, "stop": float(bool(caught) or late)})
+            last, stop = progress.step == optim.iterations, logs.pop("stop") > 0
+            if journal and progress.step % config.log_every == 0:
                 lr = optimizer.param_groups[0]["lr"]
                 journal.write(progress.step, **logs, gradient_norm=norm, lr=lr, skipped=progress.skipped)
+                journal.speed(progress.step, **speed.line(config.log_every, config.log_every * optim.batch))
             if progress.step % config.eval_every == 0 or last:
                 measure()
             bar.update()
             bar.set_postfix(loss=logs["loss"], distance=progress.distance, refresh=False)
-            stop = bool(caught) or time.monotonic() - started > 60 * (config.stop_after or math.inf)
             if stop or last or progress.step % config.save_every == 0:
                 progress.seconds = before + time.monotonic() - started
-                progress.data = data.state()
-                journal.sync()
-                save_checkpoint(folder / "checkpoints", progress, parameters, ema, optimizer, config.keep, replay)
+                if journal:
+                    journal.sync()
+                checkpoints.save(progress)
             if stop:
                 break
     if progress.step < optim.iterations:
@@ -140,7 +173,35 @@ def train(config: Run, pipe: Any = None, log: Callable[[str], None] = tqdm.write
     return folder
 
 
-def claim(config: Run) -> Path:
+def feed_of(pipe: Any, data: Prompts, encode: Encode, config: Run, device: torch.device, ranks: Ranks) -> Feed:
+    """This process's part of every batch. One process reads the prompts, so that a streamed data set is read once."""
+    mine = ranks.rows(config.optim.batch)
+
+    def make(number: int) -> Sample:
+        batch, position = ranks.agree(lambda: (data.batch(number), data.state()), ranks.side)
+        x = backbone.noise(pipe, batch.seeds[mine], *batch.size).to(device)
+        return Sample(x, encode(batch.prompts[mine], batch.size), position)
+
+    in_memory = config.data.cache and not config.data.embeddings
+    return Feed(make, device, ahead=not in_memory and not config.distill.replay)
+
+
+def tracker(config: Run) -> Any | None:
+    """A run of Weights & Biases or trackio, whose interfaces are alike; it is taken up with the run folder."""
+    if config.tracker == "none":
+        return None
+    try:
+        library = importlib.import_module(config.tracker)
+    except ImportError as error:
+        raise ValueError(
+            f"tracker = {config.tracker!r}: expected it to be installed ({error}); pip install {config.tracker}, or "
+            f"leave the setting out"
+        ) from error
+    settings = json.loads(to_json(config))
+    return library.init(project="arcflow", name=Path(config.out).name, config=settings, resume="allow")
+
+
+def claim(config: Run, ranks: Ranks) -> Path:
     """The run folder, with the resolved configuration in it; refused if it holds another run."""
     folder, stored = Path(config.out), Path(config.out) / "run.json"
     if stored.exists():
@@ -151,8 +212,10 @@ def claim(config: Run) -> Path:
                 f"{folder} holds a run with other settings ({'; '.join(changed)}): expected the same ones "
                 f"to go on with it; repeat them, or choose another folder with --out"
             )
-    folder.mkdir(parents=True, exist_ok=True)
-    write_atomic(stored, lambda temporary: temporary.write_text(to_json(config), "utf-8"))
+    if ranks.first:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomic(stored, lambda temporary: temporary.write_text(to_json(config), "utf-8"))
+    ranks.agree(lambda: None)
     return folder
 
 
@@ -163,64 +226,8 @@ def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def torch_device(name: str) -> torch.device:
-    """The device of that name; "auto" is the best there is."""
-    here = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    if name == "auto":
-        name = next(kind for kind, available in here.items() if available)
-    if not here[name]:
-        found = ", ".join(kind for kind, available in here.items() if available)
-        raise ValueError(f"device {name!r} is not here: expected one of {found}; take auto")
-    several = name == "cuda" and "LOCAL_RANK" in os.environ  # each process takes the card of its number
-    return torch.device(f"cuda:{os.environ['LOCAL_RANK']}" if several else name)
-
-
-def load_pipe(model: Model, text: bool = True) -> Any:
-    """The teacher's pipeline: the small one of the package, a folder, or one from the Hub; without `text` its text
-    encoders stay where they are."""
-    dtype = getattr(torch, model.dtype)
-    if model.base == "world":
-        from arcflow.world.teacher import load_teacher  # only this base needs it
-
-        return load_teacher().to(dtype)
-    from diffusers.pipelines.pipeline_utils import DiffusionPipeline
-
-    parts: Any = {} if text else DiffusionPipeline.load_config(model.base)
-    unwanted: dict[str, Any] = {name: None for name in parts if name.startswith(("text_encoder", "tokenizer"))}
-    return DiffusionPipeline.from_pretrained(model.base, dtype=dtype, **unwanted)
-
-
-Encode = Callable[[list[str], tuple[int, int]], Cond]
-"""(prompts, height and width of their pictures) -> conditioning."""
-
-
-def encoder(pipe: Any, config: Run, data: Prompts) -> tuple[Encode, Cond | None]:
-    """What gives the conditioning of prompts, and that of the empty prompt if the teacher is guided with it."""
-    against = [""] if config.distill.teacher_cfg > 1 else []
-    known = [row.text for row in data.train] + data.held_out.prompts + against
-    text: Callable[[list[str]], Cond] = partial(
-        backbone.encode_text, pipe, max_sequence_length=config.data.max_sequence_length
-    )
-    if config.data.embeddings:
-        dtype = getattr(torch, config.model.dtype)
-        text = Cache(Path(config.data.embeddings), embedded(config), pipe.device, dtype)
-        text.need(known)
-    elif config.data.cache:
-        text = Table(text, known)
-
-    def encode(prompts: list[str], size: tuple[int, int]) -> Cond:
-        return backbone.place(pipe, text(prompts), height=size[0], width=size[1], guidance=config.distill.guidance)
-
-    return encode, encode(against, data.held_out.size) if against else None
-
-
-def embedded(config: Run) -> dict[str, Any]:
-    """What embeddings depend on, beside the prompt."""
-    return {"model": config.model.base, "max_sequence_length": config.data.max_sequence_length}
-
-
-def build_student(net: Any, config: Run) -> dict[str, torch.nn.Parameter]:
-    """Put head and LoRA on the transformer; the trainable parameters."""
+def build_student(net: Any, config: Run, ranks: Ranks) -> dict[str, torch.nn.Parameter]:
+    """Put head and LoRA on the transformer and share it out; the trainable parameters."""
     model, start = config.model, Generator().manual_seed(seed_of(config.seed, "student"))
     student.build(
         net,
@@ -233,7 +240,9 @@ def build_student(net: Any, config: Run) -> dict[str, torch.nn.Parameter]:
     )
     if model.gradient_checkpointing:
         net.enable_gradient_checkpointing()
-    return student.trainable(net)
+    if model.compile:
+        net.compile_repeated_blocks()
+    return student.trainable(parallel.shard(net, ranks))
 
 
 def views(net: Any, negative: Cond | None, scale: float) -> tuple[Student, Teacher]:
@@ -255,17 +264,17 @@ def walks_before(step: int, config: Run) -> int:
 
 
 def accumulate(
-    walker: Student, teacher: Teacher, x: Tensor, cond: Cond, *, config: Run, step: int
+    walker: Student, teacher: Teacher, x: Tensor, cond: Cond, *, config: Run, step: int, draws: list[int]
 ) -> tuple[dict[str, float], list[list[Walk]]]:
     """Add a batch's gradient to the parameters, one backward pass per segment and micro-batch: the losses to log, and
-    each segment's walks if they are to be kept."""
-    draws = Generator().manual_seed(seed_of(config.seed, "draws", step))
+    each segment's walks if they are to be kept. `draws` seeds the random numbers of each sample."""
     ratio = teacher_ratio(step, config.distill.decay, config.distill.hold)
     tally = Tally(config.distill.steps, x.device)
     walks: list[list[Walk]] = [[] for _ in range(config.distill.steps)] if config.distill.replay else []
     for part in micro_batches(len(x), config.optim):
+        own = [Generator().manual_seed(seed) for seed in draws[part]]
         objective = distill(
-            walker, teacher, x[part], rows(cond, part), config=config.distill, ratio=ratio, generator=draws
+            walker, teacher, x[part], rows(cond, part), config=config.distill, ratio=ratio, generator=own
         )
         share = len(x[part]) / len(x)
         for i, segment in enumerate(objective):

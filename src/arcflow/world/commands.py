@@ -109,7 +109,7 @@ class Score:
 
     def run(self) -> None:
         from arcflow import sample
-        from arcflow.train import torch_device
+        from arcflow.loading import torch_device
         from arcflow.world.check import accuracy
         from arcflow.world.scene import SIZE
         from arcflow.world.teacher import load_teacher

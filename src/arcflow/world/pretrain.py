@@ -25,7 +25,8 @@ from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import CLIPTextModel, T5EncoderModel
 
-from arcflow.state import Ema, Progress, restore, save_checkpoint, seed_of, write_atomic
+from arcflow.checkpoint import Checkpoints
+from arcflow.state import Ema, Progress, seed_of, write_atomic
 from arcflow.world import autoencoder as ae
 from arcflow.world import teacher as tf
 from arcflow.world import text
@@ -104,8 +105,9 @@ def fit(
         if p.requires_grad
     }
     optimizer = torch.optim.AdamW(parameters.values(), stage.rate, betas=(0.9, 0.99), weight_decay=0.0)
-    ema, folder = Ema(parameters), out / "checkpoints" / stage.name
-    progress = restore(folder, parameters, ema, optimizer, tqdm.write)
+    ema = Ema(parameters)
+    checkpoints = Checkpoints(out / "checkpoints" / stage.name, parameters, ema, optimizer, log=tqdm.write)
+    progress = checkpoints.restore()
     bar = tqdm(range(progress.step, stage.steps), initial=progress.step, total=stage.steps, desc=stage.name)
     saved = time.monotonic()
     for step in bar:
@@ -121,10 +123,11 @@ def fit(
         if step % 20 == 0:
             bar.set_postfix(loss=f"{value.item():.4f}")
         if time.monotonic() - saved > SAVE_EVERY or step == stage.steps - 1:
-            save_checkpoint(folder, Progress(step=step + 1), parameters, ema, optimizer)
+            checkpoints.save(Progress(step=step + 1))
             with ema.applied(), (out / f"{stage.name}.jsonl").open("a") as log:
                 log.write(json.dumps({"step": step + 1, "loss": value.item()} | (probe() if probe else {})) + "\n")
             saved = time.monotonic()
+    checkpoints.close()
     ema.swap()
 
 

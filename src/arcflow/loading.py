@@ -1,0 +1,135 @@
+"""A teacher's pipeline, on its device and in the precision that a run asks for, and what encodes prompts with it.
+
+The frozen base may be kept in 8 or 4 bits (`model.quantize`), the text encoders too (`model.text_bits`), and these may
+stand on a device of their own (`model.text_device`). Libraries: bitsandbytes and torchao through diffusers.
+"""
+
+import importlib.util
+import os
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from arcflow import backbone
+from arcflow.backbone import Cond
+from arcflow.cache import Cache
+from arcflow.config import Model, Run
+from arcflow.data import Prompts, Table
+from arcflow.parallel import Ranks
+
+Encode = Callable[[list[str], tuple[int, int]], Cond]
+"""(prompts, height and width of their pictures) -> conditioning."""
+
+
+def torch_device(name: str) -> torch.device:
+    """The device of that name; "auto" is the best there is."""
+    here = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if name == "auto":
+        name = next(kind for kind, available in here.items() if available)
+    if not here[name]:
+        found = ", ".join(kind for kind, available in here.items() if available)
+        raise ValueError(f"device {name!r} is not here: expected one of {found}; take auto")
+    several = name == "cuda" and "LOCAL_RANK" in os.environ  # each process takes the card of its number
+    return torch.device(f"cuda:{os.environ['LOCAL_RANK']}" if several else name)
+
+
+def load_pipe(model: Model, text: bool = True) -> Any:
+    """The teacher's pipeline: the small one of the package, a folder, or one from the Hub; without `text` its text
+    encoders stay where they are. A LoRA of the user's own is part of the teacher."""
+    from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+
+    base = model.base
+    if base == "world":
+        from arcflow.world.teacher import teacher_folder  # only this base needs it
+
+        base = str(teacher_folder())
+    parts: Any = DiffusionPipeline.load_config(base)
+    encoders = [name for name in parts if name.startswith("text_encoder")]
+    more: dict[str, Any] = {} if text else {n: None for n in parts if n.startswith(("text_encoder", "tokenizer"))}
+    if short := _stored_short(model, encoders if text else []):
+        more["quantization_config"] = short
+    pipe: Any = DiffusionPipeline.from_pretrained(base, dtype=getattr(torch, model.dtype), **more)
+    if model.teacher_lora:
+        pipe.load_lora_weights(model.teacher_lora)
+    return pipe
+
+
+def _stored_short(model: Model, encoders: list[str]) -> Any | None:
+    """What diffusers needs to know to keep the transformer, or the text encoders, in few bits."""
+    if model.quantize == "none" and (model.text_bits is None or not encoders):
+        return None
+    _need("torchao" if model.quantize in ("int8", "fp8") else "bitsandbytes", model)
+    import diffusers
+    import transformers
+
+    compute = getattr(torch, model.dtype)
+    mapping: dict[str, Any] = {}
+    if model.quantize == "nf4":
+        mapping["transformer"] = diffusers.BitsAndBytesConfig(
+            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=compute
+        )
+    elif model.quantize != "none":
+        from torchao import quantization
+
+        kinds = {"int8": quantization.Int8WeightOnlyConfig, "fp8": quantization.Float8WeightOnlyConfig}
+        mapping["transformer"] = diffusers.TorchAoConfig(kinds[model.quantize]())
+    if model.text_bits == 4:
+        short = transformers.BitsAndBytesConfig(
+            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=compute
+        )
+        mapping |= dict.fromkeys(encoders, short)
+    elif model.text_bits == 8:
+        mapping |= dict.fromkeys(encoders, transformers.BitsAndBytesConfig(load_in_8bit=True))
+    return diffusers.PipelineQuantizationConfig(quant_mapping=mapping)
+
+
+def _need(library: str, model: Model) -> None:
+    if importlib.util.find_spec(library) is None:
+        asked = f"model.quantize = {model.quantize!r}, model.text_bits = {model.text_bits!r}"
+        raise ValueError(f"{asked}: expected {library} to be installed; pip install {library}")
+
+
+def settle(pipe: Any, model: Model, device: torch.device, ranks: Ranks) -> Any:
+    """The same pipeline, on its device but for a network that is yet to be shared out, or that came short."""
+    moved = {
+        name: part
+        for name, part in pipe.components.items()
+        if isinstance(part, torch.nn.Module) and not getattr(part, "is_quantized", False)
+    }
+    if ranks.mesh is not None:
+        moved.pop("transformer", None)
+    for name, part in moved.items():
+        text = name.startswith("text_encoder") and model.text_device
+        part.to(model.text_device if text else device)
+    return pipe
+
+
+def encoder(pipe: Any, config: Run, data: Prompts, device: torch.device) -> tuple[Encode, Cond | None]:
+    """What gives the conditioning of prompts, and that of the empty prompt if the teacher is guided with it."""
+    against = [""] if config.distill.teacher_cfg > 1 else []
+    known = [row.text for row in data.train] + data.held_out.prompts + against
+    text: Callable[[list[str]], Cond] = partial(
+        backbone.encode_text,
+        pipe,
+        max_sequence_length=config.data.max_sequence_length,
+        device=config.model.text_device or device,
+    )
+    if config.data.embeddings:
+        text = Cache(Path(config.data.embeddings), embedded(config), device, getattr(torch, config.model.dtype))
+        text.need(known)
+    elif config.data.cache:
+        text = Table(text, known)
+
+    def encode(prompts: list[str], size: tuple[int, int]) -> Cond:
+        cond = {name: value.to(device) for name, value in text(prompts).items()}
+        return backbone.place(pipe, cond, height=size[0], width=size[1], guidance=config.distill.guidance)
+
+    return encode, encode(against, data.held_out.size) if against else None
+
+
+def embedded(config: Run) -> dict[str, Any]:
+    """What embeddings depend on, beside the prompt."""
+    return {"model": config.model.base, "max_sequence_length": config.data.max_sequence_length}

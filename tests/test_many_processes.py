@@ -1,0 +1,110 @@
+"""A run on several processes: each holds a part of the network, and together they do what one does alone."""
+
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import torchrun
+from safetensors.torch import load_file, save_file
+from test_train import config, quiet, tiny_pipe
+
+from arcflow import backbone, parallel
+from arcflow.adapter import load_adapter
+from arcflow.data import rows
+from arcflow.objective import distill
+from arcflow.state import read_log
+from arcflow.train import build_student, train, views
+
+PROMPTS = ["a red circle", "two blue squares", "a green star above a circle", "a square"]
+
+
+def run_of(folder):
+    """Replayed walks, the optimizer's own directions, then the student's path: all that a run can do, in short."""
+    changes = {"model__dropout": 0.0, "keep": 10, "eval_every": 6, "pictures": 0}
+    distillation = {"distill__hold": 6, "distill__decay": 3, "distill__replay": 1, "distill__replay_batches": 2}
+    return config(folder, **changes, **distillation, optim__directions="segment")
+
+
+def gradients(folder, shard):
+    """Of one batch, on all processes there are."""
+    run, device = config("unused", model__dropout=0.0, model__gradient_checkpointing=True), torch.device("cpu")
+    with parallel.start(device, shard) as ranks:
+        pipe, mine = tiny_pipe(), ranks.rows(len(PROMPTS))
+        x = backbone.noise(pipe, list(range(len(PROMPTS))), 8, 8)[mine]
+        cond = rows(backbone.encode_prompts(pipe, PROMPTS, height=8, width=8), mine)
+        parameters = build_student(pipe.transformer, run, ranks)
+        walker, teacher = views(pipe.transformer, None, 1.0)
+        draws = [torch.Generator().manual_seed(i) for i in range(len(PROMPTS))][mine]
+        for part in distill(walker, teacher, x, cond, config=run.distill, ratio=0.5, generator=draws):
+            part.loss.backward()
+        whole = {name: parallel.whole(p.grad).contiguous() for name, p in parameters.items() if p.grad is not None}
+        held = {name: parallel.local(p.detach()).numel() for name, p in pipe.transformer.named_parameters()}
+        whole["held"] = torch.tensor(sum(held.values()))
+        if ranks.first:
+            save_file(whole, folder / f"{ranks.count}-{shard}.safetensors")
+    return whole
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shard", [2, 1], ids=["one copy (FSDP)", "a copy each (HSDP)"])
+def test_two_processes_have_the_gradient_of_one(tmp_path, shard):
+    torchrun(2, __file__, "gradients", tmp_path, shard)
+    alone, together = gradients(tmp_path, None), load_file(tmp_path / f"2-{shard}.safetensors")
+    held = together.pop("held") / alone.pop("held")
+    assert held == pytest.approx(1 / shard, rel=0.02), "each holds its part of the frozen base too"
+    assert alone.keys() == together.keys()
+    apart = {name: together[name] - gradient for name, gradient in alone.items()}
+    assert length(apart) <= 1e-6 * length(alone)
+    for name, gradient in alone.items():
+        assert apart[name].norm() <= 1e-5 * gradient.norm(), name
+
+
+def length(gradient):
+    return torch.stack([value.norm() for value in gradient.values()]).norm()
+
+
+@pytest.mark.slow
+def test_a_run_is_taken_up_by_another_number_of_processes(tmp_path):
+    alone = curve(train(run_of(tmp_path / "1"), tiny_pipe(), quiet))
+    torchrun(2, __file__, "train", tmp_path / "2")
+    assert curve(tmp_path / "2") == pytest.approx(alone, rel=1e-5)
+    for count in (1, 4):
+        folder = shutil.copytree(tmp_path / "2", tmp_path / f"2-{count}")
+        for later in ("00000009", "00000012"):
+            shutil.rmtree(folder / "checkpoints" / later)
+        torchrun(count, __file__, "train", folder)
+        assert curve(folder) == pytest.approx(alone, rel=1e-5)
+    adapters = [load_file(tmp_path / run / "adapter" / "adapter.safetensors") for run in ("1", "2", "2-4")]
+    for name, value in adapters[0].items():
+        torch.testing.assert_close(adapters[1][name], value, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(adapters[2][name], value, rtol=1e-4, atol=1e-5)
+    load_adapter(tiny_pipe().transformer, tmp_path / "2-4" / "adapter")
+
+
+def curve(folder):
+    return [value for line in read_log(folder / "log.jsonl") for value in line.values() if value is not None]
+
+
+def test_a_batch_that_does_not_divide_is_refused():
+    with pytest.raises(ValueError, match=r"a batch of 6 does not divide among 4 processes: .* change optim.batch"):
+        parallel.Ranks(count=4).rows(6)
+
+
+def test_copies_that_do_not_come_out_even_are_refused(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "6")
+    with (
+        pytest.raises(ValueError, match="6 processes do not make whole copies of 4"),
+        parallel.start(torch.device("cpu"), 4),
+    ):
+        pass
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    task, folder = sys.argv[1], Path(sys.argv[2])
+    if task == "gradients":
+        gradients(folder, int(sys.argv[3]))
+    else:
+        train(run_of(folder), tiny_pipe(), quiet)
