@@ -3,7 +3,9 @@
 import dataclasses
 import json
 import math
+import multiprocessing
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -233,28 +235,36 @@ def test_a_run_on_stored_embeddings_needs_no_text_encoder(run, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seen", [0, 3, 6])
-def test_a_killed_run_goes_on_to_the_same_bits(run, tmp_path, seen):
-    code = (
-        "import sys, torch; torch.set_num_threads(int(sys.argv[2])); sys.path.insert(0, sys.argv[3]);"
-        "from test_train import *; train(config(sys.argv[1]), tiny_pipe(), quiet)"
+def test_a_run_killed_twenty_times_ends_with_the_same_bits(tmp_path):
+    here = {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
+    run = subprocess.run(
+        [sys.executable, __file__, tmp_path], env={**os.environ, **here}, capture_output=True, text=True
     )
-    here = str(Path(__file__).parent)
-    command = [sys.executable, "-c", code, str(tmp_path), str(torch.get_num_threads()), here]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 120
-    while process.poll() is None and time.monotonic() < deadline and not reached(tmp_path, seen):
-        time.sleep(0.002)
-    process.kill()
-    assert process.wait() == -signal.SIGKILL
-    train(config(tmp_path), tiny_pipe(), quiet)
-    assert_same(finished(tmp_path), finished(run[0]))
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.split() == ["killed"] * 20
+    assert_same(finished(tmp_path / "killed"), finished(tmp_path / "whole"))
 
 
-def reached(folder, step):
-    if step == 0:
-        return (folder / "log.jsonl").exists()
-    return any(int(path.name[:8]) >= step for path in folder.glob("checkpoints/????????"))
+def long_run(folder):
+    train(config(folder, optim__iterations=150, eval_every=25, pictures=0, save_every=2), tiny_pipe(), quiet)
+
+
+def kill_often(folder):
+    """A run in children of this process, each killed at a random moment but the last; and one that is left alone."""
+    torch.set_num_threads(1)  # a process with a pool of threads cannot be forked
+    fork, moments = multiprocessing.get_context("fork"), random.Random(0)
+    for _ in range(20):
+        child = fork.Process(target=long_run, args=(folder / "killed",))
+        child.start()
+        time.sleep(moments.uniform(0.1, 1.5))
+        child.kill()
+        child.join()
+        print("killed" if child.exitcode == -signal.SIGKILL else "ended")
+    for name in ("killed", "whole"):
+        child = fork.Process(target=long_run, args=(folder / name,))
+        child.start()
+        child.join()
+        assert child.exitcode == 0
 
 
 def test_a_broken_newest_checkpoint_costs_only_what_came_after_the_one_before(run, tmp_path):
@@ -391,3 +401,7 @@ def test_a_missing_device_is_named_with_what_is_there():
         pytest.skip("mps is here")
     with pytest.raises(ValueError, match="device 'mps' is not here: expected one of .*cpu; take auto"):
         torch_device("mps")
+
+
+if __name__ == "__main__":
+    kill_often(Path(sys.argv[1]))

@@ -71,6 +71,8 @@ class AdapterInfo:
     """Shift between raw time and noise level the student was trained with."""
     steps: int = 2
     """Number of steps it was trained for."""
+    also_steps: tuple[int, ...] = ()
+    """Others that it was trained for too."""
     final_step_scale: float = 1.0
     """Length of the last step over the others."""
     guidance: float | None = None
@@ -245,7 +247,7 @@ def _own_info(content: dict[str, Any], record: Path) -> AdapterInfo:
             f"{record} is not a record this version of arcflow reads: missing {lacking}, unknown "
             f"{sorted(set(content) - known)}. Was it written by a newer arcflow? Upgrade, or save the adapter again."
         )
-    return AdapterInfo(**content)
+    return AdapterInfo(**content | {"also_steps": tuple(content.get("also_steps", ()))})
 
 
 def _published_info(content: dict[str, Any], record: Path, weights: Path) -> AdapterInfo:

@@ -95,8 +95,7 @@ class Checkpoints:
         tensors |= {f"ema.{name}": value for name, value in self.ema.weights.items()}
         for name, p in self.parameters.items():
             state = self.optimizer.state[p]
-            # a number becomes a tensor of one: the readers know none without axes
-            tensors |= {f"optimizer.{key}.{name}": v if v.ndim else v.reshape(1) for key, v in state.items()}
+            tensors |= {f"optimizer.{key}.{name}": _with_axes(value) for key, value in state.items()}
         return tensors | {f"memory.{name}": v for name, v in (self.memory.state() if self.memory else {}).items()}
 
     def _seal(self, upload: Future[Any], draft: Path, progress: str) -> None:
@@ -158,11 +157,19 @@ class Checkpoints:
             if kind == "optimizer":
                 key, parameter = rest.split(".", 1)
                 p = self.parameters[parameter]
-                value = value.reshape(()) if key == "step" else value
-                self.optimizer.state[p][key] = value if key == "step" and not fused else value.to(p.device)
+                if key == "step":  # bitsandbytes counts in integers
+                    value = value.reshape(()) if value.is_floating_point() else int(value)
+                on_cpu = key == "step" and not fused
+                self.optimizer.state[p][key] = value if on_cpu else value.to(p.device)
         if self.memory:
             kept = {name: value for name, value in extra.items() if name.startswith("memory.")}
             self.memory.load({name.removeprefix("memory."): value for name, value in kept.items()})
+
+
+def _with_axes(value: Tensor | int) -> Tensor:
+    """A number as a tensor of one: the readers know none without axes."""
+    value = torch.as_tensor(value)
+    return value if value.ndim else value.reshape(1)
 
 
 def broken(path: Path) -> str | None:

@@ -1,7 +1,7 @@
 """The command line: one frozen dataclass per command, from which tyro makes the options and their help.
 
     arcflow demo      distil the shipped small teacher, compare, write a report
-    arcflow train     distil with a recipe: world, world-quick, flux, qwen-image
+    arcflow train     distil with a recipe: world, world-quick, flux, flux-24gb, qwen-image, ...
     arcflow cache     embeddings of prompts on disk: make, verify
     arcflow sample    prompts to PNG files in a few steps
     arcflow evaluate  teacher, plain Euler and student side by side
@@ -34,13 +34,19 @@ RECIPES = {
     "world": config.world(),
     "world-quick": config.world_quick(),
     "flux": config.flux(),
+    "flux-48gb": config.flux_48gb(),
+    "flux-24gb": config.flux_24gb(),
     "qwen-image": config.qwen_image(),
+    "qwen-image-48gb": config.qwen_image_48gb(),
 }
 ABOUT_RECIPES = {
     "world": "The shipped small teacher, as well as it goes: 90 minutes on two CPU cores.",
-    "world-quick": "The same in five minutes; what `arcflow demo` trains.",
-    "flux": "FLUX.1-dev with the published settings. Needs --data.prompts FILE and a large GPU.",
-    "qwen-image": "Qwen-Image with the published settings. Needs --data.prompts FILE and a large GPU.",
+    "world-quick": "The same in seven minutes; what `arcflow demo` trains.",
+    "flux": "FLUX.1-dev with the published settings. Needs --data.prompts FILE and large GPUs.",
+    "flux-48gb": "FLUX.1-dev on one card of 48 GB: small batches, text encoders on the CPU.",
+    "flux-24gb": "FLUX.1-dev on one card of 24 GB: the same, the base in nf4.",
+    "qwen-image": "Qwen-Image with the published settings. Needs --data.prompts FILE and large GPUs.",
+    "qwen-image-48gb": "Qwen-Image on one card of 48 GB: small batches, the base in nf4.",
 }
 
 

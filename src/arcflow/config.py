@@ -74,6 +74,8 @@ class Distill:
 
     steps: int = 2
     """Network calls of the student; one segment of the path each."""
+    also_steps: tuple[int, ...] = ()
+    """Other numbers of calls that the same student learns, in turn with the first, iteration by iteration."""
     shift: float = 3.2
     """Shift from raw time to noise level: sigma = shift tau / (1 + (shift - 1) tau)."""
     final_step_scale: float = 1.0
@@ -107,6 +109,8 @@ class Distill:
 
     def __post_init__(self) -> None:
         _check(self.steps >= 1, "distill.steps", self.steps, "1 or more", "the published adapters use 2")
+        known = all(steps >= 1 for steps in self.also_steps) and self.steps not in self.also_steps
+        _check(known, "distill.also_steps", self.also_steps, f"numbers of 1 or more beside {self.steps}", "say 1 4")
         _check(self.shift > 0, "distill.shift", self.shift, "a positive number", "the published value is 3.2")
         scale = self.final_step_scale
         _check(scale > 0, "distill.final_step_scale", scale, "a positive number", "the published value is 1.0")
@@ -120,8 +124,15 @@ class Distill:
         _check(self.replay >= 0, "distill.replay", self.replay, "0 or more", "0 asks the teacher in every iteration")
         if self.replay:
             _check(self.hold > 0, "distill.hold", self.hold, "1 or more with replay", "walks are kept while it lasts")
+            remedy = "kept walks have one number of segments; set distill.replay to 0"
+            _check(not self.also_steps, "distill.also_steps", self.also_steps, "none with replay", remedy)
         kept = self.replay_batches
         _check(kept >= 1, "distill.replay_batches", kept, "1 or more", "set distill.replay to 0 to keep none")
+
+    @property
+    def all_steps(self) -> tuple[int, ...]:
+        """Every number of calls that is trained."""
+        return (self.steps, *self.also_steps)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -200,6 +211,8 @@ class Optim:
     """AdamW's two decay rates."""
     weight_decay: float = 0.0
     """AdamW's weight decay."""
+    bits: Literal[32, 8] = 32
+    """Precision of AdamW's moments; 8 (bitsandbytes) saves 6 bytes for every trained number, on one GPU."""
     directions: Directions = "modes"
     """Coordinates of a step on the head's velocities: "modes", each v_k by itself, as published, or "segment", the
     principal shapes of the exponentials over the longest segment, which learns the bend of the path sooner."""
@@ -369,6 +382,33 @@ def qwen_image() -> Run:
         distill=Distill(decay=1000, teacher_cfg=4.0),
         data=Data(prompts="prompts.txt", held_out_count=16, height=1024, width=1024, cache=False),
         optim=Optim(iterations=15_000, batch=384, micro_batch=2),
+    )
+
+
+def flux_24gb() -> Run:
+    """FLUX.1-dev on one card of 24 GB: the base in nf4, the text encoders on the CPU, a small batch."""
+    return _on_one_card(flux(), quantize="nf4", text_device="cpu")
+
+
+def flux_48gb() -> Run:
+    """FLUX.1-dev on one card of 48 GB: the base in bfloat16, the text encoders on the CPU, a small batch."""
+    return _on_one_card(flux(), text_device="cpu")
+
+
+def qwen_image_48gb() -> Run:
+    """Qwen-Image on one card of 48 GB: the base in nf4, the text encoder on the CPU, a small batch."""
+    return _on_one_card(qwen_image(), quantize="nf4", text_device="cpu")
+
+
+def _on_one_card(run: Run, **model: Any) -> Run:  # noqa: ANN401
+    """Batches of 16, one sample at a time. The paper's authors: 8 to 16 converge, with a longer decay."""
+    replace = dataclasses.replace
+    return replace(
+        run,
+        out=f"{run.out}_one_card",
+        model=replace(run.model, **model),
+        distill=replace(run.distill, decay=2 * run.distill.decay),
+        optim=replace(run.optim, iterations=2 * run.optim.iterations, batch=16, micro_batch=1, spike=10.0),
     )
 
 

@@ -56,11 +56,16 @@ class Gauge:
         self.end = self.latest = known.to(x.device)
         self.euler = {f"euler_{n}": self._error(self._teacher_end(teacher, n)) for n in EULER_STEPS}
 
-    def distance(self, walker: Student) -> float:
-        """Of the student at its own number of steps."""
-        sigmas = step_grid(self.distill.steps, self.distill.shift, self.distill.final_step_scale)
-        self.latest = self._all([arcs(walker, self.x[p], rows(self.cond, p), sigmas) for p in self.parts])
-        return self._error(self.latest)
+    def distance(self, walker: Student) -> dict[str, float]:
+        """Of the student: `distance` at its own number of steps, `distance_n` at each other one it learns."""
+        ends = {steps: self._student_end(walker, steps) for steps in self.distill.all_steps}
+        self.latest = ends[self.distill.steps]
+        others = {f"distance_{steps}": self._error(ends[steps]) for steps in self.distill.also_steps}
+        return {"distance": self._error(self.latest)} | others
+
+    def _student_end(self, walker: Student, steps: int) -> Tensor:
+        sigmas = step_grid(steps, self.distill.shift, self.distill.final_step_scale)
+        return self._all([arcs(walker, self.x[p], rows(self.cond, p), sigmas) for p in self.parts])
 
     def pictures(self, pipe: Any, count: int, size: tuple[int, int]) -> UInt8[np.ndarray, "rows columns 3"]:
         """The first held-out pictures side by side: the teacher's above, below them the student's as last measured."""

@@ -3,8 +3,10 @@
 import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
+from torch.distributed.tensor import DTensor
 
 from arcflow import basis
 from arcflow.config import Optim, Run
@@ -15,13 +17,25 @@ MEMORY = 0.98
 """Share of the past in the usual gradient norm."""
 
 
-def adamw(parameters: dict[str, torch.nn.Parameter], optim: Optim) -> torch.optim.AdamW:
-    """AdamW with a rate of its own for the head's log-gamma part."""
+def adamw(parameters: dict[str, torch.nn.Parameter], optim: Optim) -> torch.optim.Optimizer:
+    """AdamW with a rate of its own for the head's log-gamma part; its moments in 8 bits if wanted (bitsandbytes)."""
     gammas = [p for name, p in parameters.items() if "_loggamma." in name]
     others = [p for name, p in parameters.items() if "_loggamma." not in name]
     groups = [{"params": others, "peak": optim.lr}, {"params": gammas, "peak": optim.lr_log_gamma}]
+    if optim.bits == 8:
+        return _eight_bit(parameters)(groups, lr=optim.lr, betas=optim.betas, weight_decay=optim.weight_decay)
     fused = others[0].device.type in ("cpu", "cuda")
     return torch.optim.AdamW(groups, betas=optim.betas, weight_decay=optim.weight_decay, fused=fused)
+
+
+def _eight_bit(parameters: Parameters) -> Any:
+    if any(isinstance(p, DTensor) for p in parameters.values()):
+        raise ValueError("optim.bits = 8 works on one GPU, not on parts of a network: take 32 with several processes")
+    try:
+        from bitsandbytes.optim import AdamW8bit  # an extra
+    except ImportError as error:
+        raise ValueError("optim.bits = 8: expected bitsandbytes to be installed; pip install bitsandbytes") from error
+    return AdamW8bit
 
 
 def step_directions(
@@ -30,7 +44,7 @@ def step_directions(
     """What an optimizer step runs in, see `optim.directions`."""
     if config.optim.directions == "modes":
         return nullcontext
-    grid = step_grid(config.distill.steps, config.distill.shift, config.distill.final_step_scale)
+    grid = step_grid(min(config.distill.all_steps), config.distill.shift, config.distill.final_step_scale)
     means = [p for name, p in parameters.items() if "_means." in name]
     mix = basis.directions(config.model.modes, float((grid[:-1] - grid[1:]).max()))
     return lambda: basis.along(mix, means)

@@ -31,7 +31,8 @@ def attach(pipe: Any, path: str | Path, *, fuse: bool = False) -> Any:
     true_cfg_scale > 1) is refused while attached: it would mix gating logits.
     """
     transformer, info = pipe.transformer, read_info(path)
-    scheduler = ArcFlowScheduler(info.modes, info.shift, info.final_step_scale, info.pixels, trained_steps=info.steps)
+    fewest = min((info.steps, *info.also_steps))
+    scheduler = ArcFlowScheduler(info.modes, info.shift, info.final_step_scale, info.pixels, trained_steps=fewest)
     # a student keeps its stock scheduler through a second attach
     attached: _Attached | None = getattr(transformer, "_arcflow_attached", None)
     load_adapter(transformer, path)

@@ -104,12 +104,13 @@ def _train(config: Run, pipe: Any, device: torch.device, ranks: Ranks, log: Call
     def measure() -> None:
         pipe.transformer.eval()
         with ema.applied():
-            progress.distance = gauge.distance(walker)
+            measured = gauge.distance(walker)
+        progress.distance = measured["distance"]
         pipe.transformer.train()
         if journal and config.pictures:
             journal.picture(progress.step, gauge.pictures(pipe, config.pictures, held_out.size))
         if journal:
-            journal.write(progress.step, distance=progress.distance, **(gauge.euler if progress.step == 0 else {}))
+            journal.write(progress.step, **measured, **(gauge.euler if progress.step == 0 else {}))
 
     pipe.transformer.train()
     with journal or nullcontext(), bar, closing(feed), closing(checkpoints), stop_signals() as caught:
@@ -269,8 +270,10 @@ def accumulate(
     """Add a batch's gradient to the parameters, one backward pass per segment and micro-batch: the losses to log, and
     each segment's walks if they are to be kept. `draws` seeds the random numbers of each sample."""
     ratio = teacher_ratio(step, config.distill.decay, config.distill.hold)
-    tally = Tally(config.distill.steps, x.device)
-    walks: list[list[Walk]] = [[] for _ in range(config.distill.steps)] if config.distill.replay else []
+    steps = config.distill.all_steps[step % len(config.distill.all_steps)]
+    settings = dataclasses.replace(config.distill, steps=steps, also_steps=())
+    tally = Tally(steps, x.device)
+    walks: list[list[Walk]] = [[] for _ in range(steps)] if config.distill.replay else []
     for part in micro_batches(len(x), config.optim):
         own = [Generator().manual_seed(seed) for seed in draws[part]]
         objective = distill(
@@ -343,6 +346,7 @@ def save_adapter(net: Any, folder: Path, config: Run, progress: Progress) -> Non
         base=config.model.base,
         shift=config.distill.shift,
         steps=config.distill.steps,
+        also_steps=config.distill.also_steps,
         final_step_scale=config.distill.final_step_scale,
         guidance=config.distill.guidance if backbone.family_of(net).guidance else None,
         training={"settings": settings, "progress": record},
