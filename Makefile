@@ -23,6 +23,7 @@ check: $(STAMP)
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks.exact_step
 	$(BIN)/python -m benchmarks.transformer_time
+	$(BIN)/python -m benchmarks.iteration
 
 format: $(STAMP)
 	$(BIN)/ruff format .

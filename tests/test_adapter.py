@@ -96,8 +96,9 @@ def test_our_layout_says_all_that_sampling_needs(flux, tmp_path):
 
 
 @PUBLISHED
-def test_a_student_without_lora_survives_too(net, inputs, tmp_path):
-    made = distilled(net, lora=False)
+@pytest.mark.parametrize("build", [{"lora": False}, {"targets": "full"}], ids=["head and norm", "every weight"])
+def test_a_student_without_lora_survives_too(net, inputs, tmp_path, build):
+    made = distilled(net, **build)
     adapter.save_adapter(made, tmp_path)
     assert torch.equal(out(arcflow.load_adapter(net, tmp_path), inputs), out(made, inputs))
     with pytest.raises(ValueError, match="save with layout='arcflow'"):

@@ -86,6 +86,19 @@ def test_the_teacher_view_ends_whatever_happens_and_may_be_nested(net, inputs):
     assert [p.requires_grad for p in net.parameters()] == grads
 
 
+def test_every_weight_may_be_tuned_instead(net, inputs):
+    u = backbone.call(net, inputs.x, inputs.sigma, inputs.cond).detach()
+    base, wanted = copy.deepcopy(net.state_dict()), student.shapes(net, 4, 0, "full")
+    trained(net, inputs, steps=2, targets="full")
+    named = student.trainable(net)
+    assert {name: tuple(p.shape) for name, p in named.items()} == wanted
+    assert {name for name in base if not name.startswith("proj_out")} <= set(named) and not student.lora_layers(net)
+    assert not torch.allclose(backbone.call(net, inputs.x, inputs.sigma, inputs.cond)[..., : u.shape[-1]], u, atol=1e-2)
+    assert torch.equal(student.teacher_velocity(net, inputs.x, inputs.sigma, inputs.cond), u)
+    restored = student.remove(net).state_dict()
+    assert restored.keys() == base.keys() and all(torch.equal(restored[name], base[name]) for name in base)
+
+
 @pytest.mark.parametrize("targets", ["feed_forward", "all"])
 def test_names_and_shapes_are_known_without_building(net, targets):
     wanted = student.shapes(net, 4, 2, targets)

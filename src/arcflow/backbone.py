@@ -217,6 +217,8 @@ def family_of(transformer: nn.Module) -> Family:
 
 def lora_names(transformer: nn.Module, targets: Targets = "feed_forward") -> list[str]:
     """Full names of the Linears that take a LoRA; of a student, that have one."""
+    if targets == "full":
+        return []
     family = family_of(transformer)
     wanted = family.lora_targets if targets == "feed_forward" else _EVERY
     blocks: Any = transformer.transformer_blocks
@@ -228,7 +230,8 @@ def lora_names(transformer: nn.Module, targets: Targets = "feed_forward") -> lis
 
 def compute_dtype(transformer: nn.Module) -> torch.dtype:
     """The dtype the network computes in, whatever its weights are stored as (8 or 4 bits, layerwise casting)."""
-    return _dtype_of(getattr(transformer, family_of(transformer).embedder))
+    embedder = getattr(transformer, family_of(transformer).embedder)
+    return _dtype_of(getattr(embedder, "frozen", embedder))  # a student may have tuned it too
 
 
 def _dtype_of(linear: Any) -> torch.dtype:

@@ -18,7 +18,7 @@ Directions = Literal["modes", "segment"]
 Spread = Literal["uniform", "stratified"]
 Solver = Literal["euler", "adams"]
 Handover = Literal["walk", "student"]
-Targets = Literal["feed_forward", "all"]
+Targets = Literal["feed_forward", "all", "full"]
 Quantize = Literal["none", "nf4", "int8", "fp8"]
 Tracker = Literal["none", "wandb", "trackio"]
 PROMPT_FILES = (".txt", ".jsonl", ".csv", ".tsv", ".parquet")
@@ -45,7 +45,7 @@ class Model:
     """Dropout in front of the LoRA while training."""
     targets: Targets = "feed_forward"
     """Linears that take the LoRA: "feed_forward", those of the published adapters, or "all" of the blocks and of the
-    time embedding, attention included."""
+    time embedding, attention included. "full" trains every weight instead, for a second network's memory."""
     lora: bool = True
     """Train a LoRA on the blocks; without it only the head and the last norm learn."""
     gradient_checkpointing: bool = False
@@ -64,6 +64,8 @@ class Model:
     def __post_init__(self) -> None:
         _check(bool(self.base), "model.base", self.base, "a name", 'give "world", a folder or a Hub id')
         _check(self.modes >= 1, "model.modes", self.modes, "1 or more", "the published adapters use 16")
+        plain = self.quantize == "none" or self.targets != "full"
+        _check(plain, "model.quantize", self.quantize, '"none" where every weight is trained', "choose other targets")
         _check(self.rank >= 1, "model.rank", self.rank, "1 or more", "set model.lora to False to train without LoRA")
         _check(0 <= self.dropout < 1, "model.dropout", self.dropout, "0 <= p < 1", "the published value is 0.05")
 

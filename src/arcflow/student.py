@@ -41,12 +41,16 @@ class Fork(nn.Module):
         self.frozen, self.tuned = frozen, tuned
         self.teacher = False
 
-    def forward(self, *inputs: Tensor) -> Tensor:
+    def forward(self, *inputs: Any, **named: Any) -> Any:
         if self.teacher:
-            return self.frozen(*inputs)
+            return self.frozen(*inputs, **named)
         # the twin is float32 also over a bfloat16 base, and gives float32 to what follows
         dtype = next(self.tuned.parameters()).dtype
-        return self.tuned(*(value.to(dtype) for value in inputs))
+
+        def cast(value: Any) -> Any:
+            return value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
+
+        return self.tuned(*map(cast, inputs), **{name: cast(value) for name, value in named.items()})
 
 
 @dataclass
@@ -59,6 +63,8 @@ class _State:
     trainable_before: list[nn.Parameter]
     layers: dict[str, Any] = field(default_factory=dict)
     """The LoRA layers by the name of the Linear they wrap, so that a call need not look for them."""
+    twins: list[str] = field(default_factory=list)
+    """Names of the forks beside those of norm and head, where every weight is tuned."""
     fused: dict[str, nn.Module] = field(default_factory=dict)
     """The head's fork and the LoRA layers by name, while plain Linears stand in for them."""
 
@@ -74,8 +80,9 @@ def build(
     targets: Targets = "feed_forward",
     generator: torch.Generator | None = None,
 ) -> nn.Module:
-    """The same transformer, now a student that starts as its teacher. Without `lora` only head and norm are tuned.
-    `alpha` is the rank unless given. All draws are from `generator`, in float32 on the CPU."""
+    """The same transformer, now a student that starts as its teacher. Without `lora` only head and norm are tuned; with
+    `targets` "full" there is none, and every weight has a tuned twin in float32. `alpha` is the rank unless given. All
+    draws are from `generator`, in float32 on the CPU."""
     family = family_of(transformer)
     if is_student(transformer):
         raise ValueError("this transformer is a student already; call arcflow.student.remove(transformer) first.")
@@ -95,16 +102,32 @@ def build(
     base: Any = getattr(transformer, family.head)
     head = MomentumHead.from_linear(dense(base), modes, family.pixels, generator)
     transformer.requires_grad_(False)
-    if lora:
+    if targets == "full":
+        state.twins = _twins(transformer)
+        for name in state.twins:
+            module = transformer.get_submodule(name)
+            transformer.set_submodule(name, Fork(module, dense(module).requires_grad_(True)))
+    elif lora:
         names = lora_names(transformer, targets)
         state.layers = _add_lora(transformer, names, rank, float(alpha or rank), dropout, generator)
     norm: Any = getattr(transformer, family.norm)
     setattr(transformer, family.norm, Fork(norm, dense(norm).requires_grad_(True)))
     setattr(transformer, family.head, Fork(base, head))
-    for fork in (getattr(transformer, family.norm), getattr(transformer, family.head)):
-        fork.train(transformer.training)
     transformer._arcflow = state  # type: ignore[assignment]
+    for fork in _forks(transformer):
+        fork.train(transformer.training)
     return transformer
+
+
+def _twins(transformer: nn.Module) -> list[str]:
+    """Names of the blocks, and of the other top modules with weights but norm and head."""
+    family, names = family_of(transformer), list[str]()
+    for name, child in transformer.named_children():
+        if isinstance(child, nn.ModuleList):
+            names += [f"{name}.{i}" for i in range(len(child))]
+        elif name not in (family.norm, family.head) and any(True for _ in child.parameters()):
+            names.append(name)
+    return names
 
 
 def _add_lora(
@@ -173,6 +196,9 @@ def trainable(transformer: nn.Module) -> dict[str, nn.Parameter]:
     for name, layer in lora_layers(transformer).items():
         named[f"{name}.lora_A.weight"] = layer.lora_A[ADAPTER].weight
         named[f"{name}.lora_B.weight"] = layer.lora_B[ADAPTER].weight
+    for name in _state(transformer).twins:
+        twin = transformer.get_submodule(name).tuned
+        named |= {f"{name}.{key}": parameter for key, parameter in twin.named_parameters()}
     norm, head = (_whole(transformer, name).tuned for name in (family.norm, family.head))
     named |= {f"{family.norm}.{name}": parameter for name, parameter in norm.named_parameters()}
     named |= {f"{family.head}_{name}": parameter for name, parameter in head.named_parameters()}
@@ -190,6 +216,8 @@ def shapes(
         linear: Any = transformer.get_submodule(name)
         found[f"{name}.lora_A.weight"] = (rank, linear.in_features)
         found[f"{name}.lora_B.weight"] = (linear.out_features, rank)
+    for name in _twins(transformer) if targets == "full" else []:
+        found |= {f"{name}.{key}": tuple(p.shape) for key, p in frozen(transformer, name).named_parameters()}
     norm, base = (frozen(transformer, name) for name in (family.norm, family.head))
     found |= {f"{family.norm}.{name}": tuple(p.shape) for name, p in dense(norm).named_parameters()}
     head = MomentumHead(base.in_features, modes, base.out_features, family.pixels, device="meta")
@@ -293,8 +321,8 @@ def remove(transformer: nn.Module) -> nn.Module:
             layer._active_adapter = others
         else:
             transformer.set_submodule(name, layer.get_base_layer())
-    for name in (family.norm, family.head):
-        setattr(transformer, name, frozen(transformer, name))
+    for name in (*state.twins, family.norm, family.head):
+        transformer.set_submodule(name, frozen(transformer, name))
     configs: Any = getattr(transformer, "peft_config", {})
     configs.pop(ADAPTER, None)
     if not configs and hasattr(transformer, "peft_config"):
@@ -339,8 +367,8 @@ def _fused(transformer: nn.Module) -> dict[str, nn.Module]:
 
 
 def _whole(transformer: nn.Module, name: str) -> Any:
-    """A top module as it is when not fused."""
-    return _fused(transformer).get(name, getattr(transformer, name))
+    """A module as it is when not fused."""
+    return _fused(transformer).get(name) or transformer.get_submodule(name)
 
 
 def _unfused(transformer: nn.Module, wish: str) -> None:
@@ -356,7 +384,8 @@ def _unmerged(transformer: nn.Module, wish: str) -> None:
 
 def _forks(transformer: nn.Module) -> list[Fork]:
     family = family_of(transformer)
-    modules = (getattr(transformer, name) for name in (family.norm, family.head))
+    names = (*_state(transformer).twins, family.norm, family.head)
+    modules = (transformer.get_submodule(name) for name in names)
     return [module for module in modules if isinstance(module, Fork)]
 
 

@@ -112,6 +112,7 @@ def _train(config: Run, pipe: Any, device: torch.device, ranks: Ranks, log: Call
         if journal:
             journal.write(progress.step, **measured, **(gauge.euler if progress.step == 0 else {}))
 
+    told = False
     pipe.transformer.train()
     with journal or nullcontext(), bar, closing(feed), closing(checkpoints), stop_signals() as caught:
         for step in range(progress.step, optim.iterations):
@@ -145,8 +146,9 @@ def _train(config: Run, pipe: Any, device: torch.device, ranks: Ranks, log: Call
 
             progress.step, progress.samples = step + 1, progress.samples + optim.batch
             late = time.monotonic() - started > 60 * (config.stop_after or math.inf)
-            logs = ranks.mean({**logs, "stop": float(bool(caught) or late)})
-            last, stop = progress.step == optim.iterations, logs.pop("stop") > 0
+            logs = ranks.mean({**logs, "late": float(late), "signal": float(bool(caught))})  # all stop, or none
+            late, told = logs.pop("late") > 0, logs.pop("signal") > 0
+            last, stop = progress.step == optim.iterations, late or told
             if journal and progress.step % config.log_every == 0:
                 lr = optimizer.param_groups[0]["lr"]
                 journal.write(progress.step, **logs, gradient_norm=norm, lr=lr, skipped=progress.skipped)
@@ -167,8 +169,8 @@ def _train(config: Run, pipe: Any, device: torch.device, ranks: Ranks, log: Call
             f"stopped at iteration {progress.step} of {optim.iterations}, saved in {folder}: "
             f"run the same command to go on"
         )
-    if caught:
-        raise SystemExit(128 + caught[0])
+    if told:
+        raise SystemExit(128 + next(iter(caught), signal.SIGTERM))
     ema.swap()
     save_adapter(pipe.transformer, folder / "adapter", config, progress)
     return folder

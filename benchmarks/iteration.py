@@ -1,0 +1,161 @@
+"""What a training iteration costs beyond the network calls in it, and what it saves against the authors' way.
+
+    python -m benchmarks.iteration [--repeats 9] [--batch 32]
+
+The shipped small teacher, the student of the `world` recipe, the published objective on the student's own path (teacher
+ratio 0). Four things are timed in turn, so that whatever else the machine does falls on all of them:
+
+    bare       the same network calls alone: the teacher's, the student's forward and backward passes
+    ours       an iteration of the loop: objective, backward passes, clipping, optimizer, average
+    authors'   the same with the teacher asked state by state, and one backward pass for both segments
+    encoded    ours, the text of each batch encoded on the fly, one batch ahead
+
+Medians of the ratios are printed, and the activations at their peak, counted tensor by tensor.
+"""
+
+import argparse
+import dataclasses
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from arcflow import backbone, config, student
+from arcflow.data import repeat, rows
+from arcflow.feed import Feed, Sample
+from arcflow.loading import load_pipe
+from arcflow.objective import distill
+from arcflow.optim import adamw, step_directions
+from arcflow.parallel import Ranks
+from arcflow.path import segments, shift_sigma
+from arcflow.state import Ema
+from arcflow.train import accumulate, build_student, views
+from benchmarks.memory import Alive
+
+
+class Bench:
+    """One batch, and the three ways to spend an iteration on it."""
+
+    def __init__(self, batch: int) -> None:
+        world = config.world()
+        self.run = dataclasses.replace(
+            world,
+            distill=dataclasses.replace(world.distill, hold=0, decay=0, replay=0),
+            optim=dataclasses.replace(world.optim, batch=batch),
+        )
+        pipe = load_pipe(world.model)
+        self.net, self.batch, self.number = pipe.transformer, batch, 0
+        prompts = ["a red ring left of a blue square"] * batch
+
+        def make(number: int) -> Sample:
+            return Sample(self.x, backbone.encode_prompts(pipe, prompts, height=64, width=64), {})
+
+        self.x = backbone.noise(pipe, list(range(batch)), 64, 64)
+        self.cond, self.feed = make(0).cond, Feed(make, self.x.device, ahead=True)
+        self.parameters = build_student(self.net, self.run, Ranks())
+        self.walker, self.teacher = views(self.net, None, 1.0)
+        self.ema, self.optimizer = Ema(self.parameters), adamw(self.parameters, self.run.optim)
+        for group in self.optimizer.param_groups:
+            group["lr"] = 0.0  # the batch, and what it costs, stays the same
+        self.turned = step_directions(self.parameters, self.run)
+        self.net.train()
+
+    def update(self) -> None:
+        torch.nn.utils.clip_grad_norm_(self.parameters.values(), self.run.optim.clip)
+        with self.turned():
+            self.optimizer.step()
+        self.ema.update(0.99)
+        self.optimizer.zero_grad()
+
+    def gradients(self) -> None:
+        """As the loop does it."""
+        draws = list(range(self.batch))
+        accumulate(self.walker, self.teacher, self.x, self.cond, config=self.run, step=1, draws=draws)
+
+    def ours(self) -> None:
+        self.gradients()
+        self.update()
+
+    def gradients_authors(self) -> None:
+        states = self.run.distill.states
+
+        def one_by_one(x: Tensor, sigma: Tensor, cond: Any) -> Tensor:
+            size = len(x) // states
+            pieces = [slice(i * size, (i + 1) * size) for i in range(states)]
+            return torch.cat([self.teacher(x[piece], sigma[piece], rows(cond, piece)) for piece in pieces])
+
+        parts = distill(
+            self.walker,
+            one_by_one,
+            self.x,
+            self.cond,
+            config=self.run.distill,
+            ratio=0.0,
+            generator=[torch.Generator().manual_seed(i) for i in range(self.batch)],
+        )
+        torch.stack([part.loss for part in parts]).sum().backward()
+
+    def encoded(self) -> None:
+        self.cond, self.number = self.feed(self.number).cond, self.number + 1
+        self.ours()
+
+    def authors(self) -> None:
+        self.gradients_authors()
+        self.update()
+
+    def bare(self) -> None:
+        states = self.run.distill.states
+        cond, x = repeat(self.cond, states), self.x.repeat(states, 1, 1)
+        for segment in segments(self.run.distill.steps):
+            sigma = float(shift_sigma(segment.tau_src))
+            student.teacher_velocity(self.net, x, sigma, cond)
+            out = backbone.call(self.net, self.x, sigma, self.cond)
+            out.backward(torch.ones_like(out))
+        self.net.zero_grad()
+
+
+def seconds(call: Callable[[], None]) -> float:
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
+
+
+def peak(bench: Bench, call: Callable[[], None]) -> int:
+    """Bytes of activations and gradients."""
+    with Alive(bench.net) as alive:
+        call()
+    bench.net.zero_grad()
+    return alive.peak
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--repeats", type=int, default=9)
+    parser.add_argument("--batch", type=int, default=32)
+    options = parser.parse_args()
+    bench, timed = Bench(options.batch), []
+    for n in range(options.repeats + 2):  # two to warm up
+        row = seconds(bench.bare), seconds(bench.ours), seconds(bench.authors), seconds(bench.encoded)
+        if n >= 2:
+            timed.append(row)
+            print(
+                "   ".join(
+                    f"{name} {1e3 * t:6.0f} ms"
+                    for name, t in zip(("bare", "ours", "authors'", "encoded"), row, strict=True)
+                )
+            )
+    print(f"an iteration over its bare calls: median {statistics.median(b / a for a, b, *_ in timed):.2f}")
+    print(f"the authors' way over ours: median {statistics.median(c / b for _, b, c, _ in timed):.2f}")
+    bench.feed.close()
+    print(f"encoding on the fly: median {statistics.median(d / b for _, b, _, d in timed) - 1:+.1%}")
+    mine, theirs = peak(bench, bench.gradients), peak(bench, bench.gradients_authors)
+    print(
+        f"activations and gradients: {mine / 1e6:.0f} MB, the authors' way {theirs / 1e6:.0f} MB: {mine / theirs:.2f}"
+    )
+
+
+if __name__ == "__main__":
+    main()
