@@ -73,7 +73,7 @@ class Bench:
     def gradients(self) -> None:
         """As the loop does it."""
         draws = list(range(self.batch))
-        accumulate(self.walker, self.teacher, self.x, self.cond, config=self.run, step=1, draws=draws)
+        accumulate(self.walker, self.teacher, Sample(self.x, self.cond, {}), config=self.run, step=1, draws=draws)
 
     def ours(self) -> None:
         self.gradients()

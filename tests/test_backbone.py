@@ -78,6 +78,16 @@ def test_images_are_those_of_the_stock_pipeline(pipe):
     assert ours.shape == (1, SIDE, SIDE, 3) and ours.tobytes() == image.tobytes()
 
 
+def test_pictures_become_latents_that_decode_as_the_autoencoder_says(pipe):
+    images = torch.randint(256, (1, SIDE, SIDE, 3), generator=torch.Generator().manual_seed(0)).byte().numpy()
+    x = backbone.encode_pictures(pipe, images)
+    unit = torch.from_numpy(images).permute(0, 3, 1, 2) / 127.5 - 1
+    video = unit.unsqueeze(2) if hasattr(pipe.vae.config, "temperal_downsample") else unit
+    wanted = pipe.vae.decode(pipe.vae.encode(video).latent_dist.mode()).sample.flatten(2).squeeze(0)
+    decoded = torch.from_numpy(backbone.decode(pipe, x, SIDE, SIDE)).permute(0, 3, 1, 2).flatten(2).squeeze(0)
+    torch.testing.assert_close(decoded / 127.5 - 1, wanted.clamp(-1, 1), atol=1 / 127, rtol=0)
+
+
 def test_guidance_is_an_input_where_the_backbone_has_one(flux):
     cond = backbone.encode_prompts(flux, ["a red cube"] * 2, height=SIDE, width=SIDE, guidance=2.0)
     assert cond["guidance"].tolist() == [2.0, 2.0]

@@ -5,9 +5,10 @@ from collections import Counter
 
 import pytest
 import torch
+from PIL import Image
 
 from arcflow.config import Data
-from arcflow.data import CHUNK, PromptData, PromptStream, Table, open_prompts, repeat, rows, seed_of
+from arcflow.data import CHUNK, PromptData, PromptStream, Table, open_prompts, read_pictures, repeat, rows, seed_of
 
 
 def data(tmp_path, count=10, held_out_count=2, batch=3, seed=0):
@@ -34,6 +35,34 @@ def test_no_noise_is_used_twice(tmp_path):
     d = data(tmp_path)
     seeds = [s for step in range(20) for s in d.batch(step).seeds] + d.held_out.seeds
     assert len(set(seeds)) == len(seeds) == 62
+
+
+def with_pictures(folder, count=4):
+    """A list of prompts with a picture each, of one color."""
+    for i in range(count):
+        Image.new("RGB", (8 + i, 20), (i, 0, 0)).save(folder / f"{i}.png")
+    lines = [json.dumps({"prompt": f"prompt {i}", "image": f"{i}.png"}) for i in range(count)]
+    (folder / "prompts.jsonl").write_text("\n".join(lines))
+    return Data(prompts=str(folder / "prompts.jsonl"), images=True, held_out_count=1)
+
+
+def test_pictures_stay_with_their_prompts(tmp_path):
+    batch = PromptData(with_pictures(tmp_path), seed=0, batch=3).batch(0)
+    pictures = read_pictures(batch.images, (8, 16))
+    assert pictures.shape == (3, 8, 16, 3)
+    assert [f"prompt {picture[0, 0, 0]}" for picture in pictures] == batch.prompts
+
+
+def test_rows_without_a_picture_are_named(tmp_path):
+    config = with_pictures(tmp_path)
+    (tmp_path / "1.png").unlink()
+    with pytest.raises(
+        ValueError, match=r"1 of 3 rows have no picture, the first '1.png' of 'prompt 1'.*data.images off"
+    ):
+        PromptData(config, seed=0, batch=3)
+    (tmp_path / "1.png").write_text("no picture")
+    with pytest.raises(ValueError, match=r"1.png is no picture .*: expected PNG"):
+        read_pictures([str(tmp_path / "1.png")], (8, 8))
 
 
 def test_the_last_prompts_of_a_file_are_held_out(tmp_path):

@@ -124,6 +124,19 @@ def test_the_sum_of_the_parts_has_the_same_gradient_as_part_by_part():
     assert all(torch.allclose(a, b, atol=1e-12) for a, b in zip(gradients(True), gradients(False), strict=True))
 
 
+def test_with_pictures_every_segment_starts_from_them_noised():
+    seen, clean = [], torch.randn(BATCH, TOKENS, WIDTH, generator=draws(4), dtype=torch.float64)
+
+    def student(x, sigma, cond):
+        seen.append((x, float(sigma[0])))
+        return Mixture(*weights())
+
+    list(distill(student, teacher, noise(), {}, config=PLAIN, ratio=1.0, generator=draws(), clean=clean))
+    assert [sigma for _, sigma in seen] == pytest.approx([1.0, 3.2 / 4.2])
+    for x, sigma in seen:
+        torch.testing.assert_close(x, (1 - sigma) * clean + sigma * noise())
+
+
 @pytest.mark.parametrize("config", [PLAIN, dataclasses.replace(PLAIN, handover="student", mode_dropout=0.5)])
 @pytest.mark.parametrize("ratio", [0.0, 1.0])
 def test_the_second_segment_starts_where_the_first_walk_ends_or_the_arc(config, ratio):

@@ -17,6 +17,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
+from test_data import with_pictures
 
 from arcflow import attach, backbone, cache, student
 from arcflow.adapter import read_info
@@ -372,6 +373,25 @@ def test_micro_batches_change_nothing(tmp_path):
         return [value for line in read_log(folder / "log.jsonl") for value in line.values()]
 
     assert losses(2) == pytest.approx(losses(None), rel=1e-5)
+
+
+def test_one_student_learns_several_numbers_of_steps_in_turn(tmp_path):
+    folder = train(config(tmp_path, distill__also_steps=(1, 3), optim__iterations=6), tiny_pipe(), quiet)
+    lines = read_log(folder / "log.jsonl")
+    segments = [sum(name.startswith("loss_") for name in line) for line in lines if "loss" in line]
+    assert segments == [2, 1, 3, 2, 1, 3]
+    assert all({"distance", "distance_1", "distance_3"} <= set(line) for line in lines if "distance" in line)
+    assert read_info(folder / "adapter").also_steps == (1, 3)
+
+
+def test_a_run_may_start_its_later_segments_from_pictures(tmp_path):
+    data = dataclasses.replace(with_pictures(tmp_path, 8), height=8, width=8, held_out_count=3, teacher_steps=2)
+    folder = train(config(tmp_path / "run", data=data, optim__iterations=3), tiny_pipe(), quiet)
+    first, *_ = (line for line in read_log(folder / "log.jsonl") if "loss" in line)
+    plain = dataclasses.replace(data, images=False)
+    folder = train(config(tmp_path / "plain", data=plain, optim__iterations=3), tiny_pipe(), quiet)
+    other, *_ = (line for line in read_log(folder / "log.jsonl") if "loss" in line)
+    assert first["loss_1"] == other["loss_1"] and first["loss_2"] != other["loss_2"]
 
 
 def test_another_run_in_the_folder_is_not_overwritten(run):

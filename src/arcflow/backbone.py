@@ -56,6 +56,8 @@ class Family:
     """(pipe) -> text tokens its encoder reads at most."""
     to_vae: Callable[[Any, Tensor], Tensor]
     """(pipe, latents (B, C, h, w)) -> images (B, 3, H, W) in [-1, 1]."""
+    from_vae: Callable[[Any, Tensor], Tensor]
+    """The way back, to the mean of what the encoder gives."""
     head: str = "proj_out"
     norm: str = "norm_out"
     pixels: int = 4
@@ -89,6 +91,11 @@ def _flux_to_vae(pipe: Any, latents: Tensor) -> Tensor:
     config = pipe.vae.config
     latents = latents / config.scaling_factor + (config.shift_factor or 0.0)
     return pipe.vae.decode(latents.to(pipe.vae.device, pipe.vae.dtype), return_dict=False)[0]
+
+
+def _flux_from_vae(pipe: Any, images: Tensor) -> Tensor:
+    config = pipe.vae.config
+    return (pipe.vae.encode(images).latent_dist.mode() - (config.shift_factor or 0.0)) * config.scaling_factor
 
 
 def _qwen_arguments(cond: Cond) -> dict[str, Any]:
@@ -133,6 +140,14 @@ def _flux2_to_vae(pipe: Any, latents: Tensor) -> Tensor:
     return vae.decode(rearrange(latents, "b (c p q) h w -> b c (h p) (w q)", p=2, q=2), return_dict=False)[0]
 
 
+def _flux2_from_vae(pipe: Any, images: Tensor) -> Tensor:
+    vae = pipe.vae
+    latents = rearrange(vae.encode(images).latent_dist.mode(), "b c (h p) (w q) -> b (c p q) h w", p=2, q=2)
+    mean, std = vae.bn.running_mean, (vae.bn.running_var + vae.config.batch_norm_eps).sqrt()
+    latents = (latents - mean[:, None, None]) / std[:, None, None]
+    return rearrange(latents, "b (c p q) h w -> b c (h p) (w q)", p=2, q=2)
+
+
 def _longest(pipe: Any) -> int:
     return 512
 
@@ -142,6 +157,13 @@ def _qwen_to_vae(pipe: Any, latents: Tensor) -> Tensor:
     latents = latents.to(pipe.vae.device, pipe.vae.dtype)
     mean, std = (torch.tensor(v).to(latents)[:, None, None] for v in (config.latents_mean, config.latents_std))
     return pipe.vae.decode((latents / (1.0 / std) + mean).unsqueeze(2), return_dict=False)[0][:, :, 0]
+
+
+def _qwen_from_vae(pipe: Any, images: Tensor) -> Tensor:
+    config = pipe.vae.config
+    latents = pipe.vae.encode(images.unsqueeze(2)).latent_dist.mode()[:, :, 0]
+    mean, std = (torch.tensor(v).to(latents)[:, None, None] for v in (config.latents_mean, config.latents_std))
+    return (latents - mean) / std
 
 
 _TIME = r"time_(text|guidance)_embed\.timestep_embedder\.linear_[12]"
@@ -164,6 +186,7 @@ FAMILIES = (
         places=_flux_places,
         text_length=_flux_text_length,
         to_vae=_flux_to_vae,
+        from_vae=_flux_from_vae,
     ),
     Family(
         name="qwen_image",
@@ -180,6 +203,7 @@ FAMILIES = (
         places=_qwen_places,
         text_length=_longest,
         to_vae=_qwen_to_vae,
+        from_vae=_qwen_from_vae,
     ),
     Family(
         name="flux2",
@@ -198,6 +222,7 @@ FAMILIES = (
         places=_flux2_places,
         text_length=_longest,
         to_vae=_flux2_to_vae,
+        from_vae=_flux2_from_vae,
         packs=False,
     ),
 )
@@ -343,6 +368,16 @@ def decode(
     latents = rearrange(x, "b (h w) (c p q) -> b c (h p) (w q)", h=rows, p=2, q=2)
     images = family_of(pipe.transformer).to_vae(pipe, latents)
     return _to_uint8(images)
+
+
+@torch.no_grad()
+def encode_pictures(
+    pipe: Any, images: UInt8[np.ndarray, "batch height width 3"]
+) -> Float[Tensor, "batch tokens channels"]:
+    """Packed latents of pictures, by the pipeline's own autoencoder; float32."""
+    unit = torch.from_numpy(images).permute(0, 3, 1, 2).to(pipe.vae.device, pipe.vae.dtype) / 127.5 - 1
+    latents = family_of(pipe.transformer).from_vae(pipe, unit).float()
+    return rearrange(latents, "b c (h p) (w q) -> b (h w) (c p q)", p=2, q=2)
 
 
 def _to_uint8(images: Float[Tensor, "batch 3 height width"]) -> UInt8[np.ndarray, "batch height width 3"]:

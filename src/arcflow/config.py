@@ -152,6 +152,9 @@ class Data:
     """Stop at the first row that is no prompt, instead of leaving it out and saying so."""
     buckets: bool = False
     """Take the shape of each picture from columns height and width, the area from data.height and data.width."""
+    images: bool = False
+    """Data-dependent training: the list names a picture for every prompt (column image), and later segments start from
+    it, noised, instead of where the walk arrives."""
     count: int = 8192
     """How many prompts to draw from the grammar (a file is read whole)."""
     held_out: str | None = None
@@ -180,6 +183,9 @@ class Data:
         held = self.held_out
         known = held is None or held.endswith(PROMPT_FILES)
         _check(known, "data.held_out", held, f"None or a file ({kinds})", "rename or convert the file")
+        expected = "False, or a file of prompts with a column image"
+        known = not self.images or self.prompts.endswith(PROMPT_FILES)
+        _check(known, "data.images", self.images, expected, "give data.prompts such a file")
         if self.streamed:
             remedy = "set it off: what is streamed is encoded batch by batch"
             _check(not self.cache, "data.cache", self.cache, "False for a streamed data set", remedy)

@@ -9,9 +9,13 @@ whatever batch asks for it); a large one encodes every batch.
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
+from jaxtyping import UInt8
+from PIL import Image, ImageOps
 from torch import Generator, Tensor
 
 from arcflow.backbone import Cond
@@ -53,6 +57,8 @@ class Batch(NamedTuple):
     """Of their noise."""
     size: tuple[int, int]
     """Height and width in pixels."""
+    images: Sequence[str] = ()
+    """Paths of pictures, where training depends on them."""
 
 
 def _sizes(config: Data) -> list[tuple[int, int]]:
@@ -80,8 +86,21 @@ class PromptData:
         self._places = {size: [] for size in self.sizes}
         for i, row in enumerate(self.train):
             self._places[nearest(row.size, self.sizes, self.held_out.size)].append(i)
+        self.folder = Path(config.prompts).parent if config.images else None
+        if self.folder:
+            self._look(self.folder, config.prompts)
         if len(self.sizes) > 1:
             self._merge(config.prompts)
+
+    def _look(self, folder: Path, where: str) -> None:
+        """Every row must have a picture."""
+        lacking = [row for row in self.train if not row.image or not (folder / row.image).is_file()]
+        if lacking:
+            raise ValueError(
+                f"{where}: {len(lacking)} of {len(self.train)} rows have no picture, the first {lacking[0].image!r} "
+                f"of {lacking[0].text[:60]!r}: expected paths relative to {folder} in the column 'image'; correct "
+                f"them, or leave data.images off"
+            )
 
     def _merge(self, where: str) -> None:
         """Sizes that do not fill a batch give their prompts to the nearest that does."""
@@ -100,18 +119,25 @@ class PromptData:
         samples = range(step * self.count, (step + 1) * self.count)
         seeds = [seed_of(self.seed, "noise", i) for i in samples]
         if len(self.sizes) == 1:
-            return Batch([self.prompt(i) for i in samples], seeds, self.sizes[0])
+            return self._batch([self._row(i) for i in samples], seeds, self.sizes[0])
         whole = {size: len(places) // self.count for size, places in self._places.items()}
         epoch, place = divmod(step, sum(whole.values()))
         each = [(size, k) for size, count in whole.items() for k in range(count)]
         size, k = each[self._order(len(each), "sizes", epoch)[place]]
         order = self._order(len(self._places[size]), "order", epoch, *size)[k * self.count : (k + 1) * self.count]
-        return Batch([self.train[self._places[size][i]].text for i in order], seeds, size)
+        return self._batch([self.train[self._places[size][i]] for i in order], seeds, size)
+
+    def _batch(self, rows: list[Row], seeds: list[int], size: tuple[int, int]) -> Batch:
+        images = [str(self.folder / row.image) for row in rows] if self.folder else []
+        return Batch([row.text for row in rows], seeds, size, images)
 
     def prompt(self, sample: int) -> str:
         """Prompt of a sample, by its number in the run, where all pictures have one size."""
+        return self._row(sample).text
+
+    def _row(self, sample: int) -> Row:
         epoch, place = divmod(sample, len(self.train))
-        return self.train[self._order(len(self.train), "order", epoch)[place]].text
+        return self.train[self._order(len(self.train), "order", epoch)[place]]
 
     def _order(self, count: int, purpose: str, epoch: int, *which: int) -> list[int]:
         """A random order, the epoch's own. Those of the last two epochs are kept: a batch may span both."""
@@ -226,6 +252,19 @@ def prompt_sets(config: Data, seed: int) -> tuple[list[Row], list[Row], str | No
             f"expected more of them; lower data.held_out_count or give data.held_out a file of its own"
         )
     return train[: -config.held_out_count], train[-config.held_out_count :], message
+
+
+def read_pictures(paths: Sequence[str], size: tuple[int, int]) -> UInt8[np.ndarray, "batch height width 3"]:
+    """Pictures of one size, cut from the middle of the files."""
+
+    def picture(path: str) -> np.ndarray:
+        try:
+            with Image.open(path) as image:
+                return np.asarray(ImageOps.fit(image.convert("RGB"), size[::-1], Image.Resampling.LANCZOS))
+        except OSError as error:
+            raise ValueError(f"{path} is no picture ({error}): expected PNG, JPEG or WebP; correct the file") from error
+
+    return np.stack([picture(path) for path in paths])
 
 
 class Table:

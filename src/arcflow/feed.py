@@ -24,6 +24,8 @@ class Sample:
     cond: Cond
     position: dict[str, Any]
     """Where a streamed data set stands after it."""
+    clean: Tensor | None = None
+    """Latents of pictures, where training depends on them."""
 
 
 class Feed:
@@ -44,7 +46,7 @@ class Feed:
         if self.stream:
             here = torch.cuda.current_stream()
             here.wait_stream(self.stream)
-            for value in (sample.x, *sample.cond.values()):
+            for value in (sample.x, *sample.cond.values(), *([] if sample.clean is None else [sample.clean])):
                 value.record_stream(here)  # its memory is not the other stream's to reuse
         return sample
 

@@ -23,7 +23,7 @@ from arcflow.backbone import Cond
 from arcflow.config import Distill
 from arcflow.data import repeat
 from arcflow.momentum import Draws
-from arcflow.path import segments, shift_sigma
+from arcflow.path import noised, segments, shift_sigma
 from arcflow.rollout import Arc, Schedule, Student, Teacher, left_behind, schedule, visit
 
 LOSS_SCALE = 30.0
@@ -74,14 +74,17 @@ def distill(
     config: Distill,
     ratio: float,
     generator: Draws,
+    clean: Float[Tensor, "batch *rest"] | None = None,
 ) -> Iterator[Part]:
-    """One part per segment, from noise `x` at sigma 1. Call `backward` on a part before asking for the next.
+    """One part per segment, from noise `x` at sigma 1. Call `backward` on a part before asking for the next. With
+    `clean` pictures (data-dependent training) every segment starts from these, noised, not where the last one ended.
 
     Logs: `loss` as it is and `distance`, the mean squared error of the velocity without any weight.
     """
-    window = config.window / SUBSTEPS
+    window, eps = config.window / SUBSTEPS, x
     for segment in segments(config.steps, config.final_step_scale):
         sigma_src = float(shift_sigma(segment.tau_src, config.shift))
+        x = x if clean is None else noised(clean, eps, sigma_src)
         arc = student(x, torch.full((len(x),), sigma_src, dtype=x.dtype, device=x.device), cond)
         roll = arc.detach()
         if config.mode_dropout:

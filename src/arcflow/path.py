@@ -31,6 +31,11 @@ def unshift_sigma(sigma: Time, shift: float = SHIFT) -> Time:
     return sigma / (shift - (shift - 1) * sigma)
 
 
+def noised(x0: Float[Tensor, "*shape"], eps: Float[Tensor, "*shape"], sigma: float) -> Float[Tensor, "*shape"]:
+    """The point of the straight path at noise level sigma."""
+    return (1 - sigma) * x0 + sigma * eps
+
+
 def tau_grid(steps: int, final_step_scale: float = 1.0) -> Float[Tensor, " points"]:
     """Raw times of an n-step sampler, from 1 to 0, in float64."""
     if steps < 1:

@@ -22,6 +22,8 @@ LONGEST = 4000
 """Characters; a row beyond is not a prompt. Text encoders cut off far below."""
 BLOCK = 8192
 """Rows of a stream that are shuffled among each other."""
+MORE = ("height", "width", "image")
+"""Columns that are read if they are there."""
 NAMED = 3
 """Places that are named for each reason."""
 
@@ -32,6 +34,8 @@ class Row(NamedTuple):
     text: str
     size: tuple[int, int] | None = None
     """Height and width in pixels."""
+    image: str = ""
+    """Path of a picture as the list gives it."""
 
 
 class Raw(NamedTuple):
@@ -41,6 +45,7 @@ class Raw(NamedTuple):
     text: Any = None
     height: Any = None
     width: Any = None
+    image: Any = None
     wrong: str = ""
 
 
@@ -66,7 +71,7 @@ class Sieve:
             wrong = raw.wrong or _wrong(raw)
             if not wrong:
                 size = None if raw.height is None else (int(raw.height), int(raw.width))
-                yield Row(raw.text.strip(), size)
+                yield Row(raw.text.strip(), size, raw.image if isinstance(raw.image, str) else "")
                 continue
             if self.strict:
                 raise ValueError(
@@ -161,7 +166,7 @@ def _json_lines(file: Path, column: str) -> Iterator[Raw]:
             yield Raw(place, line, wrong="not JSON")
             continue
         if isinstance(value, dict) and column in value:
-            yield Raw(place, value[column], value.get("height"), value.get("width"))
+            yield Raw(place, value[column], *(value.get(name) for name in MORE))
         else:
             yield Raw(place, line, wrong=f"without {column!r}")
 
@@ -171,19 +176,19 @@ def _csv(file: Path, column: str) -> Iterator[Raw]:
         table = csv.DictReader(stream, delimiter="\t" if file.suffix == ".tsv" else ",")
         _need(column, list(table.fieldnames or []), file)
         for row in table:
-            yield Raw(table.line_num, row[column], row.get("height") or None, row.get("width") or None)
+            yield Raw(table.line_num, row[column], *(row.get(name) or None for name in MORE))
 
 
 def _parquet(file: Path, column: str) -> Iterator[Raw]:
     parquet = _extra("pyarrow.parquet")
     table = parquet.ParquetFile(file)
     _need(column, table.schema_arrow.names, file)
-    wanted = [name for name in (column, "height", "width") if name in table.schema_arrow.names]
+    wanted = [name for name in (column, *MORE) if name in table.schema_arrow.names]
     place = 0
     for batch in table.iter_batches(columns=wanted):
         for row in batch.to_pylist():
             place += 1
-            yield Raw(place, row[column], row.get("height"), row.get("width"))
+            yield Raw(place, row[column], *(row.get(name) for name in MORE))
 
 
 def _need(column: str, columns: list[str], where: object) -> None:

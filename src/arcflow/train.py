@@ -26,7 +26,7 @@ from arcflow import adapter, backbone, parallel, student
 from arcflow.backbone import Cond
 from arcflow.checkpoint import Checkpoints
 from arcflow.config import Run, from_json, to_json
-from arcflow.data import PromptData, Prompts, micro_batches, open_prompts, rows
+from arcflow.data import PromptData, Prompts, micro_batches, open_prompts, read_pictures, rows
 from arcflow.feed import Feed, Sample
 from arcflow.gauge import Gauge
 from arcflow.loading import Encode, encoder, load_pipe, settle, torch_device
@@ -130,7 +130,7 @@ def _train(config: Run, pipe: Any, device: torch.device, ranks: Ranks, log: Call
                 sample, first = fetch(walked), walked * optim.batch + mine.start
                 progress.data = sample.position
                 draws = [seed_of(config.seed, "draws", first + i) for i in range(len(sample.x))]
-                logs, fresh = accumulate(walker, ask, sample.x, sample.cond, config=config, step=step, draws=draws)
+                logs, fresh = accumulate(walker, ask, sample, config=config, step=step, draws=draws)
             limit = optim.clip if step >= optim.clip_from else math.inf
             norm = float(parallel.whole(torch.nn.utils.clip_grad_norm_(parameters.values(), limit)))
             if accepted(progress, norm, step, optim):
@@ -183,7 +183,10 @@ def feed_of(pipe: Any, data: Prompts, encode: Encode, config: Run, device: torch
     def make(number: int) -> Sample:
         batch, position = ranks.agree(lambda: (data.batch(number), data.state()), ranks.side)
         x = backbone.noise(pipe, batch.seeds[mine], *batch.size).to(device)
-        return Sample(x, encode(batch.prompts[mine], batch.size), position)
+        clean = None
+        if config.data.images:
+            clean = backbone.encode_pictures(pipe, read_pictures(batch.images[mine], batch.size)).to(device)
+        return Sample(x, encode(batch.prompts[mine], batch.size), position, clean)
 
     in_memory = config.data.cache and not config.data.embeddings
     return Feed(make, device, ahead=not in_memory and not config.distill.replay)
@@ -267,11 +270,11 @@ def walks_before(step: int, config: Run) -> int:
 
 
 def accumulate(
-    walker: Student, teacher: Teacher, x: Tensor, cond: Cond, *, config: Run, step: int, draws: list[int]
+    walker: Student, teacher: Teacher, sample: Sample, *, config: Run, step: int, draws: list[int]
 ) -> tuple[dict[str, float], list[list[Walk]]]:
     """Add a batch's gradient to the parameters, one backward pass per segment and micro-batch: the losses to log, and
     each segment's walks if they are to be kept. `draws` seeds the random numbers of each sample."""
-    ratio = teacher_ratio(step, config.distill.decay, config.distill.hold)
+    x, ratio = sample.x, teacher_ratio(step, config.distill.decay, config.distill.hold)
     steps = config.distill.all_steps[step % len(config.distill.all_steps)]
     settings = dataclasses.replace(config.distill, steps=steps, also_steps=())
     tally = Tally(steps, x.device)
@@ -279,7 +282,14 @@ def accumulate(
     for part in micro_batches(len(x), config.optim):
         own = [Generator().manual_seed(seed) for seed in draws[part]]
         objective = distill(
-            walker, teacher, x[part], rows(cond, part), config=config.distill, ratio=ratio, generator=own
+            walker,
+            teacher,
+            x[part],
+            rows(sample.cond, part),
+            config=settings,
+            ratio=ratio,
+            generator=own,
+            clean=None if sample.clean is None else sample.clean[part],
         )
         share = len(x[part]) / len(x)
         for i, segment in enumerate(objective):
