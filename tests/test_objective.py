@@ -87,8 +87,8 @@ def test_loss_and_gradient_agree_with_quadrature(ratio):
 
 def test_the_gradient_is_the_slope_of_the_loss_with_fixed_states():
     arc = weights()
-    times = schedule(Segment(0.5, 0.0), BATCH, states=4, window=3 / 128, ratio=0.5, generator=draws())
-    targets = torch.randn(4, BATCH, TOKENS, WIDTH, generator=draws(3), dtype=torch.float64)
+    times = schedule(Segment(0.5, 0.0), BATCH, states=2, window=3 / 128, ratio=0.5, generator=draws())
+    targets = torch.randn(2, BATCH, TOKENS, WIDTH, generator=draws(3), dtype=torch.float64)
 
     def loss(*arc):
         return velocity_error(Mixture(*arc), targets, *matched(times, window=3 / 128, shift=3.2))

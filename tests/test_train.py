@@ -1,6 +1,7 @@
 """The loop on a tiny pipeline: what it learns, leaves behind, survives and says."""
 
 import dataclasses
+import importlib
 import json
 import math
 import multiprocessing
@@ -217,9 +218,9 @@ def shapes(tmp_path):
 
 
 def test_a_streamed_run_in_several_picture_sizes_goes_on_to_the_same_bits(shapes, tmp_path):
-    train(config(tmp_path / "whole", data=shapes, optim__iterations=5), tiny_pipe(), quiet)
-    for _ in range(5):
-        train(config(tmp_path / "left", data=shapes, optim__iterations=5, stop_after=1e-9), tiny_pipe(), quiet)
+    train(config(tmp_path / "whole", data=shapes, optim__iterations=3), tiny_pipe(), quiet)
+    for _ in range(3):
+        train(config(tmp_path / "left", data=shapes, optim__iterations=3, stop_after=1e-9), tiny_pipe(), quiet)
     assert_same(finished(tmp_path / "left"), finished(tmp_path / "whole"))
 
 
@@ -346,7 +347,7 @@ def test_kept_walks_are_trained_on_without_the_teacher(tmp_path):
 
 def test_a_run_on_kept_walks_that_was_stopped_goes_on_to_the_same_bits(tmp_path):
     whole = train(config(tmp_path / "whole", **REPLAY), tiny_pipe(), quiet)
-    for _ in range(5):
+    for _ in range(3):
         train(config(tmp_path / "stopped", stop_after=1e-6, **REPLAY), tiny_pipe(), quiet)  # an iteration each
     train(config(tmp_path / "stopped", **REPLAY), tiny_pipe(), quiet)
     assert_same(finished(tmp_path / "stopped"), finished(whole))
@@ -392,6 +393,26 @@ def test_a_run_may_start_its_later_segments_from_pictures(tmp_path):
     folder = train(config(tmp_path / "plain", data=plain, optim__iterations=3), tiny_pipe(), quiet)
     other, *_ = (line for line in read_log(folder / "log.jsonl") if "loss" in line)
     assert first["loss_1"] == other["loss_1"] and first["loss_2"] != other["loss_2"]
+
+
+def test_the_curves_go_to_a_tracker_too(tmp_path, monkeypatch):
+    """A stand-in for the package, with the three calls that wandb and trackio share."""
+    (tmp_path / "trackio.py").write_text(
+        "import json\nlines = []\n"
+        "def init(**settings): lines.append(settings); return __import__(__name__)\n"
+        "def log(values, step): lines.append({**values, 'step': step})\n"
+        "def finish(): lines.append('finished')\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    folder = train(config(tmp_path / "run", tracker="trackio", optim__iterations=2), tiny_pipe(), quiet)
+    settings, *lines, end = importlib.import_module("trackio").lines
+    assert (settings["project"], settings["name"], end) == ("arcflow", "run", "finished")
+    assert settings["config"]["optim"]["iterations"] == 2
+    told = [line for line in lines if not any(name.startswith("speed/") for name in line)]
+    assert told == [{k: v for k, v in line.items() if v is not None} for line in read_log(folder / "log.jsonl")]
+    with pytest.raises(ValueError, match="tracker = 'wandb': expected it to be installed"):
+        monkeypatch.setitem(sys.modules, "wandb", None)
+        train(config(tmp_path / "other", tracker="wandb"), tiny_pipe(), quiet)
 
 
 def test_another_run_in_the_folder_is_not_overwritten(run):

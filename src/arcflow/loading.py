@@ -93,17 +93,15 @@ def _need(library: str, model: Model) -> None:
 
 
 def settle(pipe: Any, model: Model, device: torch.device, ranks: Ranks) -> Any:
-    """The same pipeline, on its device but for a network that is yet to be shared out, or that came short."""
-    moved = {
-        name: part
-        for name, part in pipe.components.items()
-        if isinstance(part, torch.nn.Module) and not getattr(part, "is_quantized", False)
-    }
-    if ranks.mesh is not None:
-        moved.pop("transformer", None)
-    for name, part in moved.items():
-        text = name.startswith("text_encoder") and model.text_device
-        part.to(model.text_device if text else device)
+    """The same pipeline, on its device but for a network that is yet to be shared out, or that came short. What is not
+    trained is in evaluation mode: it draws no random numbers."""
+    for name, part in pipe.components.items():
+        if isinstance(part, torch.nn.Module):
+            text = name.startswith("text_encoder") and model.text_device
+            later = name == "transformer" and ranks.mesh is not None
+            if not later and not getattr(part, "is_quantized", False):
+                part.to(model.text_device if text else device)
+            part.eval()
     return pipe
 
 

@@ -68,7 +68,7 @@ def _train(config: Run, pipe: Any, device: torch.device, ranks: Ranks, log: Call
     data = open_prompts(config.data, seed=config.seed, batch=optim.batch)
     if data.message:
         log(data.message)
-    folder = claim(config, ranks)
+    folder, curves = claim(config, ranks), tracker(config) if ranks.first else None
     pipe = load_pipe(config.model, not config.data.embeddings) if pipe is None else pipe
     encode, negative = encoder(settle(pipe, config.model, device, ranks), config, data, device)
     parameters = build_student(pipe.transformer, config, ranks)
@@ -95,7 +95,7 @@ def _train(config: Run, pipe: Any, device: torch.device, ranks: Ranks, log: Call
     )
     feed = feed_of(pipe, data, encode, config, device, ranks)
     fetch, ask = speed.of("data", feed), speed.of("teacher", teacher)
-    journal = Log(folder, progress.step, log, tracker(config)) if ranks.first else None
+    journal = Log(folder, progress.step, log, curves) if ranks.first else None
     if progress.step:
         log(f"resuming {folder} at iteration {progress.step} of {optim.iterations}")
     quiet = None if ranks.first else True

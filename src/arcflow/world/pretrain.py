@@ -11,6 +11,7 @@ import random
 import shutil
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -110,24 +111,24 @@ def fit(
     progress = checkpoints.restore()
     bar = tqdm(range(progress.step, stage.steps), initial=progress.step, total=stage.steps, desc=stage.name)
     saved = time.monotonic()
-    for step in bar:
-        torch.manual_seed(seed_of(stage.name, step))
-        value = loss(step)
-        optimizer.zero_grad()
-        value.backward()
-        nn.utils.clip_grad_norm_(parameters.values(), 1.0)
-        for group in optimizer.param_groups:
-            group["lr"] = stage.rate * stage.scale(step)
-        optimizer.step()
-        ema.update(min(stage.ema, (step + 1) / (step + 10)))
-        if step % 20 == 0:
-            bar.set_postfix(loss=f"{value.item():.4f}")
-        if time.monotonic() - saved > SAVE_EVERY or step == stage.steps - 1:
-            checkpoints.save(Progress(step=step + 1))
-            with ema.applied(), (out / f"{stage.name}.jsonl").open("a") as log:
-                log.write(json.dumps({"step": step + 1, "loss": value.item()} | (probe() if probe else {})) + "\n")
-            saved = time.monotonic()
-    checkpoints.close()
+    with closing(checkpoints):
+        for step in bar:
+            torch.manual_seed(seed_of(stage.name, step))
+            value = loss(step)
+            optimizer.zero_grad()
+            value.backward()
+            nn.utils.clip_grad_norm_(parameters.values(), 1.0)
+            for group in optimizer.param_groups:
+                group["lr"] = stage.rate * stage.scale(step)
+            optimizer.step()
+            ema.update(min(stage.ema, (step + 1) / (step + 10)))
+            if step % 20 == 0:
+                bar.set_postfix(loss=f"{value.item():.4f}")
+            if time.monotonic() - saved > SAVE_EVERY or step == stage.steps - 1:
+                checkpoints.save(Progress(step=step + 1))
+                with ema.applied(), (out / f"{stage.name}.jsonl").open("a") as log:
+                    log.write(json.dumps({"step": step + 1, "loss": value.item()} | (probe() if probe else {})) + "\n")
+                saved = time.monotonic()
     ema.swap()
 
 
