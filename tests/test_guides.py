@@ -9,7 +9,7 @@ import torch
 from conftest import perturb, save_style
 
 import arcflow
-from arcflow import adapter, student
+from arcflow import adapter, hub, student
 
 GUIDES = Path(__file__).parent.parent / "docs"
 
@@ -26,7 +26,7 @@ def small_world(flux, tmp_path, monkeypatch):
     adapter.save_adapter(net, tmp_path / "hub" / "arcflow-flux-2steps", layout="published")
     save_style(flux, tmp_path / "path/to/style", ["to_q", "ff.net.2"])
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(adapter, "_fetched", lambda repository, inside: tmp_path / "hub")
+    monkeypatch.setattr(hub, "fetch", lambda repository, patterns: tmp_path / "hub")
     monkeypatch.setattr(type(flux), "from_pretrained", lambda *names, **more: flux)
     monkeypatch.setattr(type(flux.transformer), "from_pretrained", lambda *names, **more: flux.transformer)
     monkeypatch.setattr(type(flux), "to", lambda pipe, device: pipe)

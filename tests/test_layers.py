@@ -10,7 +10,7 @@ import arcflow
 
 ROOT = Path(arcflow.__file__).parent
 ORDER = """
-    config path momentum backbone head basis student scheduler state adapter pipeline
+    config path momentum backbone head basis student scheduler state hub adapter pipeline
     world.scene world.render world.check world.text world.autoencoder world.teacher world.pretrain
     prompts data rollout objective replay optim gauge cache train
     sample evaluate report publish memory doctor world.commands cli

@@ -23,7 +23,7 @@ import torch
 from torch import Generator, Tensor
 from tqdm import tqdm
 
-from arcflow import adapter, backbone, student
+from arcflow import adapter, backbone, hub, student
 from arcflow.backbone import Cond
 from arcflow.cache import Cache
 from arcflow.config import Model, Run, from_json, to_json
@@ -185,9 +185,10 @@ def load_pipe(model: Model, text: bool = True) -> Any:
         return load_teacher().to(dtype)
     from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
-    parts: Any = {} if text else DiffusionPipeline.load_config(model.base)
-    unwanted: dict[str, Any] = {name: None for name in parts if name.startswith(("text_encoder", "tokenizer"))}
-    return DiffusionPipeline.from_pretrained(model.base, dtype=dtype, **unwanted)
+    with hub.explained(model.base):
+        parts: Any = {} if text else DiffusionPipeline.load_config(model.base)
+        unwanted: dict[str, Any] = {name: None for name in parts if name.startswith(("text_encoder", "tokenizer"))}
+        return DiffusionPipeline.from_pretrained(model.base, dtype=dtype, **unwanted)
 
 
 Encode = Callable[[list[str], tuple[int, int]], Cond]
