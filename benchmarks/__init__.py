@@ -1,1 +1,1 @@
-"""Timings that the README quotes; `make bench` runs them all."""
+"""Measurements that the README and the guides quote; `make bench` runs the timings."""

@@ -222,10 +222,11 @@ def save_style(pipe, folder, layers: list[str]):
     return folder
 
 
-def torchrun(processes, script, *arguments):
-    """A test file's own main part on several CPU processes."""
+def torchrun(processes, *command, folder="."):
+    """A command on several CPU processes, run in a folder."""
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
     here = {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path]), "OMP_NUM_THREADS": "1"}
-    command = [*launch, str(script), *map(str, arguments)]
-    run = subprocess.run(command, env={**os.environ, **here}, capture_output=True, text=True)
+    run = subprocess.run(
+        [*launch, *map(str, command)], env={**os.environ, **here}, cwd=folder, capture_output=True, text=True
+    )
     assert run.returncode == 0, run.stderr

@@ -257,6 +257,11 @@ def cut(folder, layout):
     file.write_bytes(file.read_bytes()[:-100])
 
 
+def point(folder, layout):
+    """What a clone without Git LFS leaves."""
+    (folder / adapter.FILES[layout][0]).write_text("version https://git-lfs.github.com/spec/v1\nsize 1304811768\n")
+
+
 def garble(folder, layout):
     (folder / adapter.FILES[layout][1]).write_text('{"modes": 4')
 
@@ -277,6 +282,7 @@ DAMAGE = {
     ),
     "not finite": (put("norm_out.linear.bias", torch.full((64,), torch.inf)), "not finite in norm_out.linear.bias"),
     "truncated": (cut, "truncated or damaged: copy, fetch or save it again"),
+    "text": (point, "cannot be read.*truncated or damaged: copy, fetch or save it again"),
     "no weights": (lose(0), "no adapter in .*expected adapter.safetensors .* arcflow.json"),
     "no record": (lose(1), "no adapter in .*expected adapter.safetensors .* arcflow.json"),
     "bad record": (garble, "is not JSON.*fetch or save it again"),
@@ -332,7 +338,8 @@ def test_a_base_of_the_same_sizes_but_other_weights_is_named(flux, tmp_path):
         ({"rank": -1}, "rank -1.*whole numbers"),
         ({"flavor": 1}, r"unknown \['flavor'\].*Upgrade"),
         ({"shift": 0.0}, "shift is 0.0; it must be above 0"),
-        ({"rank": 3}, "misshapen"),
+        ({"rank": 3}, "K = 4 and rank 3.*misshapen: .*lora_A"),
+        ({"modes": 8}, r"K = 8 and rank 2.*misshapen: proj_out_.* \(expected \(.*fetch or save the adapter again"),
     ],
 )
 def test_a_record_that_makes_no_sense_is_refused(unchecked, flux, tmp_path, changes, remedy):
@@ -360,26 +367,9 @@ def test_missing_folders_and_subfolders_are_named_with_what_is_there(flux, tmp_p
         arcflow.attach(flux, tmp_path)
     with pytest.raises(ValueError, match=r"no subfolder 'one-step'.*\['two-steps'\]"):
         arcflow.attach(flux, f"{tmp_path}:one-step")
+    with pytest.raises(ValueError, match="arcflow.json' is a file; expected a folder .* Give the folder"):
+        arcflow.attach(flux, tmp_path / "two-steps" / "arcflow.json")
     arcflow.attach(flux, f"{tmp_path}:two-steps")
-
-
-def test_a_hub_repository_is_fetched_subfolder_and_all(flux, tmp_path, monkeypatch):
-    adapter.save_adapter(distilled(flux.transformer), tmp_path / "two-steps")
-    asked = []
-
-    def snapshot(repository, allow_patterns):
-        asked.append((repository, allow_patterns))
-        if repository != "owner/name":
-            raise OSError("no such repository")
-        return str(tmp_path)
-
-    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot)
-    arcflow.attach(flux, "owner/name:two-steps")
-    assert asked[0][0] == "owner/name" and "two-steps/adapter.safetensors" in asked[0][1]
-    with pytest.raises(ValueError, match="'owner/name' has no subfolder 'one-step'"):
-        arcflow.attach(flux, "owner/name:one-step")
-    with pytest.raises(ValueError, match=r"neither a local folder nor .*no such repository.*Check the spelling"):
-        arcflow.attach(flux, "owner/typo")
 
 
 def test_a_write_that_fails_leaves_the_adapter_before_it(net, tmp_path, monkeypatch):

@@ -1,5 +1,6 @@
 """The documents agree with the code: links, files, equations, commands, and every number has its source."""
 
+import dataclasses
 import json
 import re
 import sys
@@ -66,6 +67,13 @@ def test_commands_in_documents_exist(document) -> None:
 
 COMMANDS = "".join((ROOT / "src/arcflow" / file).read_text("utf-8") for file in ("cli.py", "world/commands.py"))
 COMMAND_WORDS = set(re.findall(r"    (\w+):", COMMANDS)) | {"data", "help"}
+
+
+def test_the_guide_to_a_new_family_has_every_field() -> None:
+    from arcflow.backbone import Family
+
+    listed = re.findall(r"`(\w+)`", "".join(re.findall(r"^\| (`.*?) \|", read("docs/families.md"), re.MULTILINE)))
+    assert sorted(listed) == sorted(field.name for field in dataclasses.fields(Family))
 
 
 def test_sources_are_ascii() -> None:

@@ -10,7 +10,7 @@ import arcflow
 
 ROOT = Path(arcflow.__file__).parent
 ORDER = """
-    config parallel path momentum backbone head basis student scheduler state checkpoint adapter pipeline
+    config parallel path momentum backbone head basis student scheduler state checkpoint hub adapter pipeline
     world.scene world.render world.check world.text world.autoencoder world.teacher world.pretrain
     prompts data rollout objective replay optim gauge cache loading feed speed train
     sample evaluate report publish memory doctor world.commands cli

@@ -1,12 +1,17 @@
 """A student on a base whose weights are stored in 8 or 4 bits: head and norm stay float32."""
 
 import copy
+import sys
+from pathlib import Path
 
 import pytest
 import torch
 from conftest import flux_transformer, perturb
 
-from arcflow import adapter, backbone, student
+from arcflow import adapter, backbone, memory, student
+
+sys.path.append(str(Path(__file__).parent.parent))
+from benchmarks import quantized
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:MatMul8bitLt"),
@@ -14,41 +19,22 @@ pytestmark = [
 ]
 
 
-def torchao_int8(linear):
-    quantization = pytest.importorskip("torchao.quantization")
-    linear = copy.deepcopy(linear)
-    quantization.quantize_(linear, quantization.Int8WeightOnlyConfig())
-    return linear
-
-
-def bitsandbytes_int8(linear):
-    bnb = pytest.importorskip("bitsandbytes")
-    short = bnb.nn.Linear8bitLt(linear.in_features, linear.out_features, linear.bias is not None, False)
-    short.load_state_dict(linear.state_dict())
-    return short.to("cpu")
-
-
-def bitsandbytes_nf4(linear):
-    bnb = pytest.importorskip("bitsandbytes")
-    sizes = linear.in_features, linear.out_features, linear.bias is not None
-    short = bnb.nn.Linear4bit(*sizes, compute_dtype=torch.float32, quant_type="nf4")
-    short.load_state_dict(linear.state_dict())
-    return short.to("cpu")
-
-
-def gguf_q8(linear):
-    gguf = pytest.importorskip("gguf")
-    from diffusers.quantizers.gguf.utils import GGUFLinear, GGUFParameter
-
-    kind = gguf.GGMLQuantizationType.Q8_0
-    short = GGUFLinear(linear.in_features, linear.out_features, linear.bias is not None, compute_dtype=torch.float32)
-    data = gguf.quants.quantize(linear.weight.detach().numpy(), kind)
-    short.weight, short.bias = GGUFParameter(torch.from_numpy(data), quant_type=kind), linear.bias
-    return short
-
-
-ERROR = {torchao_int8: 0.05, bitsandbytes_int8: 0.05, gguf_q8: 0.05, bitsandbytes_nf4: 0.3}
+ERROR = {
+    "torchao int8": 0.05,
+    "torchao float8": 0.1,
+    "bitsandbytes int8": 0.05,
+    "bitsandbytes nf4": 0.3,
+    "gguf Q8_0": 0.05,
+    "gguf Q4_0": 0.3,
+}
 """What the network itself may lose, relative, with random weights."""
+
+
+@pytest.fixture(params=ERROR)
+def way(request):
+    """How the base is kept, if the library is here."""
+    pytest.importorskip(request.param.split()[0])
+    return request.param
 
 
 @pytest.fixture
@@ -82,28 +68,18 @@ def call():
     return velocity
 
 
-def stored_short(net, quantize):
-    """The same network with every Linear that fits stored short; the last layer and its norm as well."""
-    net = copy.deepcopy(net)
-    for name, module in list(net.named_modules()):
-        if isinstance(module, torch.nn.Linear) and module.in_features % 64 == 0 == module.out_features % 64:
-            net.set_submodule(name, quantize(module).requires_grad_(False))
-    return net.eval()
-
-
 def distance(one, other):
     return float((one - other).norm() / other.norm())
 
 
-@pytest.mark.parametrize("quantize", ERROR, ids=lambda f: f.__name__)
-def test_an_adapter_goes_on_a_quantized_base(plain, call, quantize, tmp_path):
+def test_an_adapter_goes_on_a_quantized_base(plain, call, way, tmp_path):
     made = student.build(copy.deepcopy(plain), modes=4, rank=2).eval()
     perturb(made)
     adapter.save_adapter(made, tmp_path)
-    base = stored_short(plain, quantize)
+    base = quantized.stored(plain, quantized.STORES[way])
     before = call(base)
     lost = distance(before, call(plain))
-    assert 0 < lost < ERROR[quantize]
+    assert 0 < lost < ERROR[way]
 
     adapter.load_adapter(base, tmp_path)
     assert {p.dtype for p in base.proj_out.tuned.parameters()} == {torch.float32}
@@ -115,12 +91,19 @@ def test_an_adapter_goes_on_a_quantized_base(plain, call, quantize, tmp_path):
     assert torch.equal(call(base), before)
 
 
-@pytest.mark.parametrize("quantize", ERROR, ids=lambda f: f.__name__)
-def test_a_new_student_starts_as_its_quantized_teacher(plain, call, quantize):
-    net = stored_short(plain, quantize)
+def test_a_new_student_starts_as_its_quantized_teacher(plain, call, way):
+    net = quantized.stored(plain, quantized.STORES[way])
     before = call(net)
     student.build(net, modes=1, rank=2).eval()
     assert distance(call(net)[..., :64], before) < 0.1  # but for the constant that tells modes apart
+
+
+@pytest.mark.parametrize(("name", "planned"), [("torchao int8", memory.INT8), ("bitsandbytes nf4", memory.NF4)])
+def test_a_card_is_planned_with_the_size_that_weights_have(name, planned):
+    pytest.importorskip(name.split()[0])
+    layer = torch.nn.Sequential(torch.nn.Linear(1024, 1024, bias=False)).bfloat16()
+    short = quantized.stored(layer, quantized.STORES[name])
+    assert quantized.weight_bytes(short) / quantized.weight_bytes(layer) == pytest.approx(planned, abs=0.01)
 
 
 def test_layerwise_casting_computes_in_the_dtype_it_says(plain, call, tmp_path):

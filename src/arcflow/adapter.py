@@ -23,7 +23,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from arcflow import student
+from arcflow import hub, student
 from arcflow.backbone import FAMILIES, Family, compute_dtype, dense, family_of
 from arcflow.config import Targets
 from arcflow.parallel import whole, writes
@@ -35,6 +35,7 @@ FILES: dict[str, tuple[str, str]] = {
     "arcflow": ("adapter.safetensors", "arcflow.json"),
     "published": ("diffusion_pytorch_model.safetensors", "config.json"),
 }
+PAIRS = " or ".join(" + ".join(files) for files in FILES.values())
 SIZES = (
     "num_layers",
     "num_single_layers",
@@ -180,37 +181,37 @@ def _local(path: str | Path) -> Path:
         return Path(path)
     root, _, inside = str(path).partition(":")
     if inside and Path(root).is_dir():
-        local = Path(root)
-    elif re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", root):
-        local = _fetched(root, inside)
-    else:
+        if not (Path(root) / inside).is_dir():
+            there = sorted(entry.name for entry in Path(root).iterdir() if entry.is_dir())
+            raise ValueError(
+                f"{root!r} has no subfolder {inside!r}: expected one that holds an adapter; found {there}."
+            )
+        return Path(root) / inside
+    if Path(path).is_file():
         raise ValueError(
-            f"no adapter folder {str(path)!r}; expected an existing folder that holds "
-            f"{' or '.join(' + '.join(files) for files in FILES.values())}, or a repository on the Hugging Face Hub as "
-            f"'owner/name' or 'owner/name:subfolder'."
+            f"{str(path)!r} is a file; expected a folder that holds {PAIRS}. Give the folder, not a file in it."
         )
-    if not (local / inside).is_dir():
-        there = sorted(entry.name for entry in local.iterdir() if entry.is_dir()) if local.is_dir() else []
-        raise ValueError(
-            f"{root!r} has no subfolder {inside!r}; expected one that holds an adapter, such as {there or 'listed on'}"
-            f"{'' if there else f' https://huggingface.co/{root}/tree/main'}."
-        )
-    return local / inside
+    if re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", root):
+        return _fetched(root, inside)
+    raise ValueError(
+        f"no adapter folder {str(path)!r}; expected an existing folder that holds {PAIRS}, or a repository on the "
+        f"Hugging Face Hub as 'owner/name' or 'owner/name:subfolder'."
+    )
 
 
 def _fetched(repository: str, inside: str) -> Path:
-    """A local copy of a Hub repository's adapter files."""
-    import huggingface_hub  # needed only for adapters that are not here, and slow to import
-
-    prefix = f"{inside.strip('/')}/" if inside else ""
-    patterns = [f"{prefix}{name}" for files in FILES.values() for name in files]
-    try:
-        return Path(huggingface_hub.snapshot_download(repository, allow_patterns=patterns))
-    except Exception as error:
+    """A local copy of an adapter on the Hub."""
+    inside = inside.strip("/")
+    prefix = f"{inside}/" if inside else ""
+    folder = hub.fetch(repository, [f"{prefix}{name}" for files in FILES.values() for name in files]) / inside
+    if not any(all((folder / file).is_file() for file in files) for files in FILES.values()):
+        names = [f"'{repository}:{name}'" for files in FILES.values() for name in hub.folders(repository, files)]
         raise ValueError(
-            f"{repository!r} is neither a local folder nor to be had from the Hugging Face Hub "
-            f"({type(error).__name__}: {error}). Check the spelling and the connection, or give a local folder."
-        ) from error
+            f"{repository!r} has no adapter in its {f'subfolder {inside!r}' if inside else 'top folder'}: expected "
+            f"{PAIRS}. {f'Such files are in {_few(names)}' if names else 'It holds none'}; see "
+            f"https://huggingface.co/{repository}/tree/main."
+        )
+    return folder
 
 
 def _find(folder: Path) -> _Found:
@@ -223,10 +224,9 @@ def _find(folder: Path) -> _Found:
             _check_record(info, record)
             return _Found(weights, info, layout)
     inside = sorted(entry.name for entry in folder.iterdir())
-    pairs = " or ".join(" + ".join(files) for files in FILES.values())
     folders = [name for name in inside if (folder / name).is_dir()]
     hint = f" Did you mean its subfolder {' or '.join(map(repr, folders))}?" if folders else ""
-    raise ValueError(f"no adapter in {str(folder)!r}: expected {pairs}, found {inside or 'nothing'}.{hint}")
+    raise ValueError(f"no adapter in {str(folder)!r}: expected {PAIRS}, found {inside or 'nothing'}.{hint}")
 
 
 def _check_record(info: AdapterInfo, record: Path) -> None:

@@ -414,11 +414,14 @@ def open_transformer(model: str, family: str) -> Any:
     if model == SHIPPED:
         return open_pipe(model, "cpu", "float32").transformer
     import diffusers
+    import torch
 
     from arcflow.backbone import FAMILIES
+    from arcflow.hub import explained
 
     row = next(row for row in FAMILIES if row.name == family)
-    return getattr(diffusers, row.transformer).from_pretrained(model, subfolder="transformer", torch_dtype="auto")
+    with explained(model):
+        return getattr(diffusers, row.transformer).from_pretrained(model, subfolder="transformer", dtype=torch.bfloat16)
 
 
 def size_of(model: str, height: int | None, width: int | None) -> tuple[int, int]:

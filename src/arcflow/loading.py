@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from arcflow import backbone
+from arcflow import backbone, hub
 from arcflow.backbone import Cond
 from arcflow.cache import Cache
 from arcflow.config import Model, Run
@@ -46,12 +46,17 @@ def load_pipe(model: Model, text: bool = True) -> Any:
         from arcflow.world.teacher import teacher_folder  # only this base needs it
 
         base = str(teacher_folder())
-    parts: Any = DiffusionPipeline.load_config(base)
+    with hub.explained(model.base):
+        return _load(DiffusionPipeline, base, model, text)
+
+
+def _load(kind: Any, base: str, model: Model, text: bool) -> Any:
+    parts: Any = kind.load_config(base)
     encoders = [name for name in parts if name.startswith("text_encoder")]
     more: dict[str, Any] = {} if text else {n: None for n in parts if n.startswith(("text_encoder", "tokenizer"))}
     if short := _stored_short(model, encoders if text else []):
         more["quantization_config"] = short
-    pipe: Any = DiffusionPipeline.from_pretrained(base, dtype=getattr(torch, model.dtype), **more)
+    pipe: Any = kind.from_pretrained(base, dtype=getattr(torch, model.dtype), **more)
     if model.teacher_lora:
         pipe.load_lora_weights(model.teacher_lora)
     return pipe

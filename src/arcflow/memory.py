@@ -40,8 +40,8 @@ CARDS = (12, 16, 24, 48, 80)
 
 CONTEXT = 1.0
 """GB that the CUDA context takes, and what is lost between allocations."""
-INT8, NF4 = 0.51, 0.27
-"""Size of a weight with its scales, over bfloat16: blocks of 64 or more."""
+INT8, NF4 = 0.51, 0.28
+"""Size of a weight with its scales, over bfloat16: one for a row, or for a block of 64 weights."""
 STREAMED = 2.0
 """GB of layers that are on the card at a time when the rest streams in from the CPU."""
 

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from huggingface_hub import HfApi, ModelCard, ModelCardData
 from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
 
@@ -64,7 +65,7 @@ def export(
     elif transformer is None:
         raise ValueError(f"{adapter} is not in the layout {layout!r}: expected its base to convert it; give --model")
     else:
-        load_adapter(transformer, adapter)
+        load_adapter(transformer, adapter, dtype=torch.float32)  # whatever the base has been read as
         save_adapter(transformer, out, info=info, layout=layout)
         student.remove(transformer)
     lines = read_log(log) if log else []
@@ -97,8 +98,8 @@ def card(info: AdapterInfo, name: str, *, table: str | None = None, curves: bool
         f"# {name.split('/')[-1]}",
         f"{info.steps} network calls for a picture from {info.base or 'its base'}: an ArcFlow adapter "
         f"(arXiv 2602.09014), which is a LoRA and a wider last layer.",
-        "```python\nimport arcflow\nfrom diffusers import DiffusionPipeline\n\n"
-        f'pipe = DiffusionPipeline.from_pretrained("{info.base or "the/base"}", dtype="auto").to("cuda")\n'
+        "```python\nimport arcflow\nimport torch\nfrom diffusers import DiffusionPipeline\n\n"
+        f'pipe = DiffusionPipeline.from_pretrained("{info.base or "the/base"}", dtype=torch.bfloat16).to("cuda")\n'
         f'arcflow.attach(pipe, "{name}")\n'
         f'image = pipe("a red cube on a blue sphere", num_inference_steps={info.steps}).images[0]\n```',
         "## Licence",
