@@ -13,7 +13,7 @@ ORDER = """
     config path momentum backbone head basis student scheduler state adapter pipeline
     world.scene world.render world.check world.text world.autoencoder world.teacher world.pretrain
     prompts data rollout objective replay optim gauge cache train
-    sample streaming metrics evaluate report publish memory doctor world.commands cli
+    sample features streaming metrics evaluate report publish memory doctor world.commands cli
 """.split()
 TORCH_FREE = ("config", "world.scene", "world.commands", "cli")
 """What `arcflow --help` imports, and the grammar."""

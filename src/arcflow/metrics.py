@@ -6,7 +6,7 @@ Three kinds of numbers, each a function of tensors; docs/metrics.md says what th
 * between one picture and another, or its prompt: squared error, PSNR, CLIP score;
 * between the seeds of one prompt: diversity.
 
-Features come from any callable, the moments of a Frechet distance from `streaming`. Distances are
+Features come from any callable (`features` has some), the moments of a Frechet distance from `streaming`. Distances are
 in float64. A mean over prompts gets its confidence interval from `bootstrap`.
 """
 
