@@ -4,12 +4,14 @@ import copy
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from conftest import perturb, save_style
 
 import arcflow
 from arcflow import adapter, hub, student
+from arcflow.sample import PARTS, Samples
 
 GUIDES = Path(__file__).parent.parent / "docs"
 
@@ -63,3 +65,25 @@ def test_every_way_to_fit_a_card_leaves_a_pipeline_that_draws(small_world, quant
             assert names["pipe"]("a red cube", num_inference_steps=2).images[0].size == (16, 16)
             arcflow.detach(names["pipe"])
     assert len(offloaded) == 1 + quantized
+
+
+def test_the_blocks_of_metrics_run_on_what_a_comparison_returns(tmp_path, monkeypatch, capsys):
+    """Four prompts, two seeds of each; one process is enough for all_reduce."""
+    monkeypatch.chdir(tmp_path)
+    rng = np.random.default_rng(0)
+
+    def samples() -> Samples:
+        images = rng.integers(0, 256, (8, 64, 64, 3), np.uint8)
+        return Samples(images, torch.from_numpy(rng.normal(size=(8, 16, 32))).float(), 2, dict.fromkeys(PARTS, 0.0))
+
+    rows = {row: samples() for row in ("teacher_50", "arcflow_2")}
+    names = {"samples": rows, "seeds": 2, "batches": [sample.images for sample in rows.values()]}
+    store = torch.distributed.HashStore()
+    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+    try:
+        for block in blocks("metrics.md"):
+            exec(compile(block, "metrics.md", "exec"), names)
+    finally:
+        torch.distributed.destroy_process_group()
+    assert names["moments"].count == 16
+    assert "of the teacher's diversity" in capsys.readouterr().out

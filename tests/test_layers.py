@@ -13,7 +13,7 @@ ORDER = """
     config parallel path momentum backbone head basis student scheduler state checkpoint hub adapter pipeline
     world.scene world.render world.check world.text world.autoencoder world.teacher world.pretrain
     prompts data rollout objective replay optim gauge cache loading feed speed train
-    sample evaluate report publish memory doctor world.commands cli
+    sample features streaming metrics evaluate report publish memory doctor world.commands cli
 """.split()
 TORCH_FREE = ("config", "world.scene", "world.commands", "cli")
 """What `arcflow --help` imports, and the grammar."""
