@@ -241,6 +241,7 @@ def test_the_ratio_falls_from_one_to_zero():
     assert [teacher_ratio(i, 0, hold=50) for i in (49, 50)] == [1.0, 0.0]
 
 
+@pytest.mark.slow
 def test_a_two_step_student_learns_to_beat_two_euler_steps():
     """Eight Gaussians on a circle: a small network, taught by the exact velocity, ends nearer than two chords."""
     angles = torch.arange(8) * torch.pi / 4

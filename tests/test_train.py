@@ -97,8 +97,8 @@ def finished(folder):
 
 def assert_same(one, other):
     assert one[0].keys() == other[0].keys()
-    assert all(torch.equal(one[0][name], other[0][name]) for name in one[0])
-    assert one[1] == other[1]
+    assert one[1].splitlines() == other[1].splitlines()
+    assert [name for name in one[0] if not torch.equal(one[0][name], other[0][name])] == []
 
 
 @pytest.fixture(scope="module")
@@ -217,6 +217,7 @@ def shapes(tmp_path):
     return dataclasses.replace(data, height=48, width=48)
 
 
+@pytest.mark.slow
 def test_a_streamed_run_in_several_picture_sizes_goes_on_to_the_same_bits(shapes, tmp_path):
     train(config(tmp_path / "whole", data=shapes, optim__iterations=3), tiny_pipe(), quiet)
     for _ in range(3):
@@ -345,6 +346,7 @@ def test_kept_walks_are_trained_on_without_the_teacher(tmp_path):
     assert losses[-1] < losses[0]
 
 
+@pytest.mark.slow
 def test_a_run_on_kept_walks_that_was_stopped_goes_on_to_the_same_bits(tmp_path):
     whole = train(config(tmp_path / "whole", **REPLAY), tiny_pipe(), quiet)
     for _ in range(3):

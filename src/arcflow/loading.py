@@ -51,7 +51,7 @@ def load_pipe(model: Model, text: bool = True) -> Any:
 
 
 def _load(kind: Any, base: str, model: Model, text: bool) -> Any:
-    parts: Any = kind.load_config(base)
+    parts: Any = kind.load_config(base) if model.text_bits or not text else {}
     encoders = [name for name in parts if name.startswith("text_encoder")]
     more: dict[str, Any] = {} if text else {n: None for n in parts if n.startswith(("text_encoder", "tokenizer"))}
     if short := _stored_short(model, encoders if text else []):
