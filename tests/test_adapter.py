@@ -5,9 +5,9 @@ import json
 
 import pytest
 import torch
-from conftest import SIDE, flux_transformer, fresh, perturb, qwen_transformer, sample
 from diffusers import FluxImg2ImgPipeline, FluxPipeline
 from safetensors.torch import load_file, save_file
+from tiny import SIDE, flux_transformer, fresh, perturb, qwen_transformer, sample
 
 import arcflow
 from arcflow import ArcFlowScheduler, adapter, backbone, student

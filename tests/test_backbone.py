@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from conftest import SIDE, flux_transformer
+from tiny import SIDE, flux_transformer
 
 from arcflow import backbone
 

@@ -6,18 +6,23 @@ from functools import partial
 
 import pytest
 import torch
-from conftest import SIDE
+from tiny import SIDE
 
 from arcflow import backbone, cache
 from arcflow.cache import Cache
 
 PROMPTS = ["a red cube", "two blue ball on left of a green cube", "a ball", "a green ball", "on left of", "red"]
-ABOUT = {"model": "tiny", "max_sequence_length": None}
+LENGTH = 16
+ABOUT = {"model": "tiny", "max_sequence_length": LENGTH}
+
+
+def encode_text(pipe, prompts):
+    return backbone.encode_text(pipe, prompts, LENGTH)
 
 
 @pytest.fixture
 def make(pipe, tmp_path):
-    encode = partial(backbone.encode_text, pipe)
+    encode = partial(encode_text, pipe)
     return partial(
         cache.make, tmp_path / "cache", encode, PROMPTS, about=ABOUT, shard=3, batch=2, log=lambda text: None
     )
@@ -32,7 +37,7 @@ def test_a_cached_batch_is_the_encoded_one(pipe, make, tmp_path):
     read = opened(tmp_path)
     for prompts in (PROMPTS[:2], PROMPTS[3:], ["", "red"]):
         mine = backbone.place(pipe, read(prompts), height=SIDE, width=SIDE)
-        theirs = backbone.encode_prompts(pipe, prompts, height=SIDE, width=SIDE)
+        theirs = backbone.encode_prompts(pipe, prompts, height=SIDE, width=SIDE, max_sequence_length=LENGTH)
         assert mine.keys() == theirs.keys()
         for name, value in theirs.items():
             torch.testing.assert_close(mine[name], value, rtol=1e-4, atol=1e-4, msg=name)
@@ -41,15 +46,15 @@ def test_a_cached_batch_is_the_encoded_one(pipe, make, tmp_path):
 def test_padding_is_not_stored_where_it_is_masked(pipe, make, tmp_path):
     make(dtype="float32")
     stored = sum(path.stat().st_size for path in (tmp_path / "cache").glob("*.safetensors"))
-    full = sum(value.nbytes for value in backbone.encode_text(pipe, ["", *PROMPTS]).values())
-    masked = cache.MASK in backbone.encode_text(pipe, PROMPTS)
+    full = sum(value.nbytes for value in encode_text(pipe, ["", *PROMPTS]).values())
+    masked = cache.MASK in encode_text(pipe, PROMPTS)
     assert not masked or stored < full
 
 
 @pytest.mark.parametrize(("dtype", "error"), [("bfloat16", 2**-8), ("float16", 2**-10), ("float8", 2**-4)])
 def test_short_numbers_lose_what_their_format_says(pipe, make, tmp_path, dtype, error):
     make(dtype=dtype)
-    mine, theirs = opened(tmp_path)(PROMPTS[:1]), backbone.encode_text(pipe, PROMPTS[:1])
+    mine, theirs = opened(tmp_path)(PROMPTS[:1]), encode_text(pipe, PROMPTS[:1])
     for name, value in theirs.items():
         if value.is_floating_point():
             largest = value.abs().amax(-1, keepdim=True)
@@ -63,7 +68,7 @@ def test_a_killed_cache_goes_on_and_several_processes_share_it(pipe, make, tmp_p
 
     def counted(prompts):
         asked.extend(prompts)
-        return backbone.encode_text(pipe, prompts)
+        return encode_text(pipe, prompts)
 
     shutil.rmtree(tmp_path / "cache")
     again = partial(

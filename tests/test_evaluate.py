@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from conftest import SIDE, perturb
+from tiny import SIDE, perturb
 
 from arcflow import backbone, save_adapter, student
 from arcflow.evaluate import ROWS, about, compare, save_results, tracks

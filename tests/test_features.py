@@ -6,7 +6,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from conftest import WORDS, tokenizer
+from tiny import WORDS, tokenizer
 from transformers import (
     BitImageProcessorPil,
     CLIPConfig,

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import perturb, save_style
+from tiny import perturb, save_style
 
 import arcflow
 from arcflow import adapter, hub, student

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import perturb, sample
 from huggingface_hub import constants, hf_api
 from huggingface_hub.utils import close_session
+from tiny import perturb, sample
 
 import arcflow
 from arcflow import adapter, cli, config, student, train

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import torchrun
 from safetensors.torch import load_file, save_file
 from test_train import config, quiet, tiny_pipe
+from tiny import torchrun
 
 from arcflow import backbone, parallel
 from arcflow.adapter import load_adapter

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import flux_pipeline, perturb, torchrun
 from diffusers import FluxPipeline
 from PIL import Image
+from tiny import flux_pipeline, perturb, torchrun
 
 import arcflow
 from arcflow import adapter, hub, sample, student

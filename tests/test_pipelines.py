@@ -9,11 +9,11 @@ import diffusers
 import numpy as np
 import pytest
 import torch
-from conftest import SHAPE, SIDE, fresh
 from diffusers import AutoPipelineForImage2Image, AutoPipelineForInpainting, FluxControlNetModel
 from diffusers.models.controlnets.controlnet_qwenimage import QwenImageControlNetModel
 from PIL import Image
 from test_scheduler import without_gain
+from tiny import SHAPE, SIDE, fresh
 
 from arcflow import ArcFlowScheduler, adapter, backbone, pipeline, student
 

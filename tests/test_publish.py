@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import perturb, sample
 from huggingface_hub import HfApi, ModelCard
+from tiny import perturb, sample
 
 import arcflow
 from arcflow import adapter, publish, student

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import flux_transformer, perturb
+from tiny import flux_transformer, perturb
 
 from arcflow import adapter, backbone, memory, student
 

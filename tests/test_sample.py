@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import SIDE, perturb
 from PIL import Image
+from tiny import SIDE, perturb
 
 from arcflow import attach, detach, save_adapter, student
 from arcflow.sample import Recipe, euler, generate, metered, read_manifest, sample_folder, trajectory

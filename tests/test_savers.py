@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from conftest import perturb, sample, save_style
+from tiny import perturb, sample, save_style
 
 import arcflow
 from arcflow import adapter, student

@@ -5,8 +5,8 @@ import copy
 import numpy as np
 import pytest
 import torch
-from conftest import sample
 from test_momentum import mixture
+from tiny import sample
 
 from arcflow import ArcFlowScheduler, student
 from arcflow.momentum import pack

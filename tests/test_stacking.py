@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from conftest import perturb, sample, save_style
+from tiny import perturb, sample, save_style
 
 import arcflow
 from arcflow import adapter, backbone, student
@@ -19,7 +19,7 @@ STYLE = {
 pytestmark = [
     pytest.mark.filterwarnings("ignore:Already found a `peft_config`"),
     pytest.mark.filterwarnings("ignore:Already unmerged"),
-    pytest.mark.parametrize("targets", ["feed_forward", "all"]),
+    pytest.mark.parametrize("targets", ["feed_forward", pytest.param("all", marks=pytest.mark.slow)]),
 ]
 
 

@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from conftest import flux_transformer, perturb
+from tiny import flux_transformer, perturb
 
 from arcflow import backbone, student
 

@@ -179,7 +179,7 @@ def test_a_run_out_of_time_saves_and_goes_on_to_the_same_bits(run, tmp_path):
     assert_same(finished(tmp_path), finished(run[0]))
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_a_signal_saves_and_exits(run, tmp_path, number):
     messages, pipe = [], tiny_pipe()
     inner = pipe.transformer.forward
@@ -387,6 +387,7 @@ def test_one_student_learns_several_numbers_of_steps_in_turn(tmp_path):
     assert read_info(folder / "adapter").also_steps == (1, 3)
 
 
+@pytest.mark.slow
 def test_a_run_may_start_its_later_segments_from_pictures(tmp_path):
     data = dataclasses.replace(with_pictures(tmp_path, 8), height=8, width=8, held_out_count=3, teacher_steps=2)
     folder = train(config(tmp_path / "run", data=data, optim__iterations=3), tiny_pipe(), quiet)
