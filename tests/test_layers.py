@@ -47,6 +47,11 @@ def test_a_file_imports_only_from_files_above_it(name: str) -> None:
     assert {module for module in ours if module in ORDER} <= set(above)
 
 
+def test_shapes_are_checked_wherever_they_are_annotated(pytestconfig: pytest.Config) -> None:
+    annotated = [f"arcflow.{name}" for name in modules() if "jaxtyping" in imports(name)]
+    assert pytestconfig.option.jaxtyping_packages.split(",") == [*annotated, "beartype.beartype"]
+
+
 @pytest.mark.parametrize("name", TORCH_FREE)
 def test_help_does_not_wait_for_torch(name: str) -> None:
     heavy = {"torch", "diffusers", "transformers", "peft", "matplotlib", "scipy"}

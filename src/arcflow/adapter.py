@@ -247,7 +247,7 @@ def _own_info(content: dict[str, Any], record: Path) -> AdapterInfo:
             f"{record} is not a record this version of arcflow reads: missing {lacking}, unknown "
             f"{sorted(set(content) - known)}. Was it written by a newer arcflow? Upgrade, or save the adapter again."
         )
-    return AdapterInfo(**content | {"also_steps": tuple(content.get("also_steps", ()))})
+    return dataclasses.replace(AdapterInfo(**content), also_steps=tuple(content.get("also_steps", ())))
 
 
 def _published_info(content: dict[str, Any], record: Path, weights: Path) -> AdapterInfo:

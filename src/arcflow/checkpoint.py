@@ -157,10 +157,8 @@ class Checkpoints:
             if kind == "optimizer":
                 key, parameter = rest.split(".", 1)
                 p = self.parameters[parameter]
-                if key == "step":  # bitsandbytes counts in integers
-                    value = value.reshape(()) if value.is_floating_point() else int(value)
-                on_cpu = key == "step" and not fused
-                self.optimizer.state[p][key] = value if on_cpu else value.to(p.device)
+                moved = value if key == "step" and not fused else value.to(p.device)
+                self.optimizer.state[p][key] = _number(moved) if key == "step" else moved
         if self.memory:
             kept = {name: value for name, value in extra.items() if name.startswith("memory.")}
             self.memory.load({name.removeprefix("memory."): value for name, value in kept.items()})
@@ -170,6 +168,11 @@ def _with_axes(value: Tensor | int) -> Tensor:
     """A number as a tensor of one: the readers know none without axes."""
     value = torch.as_tensor(value)
     return value if value.ndim else value.reshape(1)
+
+
+def _number(value: Tensor) -> Tensor | int:
+    """The way back; bitsandbytes counts steps in integers."""
+    return value.reshape(()) if value.is_floating_point() else int(value)
 
 
 def broken(path: Path) -> str | None:

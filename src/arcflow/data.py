@@ -260,7 +260,7 @@ def read_pictures(paths: Sequence[str], size: tuple[int, int]) -> UInt8[np.ndarr
     def picture(path: str) -> np.ndarray:
         try:
             with Image.open(path) as image:
-                return np.asarray(ImageOps.fit(image.convert("RGB"), size[::-1], Image.Resampling.LANCZOS))
+                return np.asarray(ImageOps.fit(image.convert("RGB"), (size[1], size[0]), Image.Resampling.LANCZOS))
         except OSError as error:
             raise ValueError(f"{path} is no picture ({error}): expected PNG, JPEG or WebP; correct the file") from error
 

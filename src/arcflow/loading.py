@@ -4,6 +4,7 @@ The frozen base may be kept in 8 or 4 bits (`model.quantize`), the text encoders
 stand on a device of their own (`model.text_device`). Libraries: bitsandbytes and torchao through diffusers.
 """
 
+import importlib
 import importlib.util
 import os
 from collections.abc import Callable
@@ -77,7 +78,7 @@ def _stored_short(model: Model, encoders: list[str]) -> Any | None:
             load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=compute
         )
     elif model.quantize != "none":
-        from torchao import quantization
+        quantization = importlib.import_module("torchao.quantization")  # an extra
 
         kinds = {"int8": quantization.Int8WeightOnlyConfig, "fp8": quantization.Float8WeightOnlyConfig}
         mapping["transformer"] = diffusers.TorchAoConfig(kinds[model.quantize]())

@@ -1,5 +1,6 @@
 """AdamW, its rate at every iteration, and the coordinates of a step. Settings: arXiv 2602.09014."""
 
+import importlib
 import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -32,10 +33,9 @@ def _eight_bit(parameters: Parameters) -> Any:
     if any(isinstance(p, DTensor) for p in parameters.values()):
         raise ValueError("optim.bits = 8 works on one GPU, not on parts of a network: take 32 with several processes")
     try:
-        from bitsandbytes.optim import AdamW8bit  # an extra
+        return importlib.import_module("bitsandbytes.optim").AdamW8bit  # an extra
     except ImportError as error:
         raise ValueError("optim.bits = 8: expected bitsandbytes to be installed; pip install bitsandbytes") from error
-    return AdamW8bit
 
 
 def step_directions(

@@ -127,7 +127,8 @@ def shard(network: nn.Module, ranks: Ranks) -> nn.Module:
                 fully_shard(block, mesh=ranks.mesh, ignored_params=whole)
     # Of its own accord the root would keep what it gathered for the backward pass. After a measurement, which has none,
     # the next iteration would go on with the averaged weights.
-    return fully_shard(network, mesh=ranks.mesh, ignored_params=whole, reshard_after_forward=True)
+    fully_shard(network, mesh=ranks.mesh, ignored_params=whole, reshard_after_forward=True)
+    return network
 
 
 def whole(x: Tensor) -> Tensor:

@@ -166,7 +166,7 @@ def _json_lines(file: Path, column: str) -> Iterator[Raw]:
             yield Raw(place, line, wrong="not JSON")
             continue
         if isinstance(value, dict) and column in value:
-            yield Raw(place, value[column], *(value.get(name) for name in MORE))
+            yield Raw(place, value[column], **_more(value))
         else:
             yield Raw(place, line, wrong=f"without {column!r}")
 
@@ -176,7 +176,7 @@ def _csv(file: Path, column: str) -> Iterator[Raw]:
         table = csv.DictReader(stream, delimiter="\t" if file.suffix == ".tsv" else ",")
         _need(column, list(table.fieldnames or []), file)
         for row in table:
-            yield Raw(table.line_num, row[column], *(row.get(name) or None for name in MORE))
+            yield Raw(table.line_num, row[column], **_more(row))
 
 
 def _parquet(file: Path, column: str) -> Iterator[Raw]:
@@ -188,7 +188,11 @@ def _parquet(file: Path, column: str) -> Iterator[Raw]:
     for batch in table.iter_batches(columns=wanted):
         for row in batch.to_pylist():
             place += 1
-            yield Raw(place, row[column], *(row.get(name) for name in MORE))
+            yield Raw(place, row[column], **_more(row))
+
+
+def _more(row: dict[str, Any]) -> dict[str, Any]:
+    return {name: row.get(name) or None for name in MORE}
 
 
 def _need(column: str, columns: list[str], where: object) -> None:

@@ -159,8 +159,9 @@ class Log:
         self._draw(step, {f"speed/{name}": value for name, value in values.items()})
 
     def _draw(self, step: int, values: dict[str, float | int]) -> None:
-        for name, value in values.items() if self.curves else ():
-            self.curves.add_scalar(name, value, step)
+        for name, value in values.items():
+            if self.curves:
+                self.curves.add_scalar(name, value, step)
         if self.tracker:
             self.tracker.log(values, step=step)
 

@@ -197,7 +197,7 @@ def trainable(transformer: nn.Module) -> dict[str, nn.Parameter]:
         named[f"{name}.lora_A.weight"] = layer.lora_A[ADAPTER].weight
         named[f"{name}.lora_B.weight"] = layer.lora_B[ADAPTER].weight
     for name in _state(transformer).twins:
-        twin = transformer.get_submodule(name).tuned
+        twin: Any = transformer.get_submodule(name).tuned
         named |= {f"{name}.{key}": parameter for key, parameter in twin.named_parameters()}
     norm, head = (_whole(transformer, name).tuned for name in (family.norm, family.head))
     named |= {f"{family.norm}.{name}": parameter for name, parameter in norm.named_parameters()}
