@@ -1,5 +1,6 @@
 """Several processes, as the guide starts them: one picture drawn together, and a list of pictures shared out."""
 
+import os
 import re
 import subprocess
 import sys
