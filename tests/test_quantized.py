@@ -9,6 +9,10 @@ import torch
 from tiny import flux_transformer, perturb
 
 from arcflow import adapter, backbone, memory, student
+from arcflow.checkpoint import Checkpoints
+from arcflow.config import Optim
+from arcflow.optim import adamw
+from arcflow.state import Ema, Progress
 
 sys.path.append(str(Path(__file__).parent.parent))
 from benchmarks import quantized
@@ -115,3 +119,28 @@ def test_layerwise_casting_computes_in_the_dtype_it_says(plain, call, tmp_path):
     lost = distance(call(plain), call.teacher(made))
     adapter.load_adapter(plain, tmp_path)
     assert 0 < lost < 0.1 and distance(call(plain), wanted) < 2 * lost
+
+
+def test_moments_in_eight_bits_go_on_from_a_checkpoint(tmp_path):
+    pytest.importorskip("bitsandbytes")
+
+    def run(steps, restored):
+        draw = torch.Generator().manual_seed(0)
+        parameters = {"head_loggamma.weight": torch.nn.Parameter(torch.randn(9, 5, generator=draw))}
+        parameters["lora_A.weight"] = torch.nn.Parameter(torch.randn(100, 100, generator=draw))
+        ema, optimizer = Ema(parameters), adamw(parameters, Optim(bits=8, lr=1e-2))
+        checkpoints = Checkpoints(tmp_path, parameters, ema, optimizer)
+        first = checkpoints.restore().step if restored else 0
+        for step in range(first, steps):
+            for p in parameters.values():
+                p.grad = torch.randn(p.shape, generator=torch.Generator().manual_seed(step))
+            optimizer.step()
+        checkpoints.save(Progress(step=steps))
+        checkpoints.close()
+        moments = optimizer.state[parameters["lora_A.weight"]]
+        assert moments["state1"].dtype == torch.uint8
+        return [*parameters.values(), moments["state1"], moments["state2"]]
+
+    run(3, restored=False)
+    taken_up, whole = run(6, restored=True), run(6, restored=False)
+    assert all(torch.equal(one, other) for one, other in zip(taken_up, whole, strict=True))
