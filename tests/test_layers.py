@@ -12,7 +12,7 @@ ROOT = Path(arcflow.__file__).parent
 ORDER = """
     config parallel path momentum backbone head basis student scheduler state checkpoint hub adapter pipeline
     world.scene world.render world.check world.text world.autoencoder world.teacher world.pretrain
-    prompts data rollout objective replay optim gauge cache loading feed speed train
+    prompts data rollout objective baselines.method replay optim gauge cache loading feed speed train
     sample features streaming metrics evaluate report publish memory doctor world.commands cli
 """.split()
 TORCH_FREE = ("config", "world.scene", "world.commands", "cli")

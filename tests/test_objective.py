@@ -91,7 +91,7 @@ def test_the_gradient_is_the_slope_of_the_loss_with_fixed_states():
     targets = torch.randn(2, BATCH, TOKENS, WIDTH, generator=draws(3), dtype=torch.float64)
 
     def loss(*arc):
-        return velocity_error(Mixture(*arc), targets, *matched(times, window=3 / 128, shift=3.2))
+        return velocity_error([Mixture(*arc)] * len(targets), targets, *matched(times, window=3 / 128, shift=3.2))
 
     assert torch.autograd.gradcheck(loss, arc)
 

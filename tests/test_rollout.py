@@ -104,7 +104,7 @@ def test_states_of_the_student_alone_take_one_call_and_lie_on_its_arc():
         return x
 
     cond = {"text": torch.arange(3), "img_ids": torch.zeros(7, 3)}
-    states, end = visit(roll, teacher, x, cond, drawn, 3.2)
+    states, _, end = visit(roll, teacher, x, cond, drawn, 3.2)
     ((_, sigma, seen),) = calls
     assert torch.equal(seen["text"], torch.arange(3).repeat(4)) and torch.equal(seen["img_ids"], cond["img_ids"])
     assert torch.allclose(sigma.view(4, 3), shift_sigma(drawn.tau, 3.2))
@@ -129,7 +129,7 @@ def test_batched_and_sequential_walks_agree_without_teacher_share():
 
 def test_a_teacher_only_walk_is_euler_on_its_own_times():
     roll, x, drawn = mixture(), torch.randn(3, 2, 8, dtype=torch.float64), times(1.0)
-    u, end = visit(roll, growth, x, {}, drawn, 3.2)
+    _, u, end = visit(roll, growth, x, {}, drawn, 3.2)
     sample = 1
     grid = shift_sigma(torch.cat([drawn.tau[:, sample], drawn.tau_next[-1:, sample]]), 3.2)
     points = euler(growth, x[sample : sample + 1], {}, grid, trace=True)
@@ -145,7 +145,7 @@ def test_the_teachers_walk_has_the_order_of_its_solver(solver, order):
     exact = euler(growth, x, {}, shift_sigma(torch.linspace(1, 0.5, 20001, dtype=torch.float64), 3.2))
     for states in (16, 32):
         tau = torch.linspace(1, 0.5, states + 1, dtype=torch.float64)[:, None]
-        _, end = visit(mixture(1), growth, x, {}, Schedule(SEGMENT, tau[:-1], tau[1:]), 3.2, solver)
+        *_, end = visit(mixture(1), growth, x, {}, Schedule(SEGMENT, tau[:-1], tau[1:]), 3.2, solver)
         errors.append(float((end - exact).abs().max()))
     assert errors[0] / errors[1] == pytest.approx(2**order, rel=0.2)
 
@@ -153,5 +153,5 @@ def test_the_teachers_walk_has_the_order_of_its_solver(solver, order):
 def test_the_walk_has_no_gradient():
     roll = mixture()
     roll.v.requires_grad_(True)
-    u, end = visit(roll, growth, torch.zeros(3, 2, 8, dtype=torch.float64), {}, times(0.5), 3.2)
+    _, u, end = visit(roll, growth, torch.zeros(3, 2, 8, dtype=torch.float64), {}, times(0.5), 3.2)
     assert not u.requires_grad and not end.requires_grad

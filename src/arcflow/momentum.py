@@ -35,12 +35,17 @@ def uniform(shape: tuple[int, ...], draws: Draws | None) -> Float[Tensor, "*shap
 
 
 class Policy(Protocol):
-    """What one student call returns: a path over the coming step, in closed form."""
+    """What one student call returns: a path over the coming step. Intervals count from the call.
+
+    Paths like the mixture's are laid down at the call and do not look at the state again. One that steers does: what it
+    says from a state on is `at(x)`.
+    """
 
     def velocity(self, s: float | Tensor) -> Tensor: ...
     def displacement(self, a: float | Tensor, b: float | Tensor) -> Tensor: ...
     def mean_velocity(self, a: float | Tensor, b: float | Tensor) -> Tensor: ...
     def detach(self) -> "Policy": ...
+    def at(self, x: Tensor) -> "Policy": ...
 
 
 class _Phi(torch.autograd.Function):
@@ -124,6 +129,10 @@ class Mixture:
     def detach(self) -> "Mixture":
         """The same path, cut from the graph."""
         return Mixture(self.v.detach(), self.logits.detach(), self.log_gamma.detach())
+
+    def at(self, x: Tensor) -> "Mixture":
+        """The same path: it was laid down at the call."""
+        return self
 
     @property
     def _dtype(self) -> torch.dtype:

@@ -46,11 +46,11 @@ class Walk:
 
 @dataclass(frozen=True)
 class Part:
-    """The loss of one segment, ready for `backward()`, numbers for the log that hold no graph, and the walk."""
+    """The loss of one segment, ready for `backward()`, numbers for the log that hold no graph, and the walk if there is one."""
 
     loss: Float[Tensor, ""]
     logs: dict[str, Tensor]
-    walk: Walk
+    walk: Walk | None = None
 
 
 class Droppable(Arc, Protocol):
@@ -99,11 +99,12 @@ def distill(
             spread=config.spread,
         )
         start = x
-        targets, x = visit(roll, teacher, x, cond, times, config.shift, config.solver)
+        states, targets, x = visit(roll, teacher, x, cond, times, config.shift, config.solver)
         if config.handover == "student":
-            x = start - arc.detach().displacement(0.0, sigma_src - float(shift_sigma(segment.tau_dst, config.shift)))
+            length = sigma_src - float(shift_sigma(segment.tau_dst, config.shift))
+            x = start - arc.detach().at(start).displacement(0.0, length)
         a, b = (ends.to(targets) for ends in matched(times, window=window, shift=config.shift))
-        error = velocity_error(arc, targets, a, b).mean()
+        error = velocity_error([arc.at(state) for state in states], targets, a, b).mean()
         del arc  # the caller's backward pass must be able to free it
         yield _part(error, Walk(start, times, targets))
 
@@ -116,7 +117,7 @@ def rehearse(student: Student, walks: Sequence[Walk], cond: Cond, *, config: Dis
     arc = student(x, torch.cat(sigmas).to(x), repeat(cond, len(walks)))
     between = [matched(w.times, window=config.window / SUBSTEPS, shift=config.shift) for w in walks]
     a, b = (torch.cat(ends, 1).to(targets) for ends in zip(*between, strict=True))
-    errors = velocity_error(arc, targets, a, b).split([len(w.x) for w in walks])
+    errors = velocity_error([arc] * len(targets), targets, a, b).split([len(w.x) for w in walks])
     return [_part(error.mean(), walk) for error, walk in zip(errors, walks, strict=True)]
 
 
@@ -126,13 +127,15 @@ def _part(error: Float[Tensor, ""], walk: Walk) -> Part:
 
 
 def velocity_error(
-    arc: Arc,
+    arcs: Sequence[Arc],
     targets: Float[Tensor, "states batch *rest"],
     a: Float[Tensor, "states batch"],
     b: Float[Tensor, "states batch"],
 ) -> Float[Tensor, " batch"]:
-    """Mean squared difference, per sample, of the arc's mean velocities from `a` to `b` and the teacher's at `a`."""
-    errors = [(arc.mean_velocity(a[i], b[i]) - target).square().flatten(1).mean(1) for i, target in enumerate(targets)]
+    """Mean squared difference, per sample, of the arcs' mean velocities from `a` to `b` and the teacher's at `a`: for
+    each state the arc that goes on from there."""
+    matches = zip(arcs, targets, a, b, strict=True)
+    errors = [(arc.mean_velocity(*ends) - target).square().flatten(1).mean(1) for arc, target, *ends in matches]
     return torch.stack(errors).mean(0)
 
 

@@ -72,7 +72,7 @@ def arcs(
     """End of the student's path over `sigmas`, one call per step, each walked in closed form."""
 
     def step(x: Tensor, here: float, there: float) -> Tensor:
-        return x - student(x, _level(here, x), cond).displacement(0.0, here - there)
+        return x - student(x, _level(here, x), cond).at(x).displacement(0.0, here - there)
 
     return _walk(step, x, sigmas, trace)
 
@@ -141,8 +141,8 @@ def visit(
     times: Schedule,
     shift: float,
     solver: Solver = "euler",
-) -> tuple[Float[Tensor, "states batch *rest"], Float[Tensor, "batch *rest"]]:
-    """The teacher's velocity at every state of a segment, and where the walk arrives at the segment's end.
+) -> tuple[Float[Tensor, "states batch *rest"], Float[Tensor, "states batch *rest"], Float[Tensor, "batch *rest"]]:
+    """The states of a segment, the teacher's velocity at every one, and where the walk arrives at the segment's end.
 
     Between two states the walk follows `roll` and then the teacher, from its second velocity on with their slope if
     the solver is "adams" (two-step Adams-Bashforth). If the teacher has no share in the walk, all
@@ -153,20 +153,22 @@ def visit(
     starts, ends = (s.to(x) for s in (left_behind(times.tau, times, shift), left_behind(times.tau_next, times, shift)))
     last = sigma_src - shift_sigma(times.segment.tau_dst, shift)
     if torch.equal(times.tau, times.tau_next):
-        states = torch.cat([x - roll.displacement(0.0, start) for start in starts])
-        targets = teacher(states, sigma.flatten(), repeat(cond, len(sigma))).unflatten(0, sigma.shape)
-        return targets, x - roll.displacement(0.0, last)
-    targets, here = [], torch.zeros_like(starts[0])
+        path = roll.at(x)
+        states = torch.stack([x - path.displacement(0.0, start) for start in starts])
+        targets = teacher(states.flatten(0, 1), sigma.flatten(), repeat(cond, len(sigma))).unflatten(0, sigma.shape)
+        return states, targets, x - path.displacement(0.0, last)
+    states, targets, here = [], [], torch.zeros_like(starts[0])
     for i in range(len(sigma)):
-        x = x - roll.displacement(here, starts[i])
+        x = x - roll.at(x).displacement(here, starts[i])
         u = teacher(x, sigma[i], cond)
+        states.append(x)
         step = column(ends[i] - starts[i], x)
         x = x - step * u
         if solver == "adams" and i:
             x = x - step.square() / 2 * (u - targets[-1]) / column(starts[i] - starts[i - 1], x)
         targets.append(u)
         here = ends[i]
-    return torch.stack(targets), x - roll.displacement(here, last)
+    return torch.stack(states), torch.stack(targets), x - roll.at(x).displacement(here, last)
 
 
 def left_behind(tau: Float[Tensor, "*any"], times: Schedule, shift: float) -> Float[Tensor, "*any"]:

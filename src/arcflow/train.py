@@ -295,7 +295,7 @@ def accumulate(
         for i, segment in enumerate(objective):
             (share * segment.loss).backward()
             tally.add(i, segment, share)
-            if walks:
+            if walks and segment.walk:
                 walks[i].append(segment.walk)
     return tally.logs(ratio), walks
 
