@@ -46,7 +46,7 @@ class Walk:
 
 @dataclass(frozen=True)
 class Part:
-    """The loss of one segment, ready for `backward()`, numbers for the log that hold no graph, and the walk if there is one."""
+    """The loss of one segment, ready for `backward()`, graph-free numbers for the log, and the walk if there is one."""
 
     loss: Float[Tensor, ""]
     logs: dict[str, Tensor]
