@@ -8,8 +8,9 @@ large velocities (see `basis`). Here, over a step that leaves the noise level L 
 
 with as many shapes as the head has velocities, and each of them of the same size. The f_k are Legendre polynomials
 P_k(2 s / L - 1), or the mixture's own exponentials at their start, made orthogonal over [0, L]. Their means are exact,
-so that a displacement is additive; over an empty interval they are the values. The head starts with equal velocities,
-so c_0 = v_0 and c_k = v_k - v_0: a new student is the teacher's Euler step. Gates and momentum factors go unused.
+so that a displacement is additive; over an empty interval they are the values. The head's velocities v_j are those at
+the K Gauss points of the step: the series is the one that takes them. They start equal, so that a new student is the
+teacher's Euler step, and each has its own part of the step to answer for. Gates and momentum factors go unused.
 """
 
 from collections.abc import Callable
@@ -70,6 +71,12 @@ def combination(count: int, length: float) -> Float[Tensor, "count count"]:
     return torch.linalg.solve_triangular(upper, torch.eye(count, dtype=upper.dtype), upper=True)
 
 
+def interpolation(count: int, length: Float[Tensor, ""], means: Means) -> Float[Tensor, "count count"]:
+    """From the values at the Gauss points of a step to the weights of the shapes."""
+    s = length * (gauss(count)[0] + 1) / 2
+    return torch.linalg.inv(means(count, length.expand(count), s, s))
+
+
 def gauss(count: int) -> tuple[Float[Tensor, " count"], Float[Tensor, " count"]]:
     """Points in [-1, 1] and weights of a mean that is exact for polynomials of degree 2 count - 1."""
     nodes, weights = np.polynomial.legendre.leggauss(count)
@@ -87,8 +94,12 @@ class Series:
 
     @classmethod
     def of(cls, v: Float[Tensor, "*batch modes width"], length: Float[Tensor, " samples"], means: Means) -> "Series":
-        """The series that the head's velocities stand for."""
-        return cls(torch.cat([v[..., :1, :], v[..., 1:, :] - v[..., :1, :]], -2), length, means)
+        """The series that takes the head's velocities at the Gauss points of the step."""
+        lengths, which = length.detach().cpu().double().unique(return_inverse=True)
+        solved = torch.stack([interpolation(v.shape[-2], one, means) for one in lengths])[which]
+        solved = solved.to(v.device, torch.promote_types(v.dtype, torch.float32))
+        between = [1] * (v.ndim - 3)
+        return cls(solved.view(len(solved), *between, *solved.shape[1:]) @ v.to(solved), length, means)
 
     def velocity(self, s: float | Tensor) -> Float[Tensor, "*batch width"]:
         """Velocity after the noise level has fallen by `s` since the call."""
