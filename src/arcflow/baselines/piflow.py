@@ -9,9 +9,9 @@ GM policy. Per latent pixel, the pictures that may lie behind the state x' of th
 means x0_k, weights pi_k and a common standard deviation d. Given a later state x they are q(x0) N(x; a x0, r^2) /
 N(x'; A x0, sigma^2), a mixture too, whose mean gives the velocity:
 
-    w       = r^2 + d^2 h                h = s (a sigma + A r) / sigma^2
-    H       = a (x - x') + s (sigma^2 + A (sigma + r)) / sigma^2 x'
-    weights ~ pi_k exp((x0_k . H - h |x0_k|^2 / 2) / w)                               m = sum of weights times x0_k
+    w       = r^2 + d^2 h                                h = s (a sigma + A r) / sigma^2
+    H       = a x - A (r / sigma)^2 x'
+    weights ~ pi_k exp((x0_k . H - h |x0_k|^2 / 2) / w)                           m = sum of weights times x0_k
     u       = (r (x - m) - d^2 (a x + A r / sigma^2 (A x - x'))) / w
 
 Nothing is divided by r or by s: at s = 0 this is (x - m) / sigma, m the mixture's mean, and at r = 0 it is -x. The
@@ -75,12 +75,16 @@ class GaussianMixture:
         """Displacement over b - a, without the division: over an empty interval it is the velocity."""
         x, source = self._by_pixel(self.x), self._by_pixel(self.source)
         means = self._by_pixel(self.means).transpose(-3, -2).contiguous()  # *batch pixels modes channels
-        pictures = means, self.logits.to(x).transpose(-1, -2), means.square().sum(-1) / 2
+        logits, half_squares = self.logits.to(x).transpose(-1, -2), means.square().sum(-1) / 2
         mean = torch.zeros_like(x)
-        for s, step, weight in zip(*(numbers.to(x) for numbers in self._substeps(a, b)), strict=True):
-            u = self._velocity(pictures, x, source, column(s, x))
-            mean = mean + column(weight, x) * u
-            x = x - column(step, x) * u
+        for step in zip(*self._substeps(a, b, x), strict=True):
+            length, share, sees_x, sees_source, sees_size, of_x, of_source, of_mean = step
+            seen = sees_x * x + sees_source * source
+            fit = logits + (means @ seen.unsqueeze(-1)).squeeze(-1) - sees_size * half_squares
+            weights = (fit - fit.detach().amax(-1, keepdim=True)).exp()  # softmax is slow over so few
+            m = (weights.unsqueeze(-2) @ means).squeeze(-2) / weights.sum(-1, keepdim=True)
+            u = of_x * x + of_source * source - of_mean * m
+            mean, x = mean + share * u, x - length * u
         return mean.transpose(-1, -2).flatten(-2)
 
     def drop_modes(self, p: float, generator: Draws | None = None) -> "GaussianMixture":
@@ -101,38 +105,25 @@ class GaussianMixture:
         wide = value.to(torch.promote_types(value.dtype, torch.float32))
         return wide.unflatten(-1, (-1, self.logits.shape[-1])).transpose(-1, -2)
 
-    def _substeps(
-        self, a: float | Tensor, b: float | Tensor
-    ) -> tuple[Float[Tensor, "steps samples"], Float[Tensor, "steps samples"], Float[Tensor, "steps samples"]]:
-        """Where the sub-steps from `a` to `b` start, their lengths, and their shares of the interval; in float64."""
+    def _substeps(self, a: float | Tensor, b: float | Tensor, x: Tensor) -> list[Float[Tensor, "steps samples *ones"]]:
+        """Of the sub-steps from `a` to `b`: lengths, shares of the interval, and all that the formulas multiply (H and
+        h over w, u by its parts), shaped to multiply `x`."""
         sigma = self.sigma.detach().cpu().double()
         start, end = (torch.as_tensor(s, dtype=torch.float64, device="cpu").expand_as(sigma) for s in (a, b))
         above, below = (unshift_sigma((sigma - s).clamp(min=0), self.shift) for s in (start, end))
         count = max(math.ceil(SUBSTEPS * float((above - below).max()) - 1e-3), 1)
         taus = above + (below - above) * torch.arange(count + 1, dtype=above.dtype)[:, None] / count
         s = torch.cat([start[None], (sigma - shift_sigma(taus, self.shift))[1:-1], end[None]])
-        steps, span = s.diff(dim=0), end - start
-        return s[:-1], steps, torch.where(span > 0, steps / span, 1 / count)
-
-    def _velocity(
-        self,
-        pictures: tuple[Tensor, Tensor, Tensor],
-        x: Float[Tensor, "*batch pixels channels"],
-        source: Float[Tensor, "*batch pixels channels"],
-        s: Float[Tensor, "samples *ones"],
-    ) -> Float[Tensor, "*batch pixels channels"]:
-        means, logits, half_squares = pictures
-        sigma, variance = column(self.sigma.to(x), x), column(self.std.to(x), x).square()
+        lengths, span, s = s.diff(dim=0), end - start, s[:-1]
+        shares = torch.where(span > 0, lengths / span, 1 / count)
         r, away = sigma - s, 1 - sigma
-        a, square = 1 - r, sigma.square()
-        h = s * (a * sigma + away * r) / square
+        here, ratio, h = 1 - r, r / sigma.square(), s * ((1 - r) * sigma + away * r) / sigma.square()
+        known = [lengths, shares, r, here, away * r * ratio, away * ratio, here + away.square() * ratio, h]
+        lengths, shares, r, here, there, drawn, pushed, h = (value.to(x) for value in known)
+        variance = self.std.to(x).square()
         w = r.square() + variance * h
-        seen = a * (x - source) + s * (square + away * (sigma + r)) / square * source
-        fit = (means @ seen.unsqueeze(-1)).squeeze(-1) - h * half_squares
-        fit = logits + fit / w
-        shares = (fit - fit.detach().amax(-1, keepdim=True)).exp()  # softmax is slow over so few
-        m = (shares.unsqueeze(-2) @ means).squeeze(-2) / shares.sum(-1, keepdim=True)
-        return (r * (x - m) - variance * (a * x + away * r / square * (away * x - source))) / w
+        parts = here / w, -there / w, h / w, (r - variance * pushed) / w, variance * drawn / w, r / w
+        return [value.reshape(*value.shape, *[1] * (x.ndim - 1)) for value in (lengths, shares, *parts)]
 
 
 @dataclass(frozen=True)
