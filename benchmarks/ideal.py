@@ -1,0 +1,90 @@
+"""What an ideal student of K modes could reach on the shipped small FLUX: no network, only the class of paths.
+
+    python -m benchmarks.ideal [--count 64] [--points 53] [--refine 30]
+
+The teacher walks held-out prompts in `points` - 1 Euler steps, and mixtures are fitted to every token's path by itself
+(`arcflow.ideal`). Two tables come out, as Markdown. In the first the fit minimises the matching objective: what it
+leaves of the velocity, in each segment, and how far from the teacher's image its arcs end (mean squares, as
+`velocity_error` and `distance` in the log of a training). The second does not start from the loss but from the end,
+which is exactly right for every K. Momentum factors are those of a new head; "refined" ones are fitted too.
+"""
+
+import argparse
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from arcflow import backbone, config
+from arcflow.backbone import Cond, family_of
+from arcflow.data import open_prompts
+from arcflow.ideal import Errors, Measure, ideal_errors, noise_level, raw_time
+from arcflow.loading import load_pipe
+from arcflow.path import step_grid
+from arcflow.rollout import euler
+
+MODES = (1, 2, 4, 8, 16, 32)
+REFINED = (2, 4)
+
+
+def teacher_path(count: int, steps: int) -> tuple[Tensor, Tensor, int]:
+    """Every point of the teacher's paths from the noises of held-out prompts, the noise levels, pixels in a token."""
+    run = config.world()
+    held_out = open_prompts(replace(run.data, held_out_count=count), seed=run.seed, batch=count).held_out
+    pipe = load_pipe(run.model)
+    net, (height, width) = pipe.transformer.eval(), held_out.size
+    cond = backbone.encode_prompts(pipe, held_out.prompts, height=height, width=width, guidance=run.distill.guidance)
+
+    def teacher(x: Tensor, sigma: Tensor, cond: Cond) -> Tensor:
+        return backbone.call(net, x, sigma, cond).float()
+
+    sigmas = step_grid(steps, run.distill.shift)
+    x = backbone.noise(pipe, held_out.seeds, height, width)
+    return euler(teacher, x, cond, sigmas, trace=True), sigmas, family_of(net).pixels
+
+
+def plain(path: Tensor, sigmas: Tensor, steps: int) -> float:
+    """End error of the chords that go on with the velocity at each segment's true start: Euler, led back each time."""
+    here = range(0, len(sigmas) - 1, (len(sigmas) - 1) // steps)
+    total = torch.zeros_like(path[0])
+    for i, j in zip(here, [*here[1:], len(sigmas) - 1], strict=True):
+        u = (path[i + 1] - path[i]) / (sigmas[i + 1] - sigmas[i])
+        total = total + path[i] + (sigmas[j] - sigmas[i]) * u - path[j]
+    return float(total.square().mean())
+
+
+def line(name: str, errors: Errors) -> str:
+    velocity = ", ".join(f"{error:.2g}" for error in errors.velocity)
+    directions = ", ".join(map(str, errors.directions))
+    return f"| {name} | {velocity} | {errors.walked:.2g} | {directions} |"
+
+
+@torch.no_grad()
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--count", type=int, default=64)
+    parser.add_argument("--points", type=int, default=53)
+    parser.add_argument("--refine", type=int, default=30)
+    parser.add_argument("--steps", type=int, nargs="+", default=[1, 2, 4])
+    options = parser.parse_args()
+    path, sigmas, pixels = teacher_path(options.count, options.points - 1)
+    print(f"{options.count} held-out prompts, teacher in {options.points - 1} steps, {pixels} pixels in a token")
+    for title, measure in (("matched, as in training", raw_time), ("matched over noise level", noise_level)):
+        for steps in options.steps:
+            table(title, measure, path, sigmas, pixels, steps, options.refine)
+
+
+def table(title: str, measure: Measure, path: Tensor, sigmas: Tensor, pixels: int, steps: int, refine: int) -> None:
+    print(
+        f"\n{title}, {steps} call{'s' if steps > 1 else ''} (start velocity kept: {plain(path, sigmas, steps):.2g})\n"
+    )
+    print("| modes | velocity error by segment | end error | directions |\n|---|---|---|---|", flush=True)
+    for modes in MODES:
+        print(line(str(modes), ideal_errors(path, sigmas, modes=modes, steps=steps, pixels=pixels, measure=measure)))
+    for modes in REFINED if refine else ():
+        errors = ideal_errors(path, sigmas, modes=modes, steps=steps, pixels=pixels, measure=measure, refine=refine)
+        print(line(f"{modes}, refined", errors), flush=True)
+
+
+if __name__ == "__main__":
+    main()
