@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from arcflow.baselines import arcflow, linear
-from arcflow.baselines.arcflow import LED
+from arcflow.baselines.arcflow import LED, PUBLISHED, REPLAY, led
 from arcflow.baselines.bases import LEGENDRE, ORTHOGONAL
 from arcflow.baselines.method import Cost, Method, Training, Turn, as_mixture
 from arcflow.baselines.piflow import DX, GM
@@ -95,31 +95,52 @@ def test_a_few_step_student_learns_to_beat_as_many_euler_steps(method, steps):
     assert student < 0.6 * plain, (student, plain)
 
 
-def one_iteration(method, config, done, student=None):
-    """Part by part: loss, and the states at which the teacher is asked."""
+def iterations(method, config, *done, student=None, lead=PUBLISHED):
+    """One after the other, part by part: losses, and the states at which the teacher is asked."""
     net, asked = Tiny(method.modes), []
 
     def asking(x, sigma, cond):
         asked.append((x, sigma))
         return teacher(x, sigma, cond)
 
-    objective, x = method.objective(config, training(net)), torch.randn(16, 2, generator=draws(1))
-    parts = objective(student or net, asking, x, {}, Turn(done, draws(2)))
-    return [part.loss.item() for part in parts], asked
+    objective, x = method.objective(config, training(net), lead=lead), torch.randn(16, 2, generator=draws(1))
+    for share in done:
+        parts = list(objective(student or net, asking, x, {}, Turn(share, draws(2))))
+        yield [part.loss.item() for part in parts], asked.copy()
+        asked.clear()
+
+
+def one_iteration(method, config, done, **more):
+    return next(iterations(method, config, done, **more))
 
 
 @each
 def test_the_teachers_part_of_the_walk_falls_to_nothing_within_the_first_fifth(method):
-    for done, calls in ((0.0, 8), (LED / 2, 8), (LED, 2), (1.0, 2)):  # one by one, or all four states at once
+    for done, calls in ((0.0, 8), (0.1, 8), (0.2, 2), (1.0, 2)):  # one by one, or all four states at once
         losses, asked = one_iteration(method, Distill(), done)
         assert len(losses) == 2 and len(asked) == calls
         assert torch.tensor(losses).isfinite().all()
 
 
+@each
+def test_kept_walks_give_the_losses_they_gave_before_without_asking_the_teacher(method):
+    whole = Distill(mode_dropout=0.0)
+    first, *kept, again = iterations(method, whole, *[0.5] * (REPLAY + 2), lead=LED)
+    assert len(first[1]) == len(again[1]) == 8 and not any(asked for _, asked in kept)
+    for losses, _ in kept:
+        # the only batch there is, in one part; sub-steps are counted for it as a whole
+        assert losses == [pytest.approx(sum(first[0]), rel=1e-3)]
+
+
+def test_the_lead_holds_then_falls():
+    assert [led(done, (0.5, 0.25)) for done in (0.0, 0.49, 0.5, 0.625, 0.75, 1.0)] == [1, 1, 1, 0.5, 0, 0]
+    assert led(0.999, LED) == 1 and led(0.1, (0.0, 0.0)) == 0
+
+
 def test_arcflow_is_its_objective():
     net, x = Tiny(16), torch.randn(16, 2, generator=draws(1))
     wanted = distill(net, teacher, x, {}, config=Distill(), ratio=0.5, generator=draws(2))
-    assert one_iteration(arcflow.METHOD, Distill(), LED / 2)[0] == [part.loss.item() for part in wanted]
+    assert one_iteration(arcflow.METHOD, Distill(), 0.1)[0] == [part.loss.item() for part in wanted]
 
 
 def test_linear_distillation_is_a_constant_velocity_pulled_to_the_teachers():

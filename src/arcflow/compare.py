@@ -28,7 +28,7 @@ from arcflow.contest import Bench, End, Entrant, Reference, ender, train
 from arcflow.evaluate import about, save_results
 from arcflow.loading import torch_device
 from arcflow.metrics import Interval, seed_difference, seed_interval
-from arcflow.rules import Contest
+from arcflow.rules import Contest, Study
 from arcflow.state import write_atomic
 from arcflow.studies import entrants
 from arcflow.world.commands import held_out
@@ -45,7 +45,7 @@ FREE = ("only", "calls", "seeds", "out", "device", "workers", "study")
 class Job:
     """One training, or one solver that needs none."""
 
-    study: str
+    study: Study
     entrant: str
     calls: tuple[int, ...]
     """Numbers of calls that its student is judged at; more than one where a training is for any number."""
@@ -53,7 +53,7 @@ class Job:
 
     @property
     def name(self) -> str:
-        calls = "any" if len(self.calls) > 1 else str(self.calls[0])
+        calls = "any" if len(self.calls) > 1 else "".join(map(str, self.calls))
         return f"{self.entrant}/{calls}-{self.seed}"
 
 

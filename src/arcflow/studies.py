@@ -4,9 +4,12 @@ The first entrant of a study is the one that the others are held against.
 """
 
 from collections.abc import Callable
-from typing import get_args
+from dataclasses import replace
+from functools import partial
+from typing import Any, get_args
 
 from arcflow.baselines import arcflow, bases, consistency, dmd, linear, piflow, progressive, reflow, twinflow
+from arcflow.baselines.arcflow import LED, PUBLISHED, Lead
 from arcflow.contest import Entrant
 from arcflow.rules import Study
 
@@ -14,10 +17,11 @@ OURS = {"directions": "segment"}
 """The optimizer's coordinates for exponentials (`basis`)."""
 
 
-def arc(name: str = "arcflow", title: str = "ArcFlow", **changes: object) -> Entrant:
+def arc(name: str = "arcflow", title: str = "ArcFlow", lead: Lead = LED, **changes: Any) -> Entrant:
     """ArcFlow with something changed."""
-    changes["optim"] = OURS | dict(changes.get("optim", {}))  # type: ignore[call-overload]
-    return Entrant(method=arcflow.METHOD, name=name, title=title, **changes)  # type: ignore[arg-type]
+    method = replace(arcflow.METHOD, objective=partial(arcflow.matching, lead=lead))
+    changes["optim"] = OURS | changes.get("optim", {})
+    return Entrant(method=method, name=name, title=title, **changes)
 
 
 def _methods() -> list[Entrant]:
@@ -48,6 +52,15 @@ def _states() -> list[Entrant]:
     return [arc(), *(arc(f"states_{n}", f"{n} states", distill={"states": n}) for n in (2, 6, 8))]
 
 
+def _ratio() -> list[Entrant]:
+    return [
+        arc(),
+        arc("ratio_published", "teacher's part falls in the first fifth", lead=PUBLISHED),
+        arc("ratio_late", "teacher's part falls from 0.7 to 0.8", lead=(0.7, 0.1)),
+        arc("ratio_none", "on its own path from the start", lead=(0.0, 0.0)),
+    ]
+
+
 def _rank() -> list[Entrant]:
     ranks = [arc(f"rank_{r}", f"rank {r}", model={"rank": r}) for r in (4, 64)]
     narrow = arc("feed_forward", "no attention layers", model={"targets": "feed_forward"})
@@ -74,7 +87,7 @@ def _last_step() -> list[Entrant]:
 
 def _walk() -> list[Entrant]:
     published = {"spread": "uniform", "solver": "euler", "handover": "walk"}
-    plain = arc("published", "walk as published", distill=published, optim={"directions": "modes"})
+    plain = arc("published", "all as published", lead=PUBLISHED, distill=published, optim={"directions": "modes"})
     return [arc(), arc("sorted", "sorted uniform times", distill={"spread": "uniform"}), plain]
 
 
@@ -100,6 +113,7 @@ STUDIES: dict[str, Callable[[], list[Entrant]]] = {
     "basis": _basis,
     "window": _window,
     "states": _states,
+    "ratio": _ratio,
     "rank": _rank,
     "gates": _gates,
     "shift": _shift,
