@@ -68,7 +68,7 @@ def training(net):
     return Training(net, Ema(dict(net.named_parameters())), Cost(), as_mixture)
 
 
-def learn(method: Method, config: Distill, *, teacher=teacher, iterations=300, batch=64, lr=0.02, net=None):
+def learn(method: Method, config: Distill, *, teacher=teacher, iterations=150, batch=64, lr=0.1, net=None):
     """A student of this method, trained by the rules of its interface."""
     net = net or Affine(config.shift)
     about = training(net)

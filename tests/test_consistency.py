@@ -4,7 +4,6 @@ import gaussian
 import pytest
 import torch
 
-from arcflow.baselines import pairs
 from arcflow.baselines.consistency import INTERVALS, KEEP, METHOD, clean, sample
 from arcflow.baselines.method import Turn
 from arcflow.config import Distill
@@ -81,16 +80,16 @@ def test_the_target_is_a_slow_average_one_step_further_on():
     assert all(there[i] == grid[1:][grid[:-1] == here[i]] for i in range(len(here)))
 
 
-def test_the_student_sees_where_the_teachers_walk_ends(monkeypatch):
-    monkeypatch.setattr(pairs, "CALLS", 64)
-    monkeypatch.setattr("arcflow.baselines.consistency.INTERVALS", gaussian.KNOTS)
-    net, eps = gaussian.learn(METHOD, CONFIG, iterations=500), gaussian.noise(64, seed=99)
-    walk = euler(gaussian.teacher, eps, {}, step_grid(gaussian.KNOTS), trace=True)
+def test_from_everywhere_on_its_walk_the_student_sees_where_the_teacher_ends(monkeypatch):
+    monkeypatch.setattr("arcflow.baselines.consistency.INTERVALS", 8)
+    net, eps, grid = gaussian.learn(METHOD, CONFIG, iterations=200), gaussian.noise(64, seed=99), step_grid(8)
+    walk = euler(gaussian.teacher, eps, {}, grid, trace=True)
     with torch.no_grad():
-        for x, level in list(zip(walk, step_grid(gaussian.KNOTS), strict=True))[:-1:3]:
+        for x, level in zip(walk[:-1], grid[:-1], strict=True):
             missed = clean(net, x, level.expand(64).to(x), {}) - walk[-1]
-            assert missed.square().mean() < 1e-2
-    assert (clean(gaussian.Affine(), eps, torch.ones(64, dtype=eps.dtype), {}) - walk[-1]).square().mean() > 1
+            assert missed.square().mean() < 3e-3
+        untrained = clean(gaussian.Affine(), eps, torch.ones(64, dtype=eps.dtype), {})
+    assert (untrained - walk[-1]).square().mean() > 1
 
 
 def test_one_call_of_the_exact_student_is_the_end_of_the_teachers_path():
