@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from arcflow.lab import Gaussians, Net, circle, distance, exact, learn, noise, walked
-from arcflow.path import noised, step_grid
+from arcflow.path import step_grid
 from arcflow.rollout import arcs, euler
 
 EXAMPLE = Path(__file__).parent.parent / "examples" / "laboratory.py"
