@@ -11,6 +11,7 @@ from PIL import Image
 
 import arcflow
 from arcflow import cli, config
+from arcflow.commands import sampling, training
 from arcflow.doctor import diagnose
 
 
@@ -116,16 +117,16 @@ def test_a_recipe_takes_overrides() -> None:
 
 
 def test_the_quick_demo_is_the_same_recipe_but_short() -> None:
-    short, full = cli.shorten(config.world_quick()), config.world_quick()
+    short, full = training.shorten(config.world_quick()), config.world_quick()
     assert short.optim.iterations < 0.1 * full.optim.iterations
     assert (short.model, short.optim.lr) == (full.model, full.optim.lr)
 
 
 def test_image_size_follows_the_model() -> None:
-    assert cli.size_of("world", None, None) == (64, 64)
-    assert cli.size_of("owner/name", None, None) == (1024, 1024)
-    assert cli.size_of("owner/name", 512, None) == (512, 512)
-    assert cli.size_of("owner/name", 512, 768) == (512, 768)
+    assert sampling.size_of("world", None, None) == (64, 64)
+    assert sampling.size_of("owner/name", None, None) == (1024, 1024)
+    assert sampling.size_of("owner/name", 512, None) == (512, 512)
+    assert sampling.size_of("owner/name", 512, 768) == (512, 768)
 
 
 def test_render_and_check_agree(tmp_path, capsys) -> None:

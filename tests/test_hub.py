@@ -13,6 +13,7 @@ from tiny import perturb, sample
 
 import arcflow
 from arcflow import adapter, cli, config, student, train
+from arcflow.commands import sampling
 
 # diffusers still passes it when it asks for a config
 pytestmark = pytest.mark.filterwarnings("ignore:The `local_dir_use_symlinks` argument")
@@ -135,7 +136,7 @@ def load_adapter(name: str) -> None:
 
 
 def load_transformer(name: str) -> None:
-    cli.open_transformer(name, "flux")
+    sampling.open_transformer(name, "flux")
 
 
 EVERY_WAY = pytest.mark.parametrize("load", [load_base, load_adapter, load_transformer], ids=lambda f: f.__name__)

@@ -13,9 +13,18 @@ ORDER = """
     config parallel path momentum backbone head basis student scheduler state checkpoint hub adapter pipeline
     world.scene world.render world.check world.text world.autoencoder world.teacher world.pretrain
     prompts data rollout objective baselines.method replay optim gauge cache loading feed speed train
-    sample features streaming metrics evaluate report publish memory doctor world.commands cli
+    sample features streaming metrics evaluate report publish memory doctor world.commands
+    commands.sampling commands.judging commands.training cli
 """.split()
-TORCH_FREE = ("config", "world.scene", "world.commands", "cli")
+TORCH_FREE = (
+    "config",
+    "world.scene",
+    "world.commands",
+    "commands.sampling",
+    "commands.judging",
+    "commands.training",
+    "cli",
+)
 """What `arcflow --help` imports, and the grammar."""
 
 

@@ -1,0 +1,1 @@
+"""The commands, one dataclass each; nothing heavy is imported before one of them runs."""
