@@ -14,8 +14,9 @@ asks at times that are uniform in raw time, so its minimiser weighs an interval 
     end error        mean of (x_fit - x)^2 at the segment's end, walked exactly from its true start
 
 and the second is what sampling shows. Weighed by noise level instead (`noise_level`) the fit ends exactly right for
-every K, a straight line too: the constant mode is among the functions, so what is left has no mean. Then the velocity
-error alone tells modes apart.
+every K, a straight line too: the constant is among the functions, so what is left has no mean. Then the velocity error
+alone tells modes apart. By raw time the straight line ends wrong; three modes and more nearly right, for the weight
+between the two, dsigma/dtau = (shift - (shift - 1) sigma)^2 / shift, is a quadratic in s, which they can say.
 
 The functions exp(g_k s) are nearly dependent. The solution is by singular values in float64, those below `CUTOFF` of
 the largest left out: `directions` counts what remains. Source of the class of paths: arXiv 2602.09014, section 3.

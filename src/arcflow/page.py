@@ -78,14 +78,14 @@ def wide(image: bytes, label: str) -> str:
     return f'<img class="wide" src="{data(image)}" alt="{label}">'
 
 
-def canvas(panels: int, width: float, height: float) -> tuple[Any, Any]:
-    """A figure of that size in inches, and its panels."""
+def canvas(panels: int, width: float, height: float, rows: int = 1) -> tuple[Any, Any]:
+    """A figure of that size in inches, and its panels, row by row."""
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
         raise ValueError('the report draws with matplotlib, which is not here: pip install "arcflow[demo]"') from error
     figure = Figure(figsize=(width, height), dpi=160, facecolor="white")
-    axes = figure.subplots(1, panels, squeeze=False)[0]
+    axes = figure.subplots(rows, panels // rows, squeeze=False).flatten()
     for panel in axes:
         panel.spines[["top", "right"]].set_visible(False)
         panel.spines[["left", "bottom"]].set_color(FAINT)
