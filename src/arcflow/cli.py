@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 from tyro.conf import OmitSubcommandPrefixes, Positional, UseAppendAction, subcommand
 
-from arcflow import __version__, config
+from arcflow import __version__, config, suite_command
 from arcflow.world.commands import FIRST_SEED, World, held_out
 
 SHIPPED = "world"
@@ -276,7 +276,8 @@ class Sample:
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluate:
-    """Teacher at 50 steps, plain Euler at 2, 4, 8 and the student at 1, 2, 4, on held-out prompts of the world."""
+    """Teacher at 50 steps, plain Euler at 2, 4, 8 and the student at 1, 2, 4, on held-out prompts of the world; with
+    --suite NAME a benchmark: `arcflow evaluate --suite world --help`."""
 
     adapter: str = SHIPPED
     """Adapter of the small teacher: "world" for the shipped one, or a folder."""
@@ -473,7 +474,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(message, file=sys.stderr)
         raise SystemExit(2)
     summary = "Few-step text-to-image: distil a flow-matching model so that two network calls draw what took fifty."
-    command = tyro.cli(Command, prog="arcflow", description=summary, args=words, config=(OmitSubcommandPrefixes,))
+    if suite_command.asked(words):
+        command = tyro.cli(suite_command.EvaluateSuite, prog="arcflow evaluate", args=words[1:])
+    else:
+        command = tyro.cli(Command, prog="arcflow", description=summary, args=words, config=(OmitSubcommandPrefixes,))
     try:
         command.run()
     except ValueError as error:

@@ -235,7 +235,8 @@ def sample_folder(
     """Write every picture that the folder's manifests do not list yet; the paths of the new ones.
 
     The recipes must agree in everything but prompt and seed. Several processes share the work, (rank, ranks) each: who
-    draws what depends on the list alone, so they need not talk to one another, and each keeps a manifest of its own.
+    draws what depends on the list alone, so they need not talk to one another, and each keeps a manifest of its own,
+    which also says how many seconds a picture took.
     """
     rank, ranks = share
     folder.mkdir(parents=True, exist_ok=True)
@@ -247,7 +248,7 @@ def sample_folder(
     paths = []
     for start in tqdm(range(0, len(missing), batch_size), desc="sampling", unit="batch", disable=len(missing) < 2):
         batch = missing[start : start + batch_size]
-        first = batch[0]
+        first, began = batch[0], time.perf_counter()
         samples = generate(
             pipe,
             [recipe.prompt for recipe in batch],
@@ -258,10 +259,11 @@ def sample_folder(
             batch_size=batch_size,
             guidance=first.guidance,
         )
+        seconds = round((time.perf_counter() - began) / len(batch), 6)
         for recipe, image in zip(batch, samples.images, strict=True):
             save_png(image, recipe, folder / recipe.file)
             with own.open("a") as manifest:
-                manifest.write(json.dumps({"file": recipe.file, **asdict(recipe)}) + "\n")
+                manifest.write(json.dumps({"file": recipe.file, **asdict(recipe), "seconds": seconds}) + "\n")
             paths.append(folder / recipe.file)
     return paths
 
