@@ -16,6 +16,7 @@ import os
 import re
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -245,26 +246,41 @@ def sample_folder(
     finished = {record["file"] for record in read_manifest(folder) if (folder / record["file"]).exists()}
     mine = list(dict.fromkeys(recipes))[rank::ranks]
     missing = [recipe for recipe in mine if recipe.file not in finished]
-    paths = []
-    for start in tqdm(range(0, len(missing), batch_size), desc="sampling", unit="batch", disable=len(missing) < 2):
-        batch = missing[start : start + batch_size]
-        first, began = batch[0], time.perf_counter()
-        samples = generate(
-            pipe,
-            [recipe.prompt for recipe in batch],
-            [recipe.seed for recipe in batch],
-            steps=first.steps,
-            height=first.height,
-            width=first.width,
-            batch_size=batch_size,
-            guidance=first.guidance,
-        )
-        seconds = round((time.perf_counter() - began) / len(batch), 6)
-        for recipe, image in zip(batch, samples.images, strict=True):
-            save_png(image, recipe, folder / recipe.file)
-            with own.open("a") as manifest:
+    paths: list[Path] = []
+    waiting: list[tuple[Recipe, float, Future[None]]] = []
+
+    def list_saved() -> None:
+        with own.open("a") as manifest:
+            while waiting:
+                recipe, seconds, saved = waiting.pop(0)
+                saved.result()
                 manifest.write(json.dumps({"file": recipe.file, **asdict(recipe), "seconds": seconds}) + "\n")
-            paths.append(folder / recipe.file)
+                paths.append(folder / recipe.file)
+
+    with ThreadPoolExecutor(1) as saver:  # writes the last batch while the next one is drawn
+        try:
+            for start in tqdm(
+                range(0, len(missing), batch_size), desc="sampling", unit="batch", disable=len(missing) < 2
+            ):
+                batch = missing[start : start + batch_size]
+                first, began = batch[0], time.perf_counter()
+                samples = generate(
+                    pipe,
+                    [recipe.prompt for recipe in batch],
+                    [recipe.seed for recipe in batch],
+                    steps=first.steps,
+                    height=first.height,
+                    width=first.width,
+                    batch_size=batch_size,
+                    guidance=first.guidance,
+                )
+                seconds = round((time.perf_counter() - began) / len(batch), 6)
+                list_saved()
+                for recipe, image in zip(batch, samples.images, strict=True):
+                    saved = saver.submit(save_png, image, recipe, folder / recipe.file)
+                    waiting.append((recipe, seconds, saved))
+        finally:
+            list_saved()
     return paths
 
 
