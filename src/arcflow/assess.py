@@ -190,22 +190,30 @@ def between(x: Tensor, y: Tensor) -> dict[str, dict[str, Any]]:
     counts = {"pictures": len(y), "reference": len(x)}
     size = min(1000, len(x), len(y))
 
-    def of(compute: Callable[[], Any], better: str) -> dict[str, Any]:
-        try:
-            return {"value": compute(), **counts, "better": better}
-        except ValueError as error:  # too few pictures for this one
-            return {"value": None, "why": str(error), **counts, "better": better}
+    def of(better: str, compute: Callable[[], float]) -> dict[str, Any]:
+        return {**_if_possible(lambda: {"value": compute()}), **counts, "better": better}
 
     return {
-        "frechet": of(lambda: metrics.frechet_distance(Moments.of(x), Moments.of(y)), "lower"),
-        "kernel": of(lambda: metrics.kernel_distance(x, y, subset_size=size).mean, "lower"),
-        "precision": of(lambda: metrics.precision_recall(x, y).precision, "higher"),
-        "recall": of(lambda: metrics.precision_recall(x, y).recall, "higher"),
+        "frechet": of("lower", lambda: metrics.frechet_distance(Moments.of(x), Moments.of(y))),
+        "kernel": of("lower", lambda: metrics.kernel_distance(x, y, subset_size=size).mean),
+        "precision": of("higher", lambda: metrics.precision_recall(x, y).precision),
+        "recall": of("higher", lambda: metrics.precision_recall(x, y).recall),
     }
 
 
 def diversity(items: Sequence[Item], draws: int, y: Tensor, x: Tensor | None) -> dict[str, Any]:
     """Mean distance between the pictures of a prompt; with the features x of a reference, divided by its own."""
-    over = None if x is None else metrics.diversity(x, draws)
-    of = "the reference's" if x is not None else "features"
-    return {**_interval(metrics.diversity(y, draws), over), "prompts": len(items), "of": of, "better": "close to 1"}
+
+    def compute() -> dict[str, Any]:
+        return _interval(metrics.diversity(y, draws), None if x is None else metrics.diversity(x, draws))
+
+    better = "as the reference" if x is None else "close to 1"
+    return {**_if_possible(compute), "prompts": len(items), "better": better}
+
+
+def _if_possible(compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """A number, or why there is none: too few pictures, for example."""
+    try:
+        return compute()
+    except ValueError as error:
+        return {"value": None, "why": str(error)}

@@ -134,7 +134,7 @@ def _read(line: str, asked: set[str], kept: dict[str, dict[str, Any]]) -> tuple[
     except json.JSONDecodeError:
         return {}, "no JSON"
     if not isinstance(record, dict) or record.get("id") not in asked:
-        return {}, f"unknown id {record.get('id') if isinstance(record, dict) else record!r}"
+        return {}, f"unknown id {(record.get('id') if isinstance(record, dict) else record)!r}"
     score = record.get("score")
     if isinstance(score, bool) or not isinstance(score, int | float):
         return {}, f"{record['id']} has no score"

@@ -86,8 +86,8 @@ class Run:
             with nullcontext() if self.adapter else euler(pipe):
                 new = assess.draw(pipe, self.folder, self.pictures, self.asked.batch, self.share)
             del pipe
-            gc.collect()
-            if torch.cuda.is_available():
+            if torch.cuda.is_available():  # a scorer may want the memory
+                gc.collect()
                 torch.cuda.empty_cache()
         with assess.clock(self.folder, "layout", self.share) as done:
             assess.lay_out(self.folder, self.suite, self.items, self.draws, self.asked.name)
