@@ -387,7 +387,7 @@ def test_a_run_killed_at_every_stage_goes_on_and_does_nothing_twice(
         return call
 
     monkeypatch.setattr(features, "dino_features", dino)
-    monkeypatch.setattr(measure.measure, "__kwdefaults__", {"share": (0, 1), "batch": 3})
+    monkeypatch.setattr(measure, "BATCH", 3)
     whole = evaluate("dpg", out="whole", **more)
     once = (len(seen), len(saved) - 8)
     assert once == (16, 8)
@@ -403,19 +403,26 @@ def test_a_run_killed_at_every_stage_goes_on_and_does_nothing_twice(
     with monkeypatch.context() as killing, pytest.raises(KeyboardInterrupt):
         killing.setattr(sample, "save_png", die)
         evaluate("dpg", **more)
-    load = measure.squared_error
+    compute, rated = measure.squared_error, list[str]()
+
+    def count(twins, images, names):
+        rated.extend(names)
+        return compute(twins, images, names)
+
+    def die_later(twins, images, names):
+        if rated:
+            raise KeyboardInterrupt
+        return count(twins, images, names)
+
+    monkeypatch.setattr(suite_run, "squared_error", count)
     with monkeypatch.context() as killing, pytest.raises(KeyboardInterrupt):
-        calls = iter((1, 0))
-        killing.setattr(
-            suite_run,
-            "squared_error",
-            lambda *all: load(*all) if next(calls) else (_ for _ in ()).throw(KeyboardInterrupt),
-        )
+        killing.setattr(suite_run, "squared_error", die_later)
         evaluate("dpg", **more)
     with pytest.raises(ValueError, match="after 3 of 8 pictures"):
         evaluate("dpg", **{**more, **dying})
     resumed = evaluate("dpg", **more)
-    assert Counter(saved) == Counter(f"0000{i}-{j}.png" for i in range(2) for j in range(4))
+    every = Counter(f"0000{i}-{j}.png" for i in range(2) for j in range(4))
+    assert Counter(saved) == Counter(rated) == every
     assert len(seen) == 8, "those of the reference are kept with it, and shared"
     assert len((tmp_path / "out/scores/hps.asked").read_text().split()) == 8
     assert comparable(resumed) == comparable(whole)

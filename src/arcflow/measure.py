@@ -25,6 +25,8 @@ from arcflow.world.check import judge
 
 Call = Callable[[UInt8[np.ndarray, "n rows columns 3"], list[str]], Float[Tensor, "n width"]]
 """(pictures, their names) -> one row of numbers each."""
+BATCH = 64
+"""Pictures at a time; a run that is killed loses as many."""
 KINDS = (".png", ".jpg", ".jpeg", ".webp")
 
 
@@ -34,7 +36,6 @@ def measure(
     load: Callable[[], Call],
     *,
     share: tuple[int, int] = (0, 1),
-    batch: int = 64,
 ) -> int:
     """Put numbers into a folder for those pictures of this process's share that have none; for how many.
 
@@ -48,7 +49,7 @@ def measure(
         return 0
     store.mkdir(parents=True, exist_ok=True)
     call = load()
-    for names, images in _batches(missing, batch):
+    for names, images in _batches(missing, BATCH):
         values = call(images, names).float().cpu().contiguous()
         wrong = [name for name, row in zip(names, values, strict=True) if not row.isfinite().all()]
         if wrong:
