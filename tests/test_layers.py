@@ -17,8 +17,9 @@ ORDER = """
     baselines.solvers baselines.target baselines.pairs baselines.progressive baselines.reflow baselines.consistency
     baselines.dmd baselines.twinflow replay optim gauge cache loading feed speed train
     lab ideal sample features streaming metrics evaluate page report publish memory doctor world.commands
+    suites.official suites.table suites.scorers suites.measure suites.assess suites.run
     contest studies compare ranking claims
-    commands.sampling commands.judging commands.training commands.comparing cli
+    commands.sampling commands.judging commands.training commands.comparing commands.suites cli
 """.split()
 TORCH_FREE = (
     "config",
@@ -29,6 +30,7 @@ TORCH_FREE = (
     "commands.judging",
     "commands.training",
     "commands.comparing",
+    "commands.suites",
     "cli",
 )
 """What `arcflow --help` imports, and the grammar."""

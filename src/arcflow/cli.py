@@ -24,6 +24,7 @@ import tyro
 from tyro.conf import OmitSubcommandPrefixes, subcommand
 
 from arcflow import __version__
+from arcflow.commands import suites
 from arcflow.commands.comparing import Claims, Compare
 from arcflow.commands.judging import Doctor, Evaluate
 from arcflow.commands.sampling import Sample
@@ -75,7 +76,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(message, file=sys.stderr)
         raise SystemExit(2)
     summary = "Few-step text-to-image: distil a flow-matching model so that two network calls draw what took fifty."
-    command = tyro.cli(Command, prog="arcflow", description=summary, args=words, config=(OmitSubcommandPrefixes,))
+    if suites.asked(words):
+        command = tyro.cli(suites.EvaluateSuite, prog="arcflow evaluate", args=words[1:])
+    else:
+        command = tyro.cli(Command, prog="arcflow", description=summary, args=words, config=(OmitSubcommandPrefixes,))
     try:
         command.run()
     except ValueError as error:
