@@ -22,7 +22,7 @@ DX policy. The picture moves along the step: x0(r) is linear between x0_k at K e
 
     x_b = r_b / r_a x_a + r_b (integral of x0(r) / r^2 from r_b to r_a)
 
-Source: arXiv 2510.14974; its released FLUX students have K = 8 (GM). The even spacing of the DX levels in sigma is ours.
+Source: arXiv 2510.14974; its released FLUX students have K = 8 (GM). The even spacing of the DX levels is ours.
 """
 
 import math
