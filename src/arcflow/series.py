@@ -62,8 +62,8 @@ def gains(count: int) -> Float[Tensor, " count"]:
 
 
 def combination(count: int, length: float) -> Float[Tensor, "count count"]:
-    """Columns: the weights of the exponentials in each shape, of mean square 1 on [0, length]. By QR in float64: the
-    exponentials' condition number is 1e5 for four of them and grows a hundredfold with each more."""
+    """Columns: the weights of the exponentials in each shape, of mean square 1 on [0, length]. By QR in float64: over
+    the first of two steps the exponentials' condition number is 3e5 for four of them, and 1e14 for eight."""
     nodes, weights = gauss(NODES)
     curves = torch.exp(gains(count) * length * (nodes[:, None] + 1) / 2) * weights[:, None].sqrt()
     upper = torch.linalg.qr(curves).R

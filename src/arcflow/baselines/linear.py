@@ -1,7 +1,7 @@
 """Linear distillation: ArcFlow with a single mode, so that every step is a straight line.
 
 A mixture of one mode has one constant velocity, pulled to the teacher's at states all over the step. What ArcFlow gains
-over this, it gains by its curve. Source: arXiv 2602.09014, section 5.
+over this, it gains by its curve. Source: arXiv 2602.09014.
 """
 
 from functools import partial

@@ -22,7 +22,7 @@ DX policy. The picture moves along the step: x0(r) is linear between x0_k at K e
 
     x_b = r_b / r_a x_a + r_b (integral of x0(r) / r^2 from r_b to r_a)
 
-Source: arXiv 2510.14974, sections 3 and 4; K there is 8 for GM and 10 for DX.
+Source: arXiv 2510.14974; its released FLUX students have K = 8 (GM). The even spacing of the DX levels is ours.
 """
 
 import math
@@ -139,7 +139,7 @@ class DenoisedCurve:
 
     def __post_init__(self) -> None:
         if self.x0.shape[-2] < 2:
-            raise ValueError(f"{self.x0.shape[-2]} picture is no curve: expected 2 or more modes (the paper has 10).")
+            raise ValueError(f"{self.x0.shape[-2]} picture is no curve: expected 2 or more modes (10 in `DX`).")
 
     def velocity(self, s: float | Tensor) -> Float[Tensor, "*batch width"]:
         """Velocity of the state, after the noise level has fallen by `s` since the call."""

@@ -6,8 +6,8 @@ was trained for. With x the start of the student's step, x'' the end of the two,
 
     loss = mean (u_net(x, sigma) - (x - x'') / h)^2
 
-A picture is off by sigma times what the velocity is off by, so on pictures the weight is 1 / sigma^2: of the paper's
-weights it is nearest to SNR + 1, which is also an error of velocities.
+A picture is off by sigma times what the velocity is off by, so on pictures the weight is 1 / sigma^2: once to twice the
+paper's SNR + 1, which is an error of velocities too.
 
 Else than in the paper there are no pictures to noise: noise is walked through the stage by the stage's teacher, and
 every point where it lands is trained on, with the same weight. All of its calls are targets, none is spent on the way
