@@ -125,7 +125,7 @@ def _shared(contest: Contest, missing: list[Job]) -> Iterator[Job]:
     cuda = torch_device(contest.device).type == "cuda"
     workers = min(contest.workers or (1 if cuda else os.cpu_count() or 1), len(missing))
     bench_reference(contest)
-    threads = max(1, (os.cpu_count() or 1) // workers)
+    threads = max(1, (os.cpu_count() or 1) // max(workers, contest.workers or 1))
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, context, _settle, (contest, threads)) as pool:
         waiting = {pool.submit(_work, job): job for job in missing}

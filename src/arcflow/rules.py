@@ -24,7 +24,7 @@ class Contest:
     """Numbers of network calls."""
     seeds: int = 3
     """Trainings of each, from which the intervals come."""
-    budget: int = 100_000
+    budget: int = 24_000
     """Forward-equivalents of one training: samples once through the transformer; a backward pass counts two."""
     batch: int = 16
     """Samples per iteration."""
