@@ -8,7 +8,7 @@ forward-equivalents, one sample once through the transformer. A backward pass co
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -55,6 +55,7 @@ class Turn:
     """All randomness of the iteration; one generator, or one for each sample."""
 
 
+@runtime_checkable
 class Objective(Protocol):
     """One iteration on noise `x`: losses, each for a backward pass of its own before the next is asked for."""
 
