@@ -9,8 +9,8 @@ sigma eps, sigma and eps random, both guess the image, and
     pull = (x0_fake - x0_real) / mean |x0 - x0_real|        loss = 0.5 mean (x0 - stop[x0 - pull])^2,  dloss/dx0 ~ pull
 
 A distribution's score is ((1 - sigma) x0_guess - x) / sigma^2, hence pull is score_fake - score_real up to a positive
-factor: on average the gradient of the Kullback-Leibler divergence from student to teacher, zero where both agree. The
-fake network takes five steps for one of the student.
+factor: on average the gradient of the Kullback-Leibler divergence of the student from the teacher, zero where both
+agree. The fake network takes five steps for one of the student.
 
 Differs from the paper: without its discriminator, which needs real pictures; noise levels are uniform in raw time,
 shifted as everywhere here. Sources: arXiv 2405.14867, and 2311.18828 for the gradient.
