@@ -65,7 +65,7 @@ def test_commands_in_documents_exist(document) -> None:
             assert option in COMMAND_WORDS, command
 
 
-FILES = [path for path in (ROOT / "src/arcflow").rglob("*.py") if "commands" in path.as_posix()]
+FILES = [p for p in (ROOT / "src/arcflow").rglob("*.py") if "commands" in p.as_posix() or p.name == "rules.py"]
 COMMANDS = "".join(path.read_text("utf-8") for path in FILES)
 COMMAND_WORDS = set(re.findall(r"    (\w+):", COMMANDS)) | {"data", "help"}
 

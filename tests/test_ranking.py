@@ -72,4 +72,4 @@ def test_the_figures_are_pictures(results):
 def test_the_markdown_has_a_table_for_each_number_of_calls(results):
     text = markdown_ranking(results)
     assert text.startswith("1 call:") and "\n2 calls:\n" in text
-    assert "| **Arcflow** | 0.1100 ± 0.0248 | 89.0% ± 2.5% | 0.11 ± 0.02 | 50% |" in text
+    assert "| **Arcflow** | 0.1100 &plusmn; 0.0248 | 89.0% &plusmn; 2.5% | 0.11 &plusmn; 0.02 | 50% |" in text

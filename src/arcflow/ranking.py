@@ -184,8 +184,7 @@ def markdown_ranking(results: dict[str, Any]) -> str:
                 spread(means["diversity"], ".2f"),
             ]
             weakest = min(means["skills"].values())
-            text = " | ".join(cells).replace("&plusmn;", "±")
-            lines.append(f"| {bold}{rows[name]['title']}{bold} | {text} | {weakest:.0%} |")
+            lines.append(f"| {bold}{rows[name]['title']}{bold} | {' | '.join(cells)} | {weakest:.0%} |")
     about = results["about"]
     made = f"Made by `{about['command']}`, {about['threads']} threads on {about['device']}"
     return "\n".join([*lines[1:], "", f"{made}, torch {about['versions']['torch']}."])
