@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from arcflow.page import EULER, FAINT, STUDENT, TEACHER, canvas, data, render, section, wide, write_page
+from arcflow.state import write_atomic
 
 PALETTE = (STUDENT, "#dc2626", "#059669", "#9333ea", "#ca8a04", "#0891b2", "#db2777", "#4d7c0f", "#7c3aed", "#b45309")
 UNTRAINED = (EULER, "#94a3b8", "#475569")
@@ -32,9 +33,10 @@ def ranked(rows: Rows, calls: str) -> list[str]:
 
 
 def write_ranking(path: Path, results: dict[str, Any], folder: Path) -> Path:
-    """Write the report of `compare.compare`'s results; `folder` has the pictures."""
+    """Write the report of `compare.compare`'s results; `folder` has the pictures. The tables as Markdown and the curves
+    against calls as PNG go beside it."""
     rows: Rows = results["rows"]
-    calls, about = main_calls(rows), results["about"]
+    calls, about, curves = main_calls(rows), results["about"], calls_figure(rows)
     trainings = f"{about['seeds']} trainings of {about['budget']:,} forward-equivalents each"
     counts = sorted({n for row in rows.values() for n in row["calls"]}, key=int)
     parts = [
@@ -50,7 +52,7 @@ def write_ranking(path: Path, results: dict[str, Any], folder: Path) -> Path:
         section(
             "Quality against calls",
             "Mean over the trainings. Solvers, which need none, are dashed.",
-            wide(calls_figure(rows), "distance and accuracy against the number of calls"),
+            wide(curves, "distance and accuracy against the number of calls"),
         ),
     ]
     if any(row["calls"].get(calls, {}).get("curve") for row in rows.values()):
@@ -60,7 +62,10 @@ def write_ranking(path: Path, results: dict[str, Any], folder: Path) -> Path:
     parts += [
         section(f"At {n} call{'s' * (n != '1')}", "", _table(rows, n, results["first"])) for n in counts if n != calls
     ]
-    return write_page(path, "arcflow: few-step methods compared", "".join(parts), about)
+    write_page(path, "arcflow: few-step methods compared", "".join(parts), about)
+    write_atomic(path.with_suffix(".png"), lambda draft: draft.write_bytes(curves))
+    write_atomic(path.with_suffix(".md"), lambda draft: draft.write_text(markdown_ranking(results) + "\n", "utf-8"))
+    return path
 
 
 def _table(rows: Rows, calls: str, first: str) -> str:

@@ -57,7 +57,14 @@ def _ratio() -> list[Entrant]:
         arc("ratio_published", "teacher's part falls in the first fifth", lead=PUBLISHED),
         arc("ratio_late", "teacher's part falls from 0.7 to 0.8", lead=(0.7, 0.1)),
         arc("ratio_none", "on its own path from the start", lead=(0.0, 0.0)),
+        Entrant(method=linear.METHOD),
+        _straight("linear_published", "Linear, teacher's part falls in the first fifth", PUBLISHED),
     ]
+
+
+def _straight(name: str, title: str, lead: Lead) -> Entrant:
+    objective = partial(arcflow.matching, modes_drop=False, lead=lead)
+    return Entrant(method=replace(linear.METHOD, objective=objective), name=name, title=title)
 
 
 def _rank() -> list[Entrant]:
