@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -45,6 +46,7 @@ def test_the_settings_of_every_entrant_are_valid_and_their_own(contest, study):
         assert settings(contest, entrant, 2, 0).distill.steps == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["arcflow", "reflow", "dmd2"])
 def test_a_training_ends_with_its_budget(contest, bench, name):
     entrant = next(e for e in entrants("methods") if e.name == name)
@@ -54,16 +56,19 @@ def test_a_training_ends_with_its_budget(contest, bench, name):
     assert len(made.curve) == 5 and made.iterations >= 1
 
 
+@pytest.mark.slow
 def test_the_same_training_twice_gives_the_same_numbers(contest, bench):
     job, reference = Job("methods", "linear", (2,), 0), bench_reference(contest)
     assert run(bench, reference, job)["results"] == run(bench, reference, job)["results"]
 
 
+@pytest.mark.slow
 def test_solvers_are_the_teachers_own(contest, bench):
     record = run(bench, bench_reference(contest), Job("methods", "euler", (4,), 0))
     assert max(record["results"]["4"]["distance"]) < 1e-9  # here the teacher takes 4 steps itself
 
 
+@pytest.mark.slow
 def test_runs_that_are_there_are_not_done_again(contest, bench, monkeypatch):
     asked = dataclasses.replace(contest, only=("arcflow", "linear"))
     did = []
@@ -78,18 +83,13 @@ def test_runs_that_are_there_are_not_done_again(contest, bench, monkeypatch):
     first = compare(asked, log=did.append)
     done = list(did)
     assert compare(asked, log=did.append) == first and did == done
-    stored = json.loads((bench_path(contest) / "methods.json").read_text())
+    stored = json.loads((Path(contest.out) / "methods.json").read_text())
     assert stored["rows"].keys() == {"euler", "arcflow", "linear"} and stored["first"] == "arcflow"
     assert stored["rows"]["arcflow"]["calls"]["2"]["less_first"]["distance"]["mean"] == 0
 
 
-def bench_path(contest):
-    from pathlib import Path
-
-    return Path(contest.out)
-
-
-def test_a_folder_with_another_budget_is_refused(contest, bench):
+def test_a_folder_with_another_budget_is_refused(contest):
+    claim(contest)
     with pytest.raises(ValueError, match=r"budget: 400 there, 500 now.*choose another folder"):
         claim(dataclasses.replace(contest, budget=500))
     claim(dataclasses.replace(contest, seeds=9, calls=(8,)))  # more of the same
@@ -100,6 +100,7 @@ def test_an_unknown_entrant_is_told_the_known_ones(contest):
         jobs(dataclasses.replace(contest, only=("arcflwo",)))
 
 
+@pytest.mark.slow
 def test_latents_that_are_not_finite_are_counted(contest, bench):
     def nothing(x, cond, generator):
         return torch.full_like(x, torch.nan)

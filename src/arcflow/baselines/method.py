@@ -62,6 +62,7 @@ class Objective(Protocol):
     def __call__(self, student: Student, teacher: Teacher, x: Tensor, cond: Cond, turn: Turn) -> Iterator[Part]: ...
 
 
+@runtime_checkable
 class Sampler(Protocol):
     """Final latents from noise `x`, in `steps` calls of the student."""
 
