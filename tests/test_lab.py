@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from arcflow.lab import Gaussians, Net, circle, distance, exact, learn, noise, walked
+from arcflow.momentum import Mixture
 from arcflow.path import step_grid
 from arcflow.rollout import arcs, euler
 
@@ -114,7 +115,6 @@ def test_whoever_watches_is_told_every_loss():
 
 def test_a_straight_student_that_says_what_the_teacher_says_is_euler():
     """`walked` and `euler` are of one scale: distances to the exact ends can be compared."""
-    from arcflow.momentum import Mixture
 
     def straight(x, sigma, cond):
         v = circle()(x, sigma, cond)[:, :, None]
