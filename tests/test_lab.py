@@ -128,7 +128,7 @@ def test_a_straight_student_that_says_what_the_teacher_says_is_euler():
 @pytest.mark.slow
 def test_two_bent_steps_beat_two_straight_ones_and_those_of_the_teacher():
     teacher, x = circle(), noise(1000, draws(7))
-    ends, more = exact(teacher, x, step_grid(64)), {"steps": 2, "iterations": 600, "batch": 256}
+    ends, more = exact(teacher, x, step_grid(64)), {"steps": 2, "iterations": 500, "batch": 256, "lr": 1e-2}
     errors = {modes: distance(walked(learn(teacher, modes=modes, **more), x, 2), ends) for modes in (1, 4)}
     plain = {steps: distance(euler(teacher, x, {}, step_grid(steps)), ends) for steps in (2, 4)}
     assert errors[4] < errors[1] < plain[4] < plain[2]
