@@ -361,6 +361,7 @@ def save_adapter(net: Any, folder: Path, config: Run, progress: Progress) -> Non
         also_steps=config.distill.also_steps,
         final_step_scale=config.distill.final_step_scale,
         guidance=config.distill.guidance if backbone.family_of(net).guidance else None,
+        teacher_lora=config.model.teacher_lora,
         training={"settings": settings, "progress": record},
     )
     adapter.save_adapter(net, folder, info=info)
