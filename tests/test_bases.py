@@ -126,9 +126,9 @@ def test_a_lora_that_is_missing_or_fits_nothing_is_named(shelf, tmp_path):
 @pytest.mark.skipif(not any(map(shutil.which, ("c++", "g++", "clang++"))), reason="torch.compile needs a C++ compiler")
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning", "ignore::FutureWarning")
 def test_a_compiled_student_learns_the_same(shelf, tmp_path):
-    """Compiled kernels round differently: to a thousandth, over three iterations."""
+    """Compiled kernels round differently: to 1e-5, over three iterations."""
     plain = train.train(settings(shelf, tmp_path / "plain", model__dropout=0.0), log=quiet)
     fast = train.train(settings(shelf, tmp_path / "fast", model__dropout=0.0, model__compile=True), log=quiet)
-    assert losses(fast) == pytest.approx(losses(plain), rel=1e-3)
+    assert losses(fast) == pytest.approx(losses(plain), rel=1e-5)
     assert json.loads((fast / "run.json").read_text())["model"]["compile"]
     arcflow.attach(open_base(shelf), fast / "adapter")
