@@ -80,11 +80,8 @@ class Bench:
         self.update()
 
     def gradients_authors(self) -> None:
-        states = self.run.distill.states
-
         def one_by_one(x: Tensor, sigma: Tensor, cond: Any) -> Tensor:
-            size = len(x) // states
-            pieces = [slice(i * size, (i + 1) * size) for i in range(states)]
+            pieces = [slice(i, i + self.batch) for i in range(0, len(x), self.batch)]
             return torch.cat([self.teacher(x[piece], sigma[piece], rows(cond, piece)) for piece in pieces])
 
         parts = distill(
@@ -107,11 +104,12 @@ class Bench:
         self.update()
 
     def bare(self) -> None:
-        states = self.run.distill.states
-        cond, x = repeat(self.cond, states), self.x.repeat(states, 1, 1)
+        half = self.run.distill.states // 2  # in a call, see `rollout.visit`
+        cond, x = repeat(self.cond, half), self.x.repeat(half, 1, 1)
         for segment in segments(self.run.distill.steps):
             sigma = float(shift_sigma(segment.tau_src))
-            student.teacher_velocity(self.net, x, sigma, cond)
+            for _ in range(2):
+                student.teacher_velocity(self.net, x, sigma, cond)
             out = backbone.call(self.net, self.x, sigma, self.cond)
             out.backward(torch.ones_like(out))
         self.net.zero_grad()

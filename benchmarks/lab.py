@@ -31,7 +31,7 @@ def main() -> None:
     ends = lab.exact(teacher, x)
     for calls in (1, 2, 4, 8):
         print(f"plain Euler, {calls}: {lab.distance(euler(teacher, x, {}, step_grid(calls)), ends):.3f}")
-    print(f"\n| modes | {' | '.join(f'{n} calls' for n in options.calls)} | seconds each |")
+    print(f"\n| modes | {' | '.join(f'calls: {n}' for n in options.calls)} | seconds each |")
     print("|---|" + "---|" * (len(options.calls) + 1), flush=True)
     for modes in options.modes:
         started, cells = time.monotonic(), []

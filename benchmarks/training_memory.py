@@ -3,9 +3,10 @@
     python -m benchmarks.training_memory [--recipes flux-24gb ...]
 
 The transformer is built at its true shape on the meta device, one micro-batch goes through the objective and its
-backward passes, and a dispatch mode counts the bytes of every tensor alive. Attention is counted as fused kernels have
-it. Beside that stand the frozen base, the trained weights, their average and AdamW's moments. The last column is the
-same iteration with the graphs of both segments kept for one backward pass, as the paper's authors do.
+backward passes, on the student's own path, where the teacher is asked for the most at a time; a dispatch mode counts
+the bytes of every tensor alive. Attention is counted as fused kernels have it. Beside that stand the frozen base, the
+trained weights, their average and AdamW's moments. The last column is the same iteration with the graphs of both
+segments kept for one backward pass, as the paper's authors do.
 """
 
 import argparse
@@ -110,7 +111,7 @@ def iteration(net: Any, run: config.Run, *, one_backward: bool = False) -> float
     kept, F.scaled_dot_product_attention = F.scaled_dot_product_attention, attention
     try:
         with Alive(net) as alive:
-            parts = distill(walker, teacher, x, cond, config=run.distill, ratio=0.5, generator=draws)
+            parts = distill(walker, teacher, x, cond, config=run.distill, ratio=0.0, generator=draws)
             if one_backward:
                 torch.stack([part.loss for part in parts]).sum().backward()
             else:

@@ -1,6 +1,8 @@
 """The ideal student: what K modes can say of a path, found without a network."""
 
+import sys
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,6 +15,7 @@ from arcflow.objective import velocity_error
 from arcflow.path import step_grid, unshift_sigma
 from arcflow.rollout import euler
 
+sys.path.append(str(Path(__file__).parent.parent))
 SIGMAS = step_grid(48).double()
 SHAPE = (3, 2)
 WIDTH, PIXELS = 8, 4
@@ -160,3 +163,14 @@ def test_a_path_without_the_segments_ends_is_refused(curved):
         ideal_errors(curved, SIGMAS, modes=1, steps=5)
     with pytest.raises(ValueError, match="expected 1.0000, 0.6667, 0.0000"):
         ideal_errors(curved, SIGMAS, modes=1, steps=2, shift=2.0)
+
+
+@pytest.mark.slow
+def test_on_the_small_flux_the_class_of_paths_is_not_what_keeps_students_from_the_teacher():
+    """A straight line that knew each path would end closer than Euler does, and four modes nearly right."""
+    from benchmarks.ideal import teacher_paths
+
+    path, sigmas, pixels, plain = teacher_paths(2, 12, [2])
+    one, four = (ideal_errors(path, sigmas, modes=k, steps=2, pixels=pixels) for k in (1, 4))
+    assert four.walked < one.walked / 100 and one.walked < plain[2] / 10
+    assert all(b < a / 2 for a, b in zip(one.velocity, four.velocity, strict=True))

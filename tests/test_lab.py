@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from arcflow.lab import Gaussians, Net, circle, distance, exact, learn, noise, walked
+from arcflow.momentum import Mixture
 from arcflow.path import step_grid
 from arcflow.rollout import arcs, euler
 
@@ -114,7 +115,6 @@ def test_whoever_watches_is_told_every_loss():
 
 def test_a_straight_student_that_says_what_the_teacher_says_is_euler():
     """`walked` and `euler` are of one scale: distances to the exact ends can be compared."""
-    from arcflow.momentum import Mixture
 
     def straight(x, sigma, cond):
         v = circle()(x, sigma, cond)[:, :, None]
@@ -128,7 +128,7 @@ def test_a_straight_student_that_says_what_the_teacher_says_is_euler():
 @pytest.mark.slow
 def test_two_bent_steps_beat_two_straight_ones_and_those_of_the_teacher():
     teacher, x = circle(), noise(1000, draws(7))
-    ends, more = exact(teacher, x, step_grid(64)), {"steps": 2, "iterations": 600, "batch": 256}
+    ends, more = exact(teacher, x, step_grid(64)), {"steps": 2, "iterations": 500, "batch": 256, "lr": 1e-2}
     errors = {modes: distance(walked(learn(teacher, modes=modes, **more), x, 2), ends) for modes in (1, 4)}
     plain = {steps: distance(euler(teacher, x, {}, step_grid(steps)), ends) for steps in (2, 4)}
     assert errors[4] < errors[1] < plain[4] < plain[2]

@@ -6,13 +6,18 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
+from test_train import config, quiet, tiny_pipe
 from tiny import flux_transformer, perturb
 
+import arcflow
 from arcflow import adapter, backbone, memory, student
 from arcflow.checkpoint import Checkpoints
-from arcflow.config import Optim
+from arcflow.config import Model, Optim
+from arcflow.loading import load_pipe
 from arcflow.optim import adamw
-from arcflow.state import Ema, Progress
+from arcflow.state import Ema, Progress, read_log
+from arcflow.train import train
 
 sys.path.append(str(Path(__file__).parent.parent))
 from benchmarks import quantized
@@ -119,6 +124,48 @@ def test_layerwise_casting_computes_in_the_dtype_it_says(plain, call, tmp_path):
     lost = distance(call(plain), call.teacher(made))
     adapter.load_adapter(plain, tmp_path)
     assert 0 < lost < 0.1 and distance(call(plain), wanted) < 2 * lost
+
+
+@pytest.mark.parametrize("way", ["torchao int8", "torchao float8", "bitsandbytes nf4"], indirect=True)
+def test_a_student_learns_on_a_quantized_base(way, tmp_path):
+    """Through the loader that a run has; nf4, which that makes on a GPU alone, is put in by hand."""
+    quantize = {"torchao int8": "int8", "torchao float8": "fp8", "bitsandbytes nf4": "nf4"}[way]
+    tiny_pipe().save_pretrained(tmp_path / "base")
+    run = config(tmp_path / "run", model__base=str(tmp_path / "base"), model__quantize=quantize, pictures=0)
+    if quantize == "nf4":
+        pipe = tiny_pipe()
+        pipe.transformer = quantized.stored(pipe.transformer, quantized.STORES[way])
+    else:
+        pipe = load_pipe(run.model)
+    net = pipe.transformer
+    x, cond = backbone.noise(pipe, [1], 8, 8), backbone.encode_prompts(pipe, ["a red ring"], height=8, width=8)
+    with torch.no_grad():
+        before = backbone.call(net, x, 0.7, cond)
+    folder = train(run, pipe, quiet)
+
+    lines = read_log(folder / "log.jsonl")
+    distances = [line["distance"] for line in lines if "distance" in line]
+    assert distances[-1] < distances[0] and not any(line.get("skipped") for line in lines)
+    trained = student.trainable(net)
+    assert {id(p) for p in net.parameters() if p.requires_grad} == {id(p) for p in trained.values()}
+    assert {p.dtype for p in trained.values()} == {torch.float32}
+    assert torch.equal(student.teacher_velocity(net, x, 0.7, cond), before)
+    (file,) = sorted((folder / "checkpoints").iterdir())[-1].glob("*.safetensors")
+    averaged = {name.removeprefix("ema.") for name in load_file(file) if name.startswith("ema.")}
+    assert averaged == trained.keys()
+
+    plain = tiny_pipe()
+    arcflow.attach(plain, folder / "adapter")
+    with torch.no_grad():
+        here, there = (student.predict(p.transformer, x, 1.0, cond).velocity(0.0) for p in (pipe, plain))
+    assert distance(there, here) < ERROR[way]
+
+
+def test_four_bits_without_a_gpu_are_refused_in_words(monkeypatch):
+    pytest.importorskip("bitsandbytes")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ValueError, match="'nf4'.* expected a GPU, .*; take int8"):
+        load_pipe(Model(quantize="nf4"))
 
 
 def test_moments_in_eight_bits_go_on_from_a_checkpoint(tmp_path):

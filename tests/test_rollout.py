@@ -61,6 +61,22 @@ def test_guidance_moves_away_from_the_empty_prompt():
     assert torch.equal(u, torch.tensor([[5.0] * 3, [9.0] * 3]))
 
 
+@pytest.mark.parametrize(("empty", "calls"), [(2, 1), (1, 2)], ids=["one length", "two lengths"])
+def test_both_prompts_are_asked_in_one_call_where_their_texts_are_equally_long(empty, calls):
+    asked = []
+
+    def teacher(x, sigma, cond):
+        asked.append(len(x))
+        return x * cond["text"].sum(1, keepdim=True) + sigma[:, None] + cond["img_ids"].sum()
+
+    x, sigma, cond = torch.rand(2, 3), torch.rand(2), {"text": torch.rand(2, 2), "img_ids": torch.rand(5)}
+    negative = {"text": torch.rand(1, empty), "img_ids": torch.rand(7)}
+    u = guided(teacher, negative, 4.0)(x, sigma, cond)
+    assert len(asked) == calls and sum(asked) == 4
+    no, yes = (teacher(x, sigma, {**cond, "text": text}) for text in (negative["text"].expand(2, -1), cond["text"]))
+    torch.testing.assert_close(u, no + 4.0 * (yes - no))
+
+
 @pytest.mark.parametrize("spread", ["uniform", "stratified"])
 @pytest.mark.parametrize("ratio", [0.0, 0.3, 1.0])
 def test_the_walk_never_goes_back_and_leaves_the_window_free(ratio, spread):
@@ -96,7 +112,7 @@ def test_the_first_state_of_a_teacher_only_walk_is_the_start():
     assert torch.equal(times(1.0).tau[0], torch.ones(3, dtype=torch.float64))
 
 
-def test_states_of_the_student_alone_take_one_call_and_lie_on_its_arc():
+def test_states_of_the_student_alone_take_two_calls_and_lie_on_its_arc():
     calls, roll, x, drawn = [], mixture(), torch.randn(3, 2, 8, dtype=torch.float64), times(0.0)
 
     def teacher(x, sigma, cond):
@@ -105,9 +121,10 @@ def test_states_of_the_student_alone_take_one_call_and_lie_on_its_arc():
 
     cond = {"text": torch.arange(3), "img_ids": torch.zeros(7, 3)}
     states, _, end = visit(roll, teacher, x, cond, drawn, 3.2)
-    ((_, sigma, seen),) = calls
-    assert torch.equal(seen["text"], torch.arange(3).repeat(4)) and torch.equal(seen["img_ids"], cond["img_ids"])
-    assert torch.allclose(sigma.view(4, 3), shift_sigma(drawn.tau, 3.2))
+    for (asked, sigma, seen), half in zip(calls, (slice(0, 2), slice(2, 4)), strict=True):
+        assert torch.equal(seen["text"], torch.arange(3).repeat(2)) and torch.equal(seen["img_ids"], cond["img_ids"])
+        assert torch.allclose(sigma.view(2, 3), shift_sigma(drawn.tau[half], 3.2))
+        assert torch.equal(asked, states[half].flatten(0, 1))
     for i in range(4):
         assert torch.allclose(states[i], x - roll.displacement(0.0, 1 - shift_sigma(drawn.tau[i], 3.2)))
     assert torch.allclose(end, x - roll.displacement(0.0, 1 - shift_sigma(0.5, 3.2)))

@@ -1,7 +1,6 @@
 """The loop on a tiny pipeline: what it learns, leaves behind, survives and says."""
 
 import dataclasses
-import importlib
 import json
 import math
 import multiprocessing
@@ -13,6 +12,7 @@ import sys
 import time
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -29,7 +29,7 @@ from arcflow.optim import accepted, adamw, rate
 from arcflow.parallel import Ranks
 from arcflow.path import step_grid
 from arcflow.rollout import arcs
-from arcflow.state import Progress, read_log
+from arcflow.state import HELD_OUT, Progress, read_log
 from arcflow.train import claim, train
 
 ITERATIONS = 12
@@ -399,23 +399,46 @@ def test_a_run_may_start_its_later_segments_from_pictures(tmp_path):
 
 
 def test_the_curves_go_to_a_tracker_too(tmp_path, monkeypatch):
-    """A stand-in for the package, with the three calls that wandb and trackio share."""
-    (tmp_path / "trackio.py").write_text(
-        "import json\nlines = []\n"
-        "def init(**settings): lines.append(settings); return __import__(__name__)\n"
-        "def log(values, step): lines.append({**values, 'step': step})\n"
-        "def finish(): lines.append('finished')\n"
+    """A stand-in for the package, with the four names that wandb and trackio share."""
+    settings, lines = [], []
+    run = SimpleNamespace(
+        log=lambda values, step: lines.append({**values, "step": step}), finish=lambda: lines.append(0)
     )
-    monkeypatch.syspath_prepend(tmp_path)
+    library = SimpleNamespace(init=lambda **given: settings.append(given) or run, Image=lambda picture: picture.shape)
+    monkeypatch.setitem(sys.modules, "trackio", library)
     folder = train(config(tmp_path / "run", tracker="trackio", optim__iterations=2), tiny_pipe(), quiet)
-    settings, *lines, end = importlib.import_module("trackio").lines
-    assert (settings["project"], settings["name"], end) == ("arcflow", "run", "finished")
-    assert settings["config"]["optim"]["iterations"] == 2
-    told = [line for line in lines if not any(name.startswith("speed/") for name in line)]
+    ((given,), own), end = (settings, (folder / "tracker.txt").read_text()), lines.pop()
+    assert (given["project"], given["name"], end) == ("arcflow", own, 0) and own.startswith("run-")
+    assert given["config"]["optim"]["iterations"] == 2
+    pictures = [line for line in lines if HELD_OUT in line]
+    assert pictures == [{HELD_OUT: (2 * 8, 3 * 8, 3), "step": step} for step in (0, 2)]
+    numbers = [line for line in lines if line not in pictures]
+    told = [line for line in numbers if not any(name.startswith("speed/") for name in line)]
     assert told == [{k: v for k, v in line.items() if v is not None} for line in read_log(folder / "log.jsonl")]
     with pytest.raises(ValueError, match="tracker = 'wandb': expected it to be installed"):
         monkeypatch.setitem(sys.modules, "wandb", None)
         train(config(tmp_path / "other", tracker="wandb"), tiny_pipe(), quiet)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", ["wandb", "trackio"])
+def test_the_tracker_itself_takes_curves_and_pictures_and_is_taken_up(name, tmp_path, monkeypatch):
+    """Where it is installed; nothing leaves this machine."""
+    kept = tmp_path / "kept"
+    kept.mkdir()
+    for key, value in {"WANDB_MODE": "offline", "WANDB_DIR": kept, "TRACKIO_DIR": kept}.items():
+        monkeypatch.setenv(key, str(value))
+    library = pytest.importorskip(name)  # trackio looks for its folder here
+    runs, init = [], library.init
+    monkeypatch.setattr(library, "init", lambda **settings: runs.append(init(**settings)) or runs[-1])
+    for _ in range(2):
+        train(config(tmp_path / "run", tracker=name, optim__iterations=2, stop_after=1e-9), tiny_pipe(), quiet)
+    names = [run.id if name == "wandb" else run.name for run in runs]
+    assert names == 2 * [(tmp_path / "run" / "tracker.txt").read_text()]
+    files = [path for path in kept.rglob("*") if path.is_file()]
+    assert any(path.suffix == ".png" for path in files)
+    assert any(b"velocity_error" in path.read_bytes() for path in files)
 
 
 def test_another_run_in_the_folder_is_not_overwritten(run):

@@ -78,6 +78,8 @@ class AdapterInfo:
     """Length of the last step over the others."""
     guidance: float | None = None
     """Guidance embedding it was trained with; None: the family's."""
+    teacher_lora: str | None = None
+    """A LoRA that was part of the teacher: the pipeline needs it too, before this adapter."""
     sizes: dict[str, Any] = field(default_factory=dict)
     """* The base's sizes (`SIZES`)."""
     fingerprint: list[float] = field(default_factory=list)

@@ -65,6 +65,9 @@ class Model:
     def __post_init__(self) -> None:
         check(bool(self.base), "model.base", self.base, "a name", 'give "world", a folder or a Hub id')
         check(self.modes >= 1, "model.modes", self.modes, "1 or more", "the published adapters use 16")
+        plain = self.teacher_lora is None or self.targets != "full"
+        remedy = "fuse it into the base (pipe.fuse_lora), or choose other targets"
+        check(plain, "model.teacher_lora", self.teacher_lora, "None where every weight is trained", remedy)
         plain = self.quantize == "none" or self.targets != "full"
         check(plain, "model.quantize", self.quantize, '"none" where every weight is trained', "choose other targets")
         check(self.rank >= 1, "model.rank", self.rank, "1 or more", "set model.lora to False to train without LoRA")

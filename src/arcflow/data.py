@@ -38,6 +38,11 @@ def repeat(cond: Cond, times: int) -> Cond:
     }
 
 
+def beside(one: Cond, other: Cond) -> Cond:
+    """Conditioning of two batches as one."""
+    return {name: value if shared(name) else torch.cat([one[name], value]) for name, value in other.items()}
+
+
 def rows(cond: Cond, part: slice | list[int]) -> Cond:
     """Conditioning of some samples of a batch."""
     return {name: value if shared(name) else value[part] for name, value in cond.items()}

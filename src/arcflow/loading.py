@@ -7,12 +7,14 @@ stand on a device of their own (`model.text_device`). Libraries: bitsandbytes an
 import importlib
 import importlib.util
 import os
+import re
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from peft.tuners.lora import LoraLayer
 
 from arcflow import backbone, hub
 from arcflow.backbone import Cond
@@ -58,9 +60,37 @@ def _load(kind: Any, base: str, model: Model, text: bool) -> Any:
     if short := _stored_short(model, encoders if text else []):
         more["quantization_config"] = short
     pipe: Any = kind.from_pretrained(base, dtype=getattr(torch, model.dtype), **more)
-    if model.teacher_lora:
-        pipe.load_lora_weights(model.teacher_lora)
+    return _with_lora(pipe, model.teacher_lora) if model.teacher_lora else pipe
+
+
+def _with_lora(pipe: Any, name: str) -> Any:
+    """The same pipeline with a LoRA of the user's own on it, all of it or none. It is switched on, and not trained."""
+    if not Path(name).exists() and not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name):
+        raise ValueError(f"no LoRA {name!r}: expected a file, a folder or a Hub id; check model.teacher_lora")
+    with hub.explained(name):
+        parts = {key.partition(".lora")[0] for key in pipe.lora_state_dict(name) if ".lora" in key}
+    other = sorted(part for part in parts if getattr(pipe, part.partition(".")[0], None) is None)
+    if other:
+        raise ValueError(
+            f"{name!r} changes what this pipeline lacks ({other[0]}): expected a LoRA on parts that are loaded; with "
+            f"data.embeddings text encoders are not, so leave that setting out"
+        )
+    try:
+        pipe.load_lora_weights(name)
+        there = {f"{root}.{name}" for root in {part.partition(".")[0] for part in parts} for name in _loras(pipe, root)}
+        wrong = f"it has layers that are not here, as {min(parts - there)}" if parts - there else ""
+    except (ValueError, RuntimeError) as error:
+        wrong = str(error).splitlines()[0]
+    if wrong:
+        raise ValueError(
+            f"the LoRA {name!r} does not fit {type(pipe.transformer).__name__} ({wrong}): expected one made for the "
+            f"same base; check model.base and model.teacher_lora"
+        )
     return pipe
+
+
+def _loras(pipe: Any, part: str) -> list[str]:
+    return [name for name, module in getattr(pipe, part).named_modules() if isinstance(module, LoraLayer)]
 
 
 def _stored_short(model: Model, encoders: list[str]) -> Any | None:
@@ -93,9 +123,11 @@ def _stored_short(model: Model, encoders: list[str]) -> Any | None:
 
 
 def _need(library: str, model: Model) -> None:
+    asked = f"model.quantize = {model.quantize!r}, model.text_bits = {model.text_bits!r}"
     if importlib.util.find_spec(library) is None:
-        asked = f"model.quantize = {model.quantize!r}, model.text_bits = {model.text_bits!r}"
         raise ValueError(f"{asked}: expected {library} to be installed; pip install {library}")
+    if model.quantize == "nf4" and not (torch.cuda.is_available() or torch.xpu.is_available()):
+        raise ValueError(f"{asked}: expected a GPU, without which bitsandbytes' weights are not made; take int8")
 
 
 def settle(pipe: Any, model: Model, device: torch.device, ranks: Ranks) -> Any:

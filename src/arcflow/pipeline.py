@@ -5,6 +5,7 @@ what a pipeline does with a student. Each call of the student is counted, since 
 for a step, and both its LoRA and its scheduler must be in place: a packed output read otherwise is noise.
 """
 
+import warnings
 import weakref
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,9 +29,16 @@ def attach(pipe: Any, path: str | Path, *, fuse: bool = False) -> Any:
 
     `path` is a folder, or "owner/name" or "owner/name:subfolder" on the Hugging Face Hub. With `fuse` the LoRA is added
     into copies of the weights: faster, for their memory. True classifier-free guidance (negative_prompt with
-    true_cfg_scale > 1) is refused while attached: it would mix gating logits.
+    true_cfg_scale > 1) is refused while attached: it would mix gating logits. Where a LoRA was part of the teacher, it
+    has to be on the pipeline before; without one there is a warning.
     """
     transformer, info = pipe.transformer, read_info(path)
+    if info.teacher_lora and not student.other_adapters(transformer):
+        warnings.warn(
+            f"{path} was distilled from its base with a LoRA on it, which this pipeline does not have (unless fused): "
+            f"pipe.load_lora_weights({info.teacher_lora!r}) before attach, to draw what its teacher draws",
+            stacklevel=2,
+        )
     fewest = min((info.steps, *info.also_steps))
     scheduler = ArcFlowScheduler(info.modes, info.shift, info.final_step_scale, info.pixels, trained_steps=fewest)
     # a student keeps its stock scheduler through a second attach

@@ -100,7 +100,8 @@ def card(info: AdapterInfo, name: str, *, table: str | None = None, curves: bool
         f"(arXiv 2602.09014), which is a LoRA and a wider last layer.",
         "```python\nimport arcflow\nimport torch\nfrom diffusers import DiffusionPipeline\n\n"
         f'pipe = DiffusionPipeline.from_pretrained("{info.base or "the/base"}", dtype=torch.bfloat16).to("cuda")\n'
-        f'arcflow.attach(pipe, "{name}")\n'
+        + (f'pipe.load_lora_weights("{info.teacher_lora}")\n' if info.teacher_lora else "")
+        + f'arcflow.attach(pipe, "{name}")\n'
         f'image = pipe("a red cube on a blue sphere", num_inference_steps={info.steps}).images[0]\n```',
         "## Licence",
         "That of the base, whose weights it goes on: "
@@ -121,6 +122,7 @@ def card(info: AdapterInfo, name: str, *, table: str | None = None, curves: bool
 def _facts(info: AdapterInfo) -> str:
     rows = {
         "base": info.base or "not recorded",
+        **({"LoRA of the teacher, needed with it": info.teacher_lora} if info.teacher_lora else {}),
         "steps it was made for": info.steps,
         "shift": info.shift,
         "final step scale": info.final_step_scale,

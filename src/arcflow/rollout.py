@@ -18,7 +18,7 @@ from torch import Tensor
 
 from arcflow.backbone import Cond
 from arcflow.config import Solver, Spread
-from arcflow.data import repeat
+from arcflow.data import beside, repeat
 from arcflow.momentum import Draws, Policy, uniform
 from arcflow.path import Segment, shift_sigma
 
@@ -39,12 +39,18 @@ def column(value: Float[Tensor, " batch"], like: Float[Tensor, "batch *rest"]) -
 
 def guided(teacher: Teacher, negative: Cond, scale: float) -> Teacher:
     """The teacher under true guidance, u = n + scale (p - n), in float32; `negative` is a batch of one, whatever the
-    size of its picture."""
+    size of its picture. Both prompts go through the network in one call where their texts are equally long; padding
+    would cost a mask, which fused attention does not like."""
 
     def velocity(x: Tensor, sigma: Tensor, cond: Cond) -> Tensor:
         picture = {name: value for name, value in cond.items() if name.startswith("img_")}
-        against = teacher(x, sigma, repeat(negative, len(x)) | picture).float()
-        return torch.lerp(against, teacher(x, sigma, cond).float(), scale)
+        empty = repeat(negative, len(x)) | picture
+        if all(empty[name].shape == value.shape for name, value in cond.items()):
+            both = teacher(torch.cat([x, x]), torch.cat([sigma, sigma]), beside(empty, cond))
+            against, wanted = both.float().chunk(2)
+        else:
+            against, wanted = teacher(x, sigma, empty).float(), teacher(x, sigma, cond).float()
+        return torch.lerp(against, wanted, scale)
 
     return velocity
 
@@ -145,8 +151,9 @@ def visit(
     """The states of a segment, the teacher's velocity at every one, and where the walk arrives at the segment's end.
 
     Between two states the walk follows `roll` and then the teacher, from its second velocity on with their slope if
-    the solver is "adams" (two-step Adams-Bashforth). If the teacher has no share in the walk, all
-    states are known at once and it is asked in a single call.
+    the solver is "adams" (two-step Adams-Bashforth). If the teacher has no share in the walk, all states are known at
+    once, and it is asked for half of them in a call: the student's graph stands beside that, and all in one would hold
+    more at a time than the backward pass.
     """
     sigma_src = shift_sigma(times.segment.tau_src, shift)
     sigma = shift_sigma(times.tau, shift).to(x)
@@ -155,8 +162,9 @@ def visit(
     if torch.equal(times.tau, times.tau_next):
         path = roll.at(x)
         states = torch.stack([x - path.displacement(0.0, start) for start in starts])
-        targets = teacher(states.flatten(0, 1), sigma.flatten(), repeat(cond, len(sigma))).unflatten(0, sigma.shape)
-        return states, targets, x - path.displacement(0.0, last)
+        halves = zip(states.chunk(2), sigma.chunk(2), strict=True)
+        targets = [teacher(z.flatten(0, 1), s.flatten(), repeat(cond, len(s))).unflatten(0, s.shape) for z, s in halves]
+        return states, torch.cat(targets), x - path.displacement(0.0, last)
     states, targets, here = [], [], torch.zeros_like(starts[0])
     for i in range(len(sigma)):
         x = x - roll.at(x).displacement(here, starts[i])

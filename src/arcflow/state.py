@@ -9,10 +9,12 @@ Average (EMA): a plain copy at first, then from iteration `start` on w <- beta w
 """
 
 import hashlib
+import importlib
 import importlib.util
 import json
 import math
 import os
+import secrets
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -27,6 +29,7 @@ from torch import Tensor, nn
 from arcflow.parallel import local
 
 Parameters = Mapping[str, nn.Parameter]
+HELD_OUT = "held out, teacher above student"
 
 
 def seed_of(*parts: int | str) -> int:
@@ -133,12 +136,43 @@ def sync(path: Path) -> None:
         os.close(handle)
 
 
+class Tracker:
+    """A run of Weights & Biases or trackio, whose interfaces are alike. `tracker.txt` in the run folder has a name for
+    it that no other run has, so that it is taken up with the folder."""
+
+    def __init__(self, name: str, folder: Path, settings: dict[str, Any]) -> None:
+        try:
+            self.library = importlib.import_module(name)
+        except ImportError as error:
+            raise ValueError(
+                f"tracker = {name!r}: expected it to be installed ({error}); pip install {name}, or leave the setting "
+                f"out"
+            ) from error
+        kept = folder / "tracker.txt"
+        if not kept.exists():
+            write_atomic(kept, lambda temporary: temporary.write_text(f"{folder.name}-{secrets.token_hex(4)}"))
+        own = kept.read_text()
+        found = {"id": own} if name == "wandb" else {}  # trackio goes by the name
+        self.run = self.library.init(project="arcflow", name=own, config=settings, resume="allow", **found)
+
+    def log(self, step: int, values: dict[str, float | int]) -> None:
+        self.run.log(values, step=step)
+
+    def picture(self, step: int, picture: np.ndarray) -> None:
+        self.run.log({HELD_OUT: self.library.Image(picture)}, step=step)
+
+    def finish(self) -> None:
+        self.run.finish()
+
+
 class Log:
     """`log.jsonl`, one JSON object per line with the `step` it belongs to, and the same curves for TensorBoard."""
 
-    def __init__(self, folder: Path, step: int, log: Callable[[str], None] = print, tracker: Any | None = None) -> None:
+    def __init__(
+        self, folder: Path, step: int, log: Callable[[str], None] = print, tracker: Tracker | None = None
+    ) -> None:
         """Open the log and cut off what comes after the checkpoint at `step`: at 0 there is none, and all is cut.
-        `tracker` is a run of Weights & Biases or trackio that gets the curves too."""
+        `tracker` gets the curves and pictures too."""
         path = folder / "log.jsonl"
         for old in (path, folder / "speed.jsonl"):
             if old.exists():
@@ -163,15 +197,17 @@ class Log:
             if self.curves:
                 self.curves.add_scalar(name, value, step)
         if self.tracker:
-            self.tracker.log(values, step=step)
+            self.tracker.log(step, values)
 
     def picture(self, step: int, picture: np.ndarray) -> None:
-        """A picture (rows, columns, 3) of uint8: `pictures/` in the run folder, and TensorBoard."""
+        """A picture (rows, columns, 3) of uint8: `pictures/` in the run folder, TensorBoard and tracker."""
         path = self.folder / "pictures" / f"{step:06d}.png"
         path.parent.mkdir(exist_ok=True)
         write_atomic(path, lambda temporary: Image.fromarray(picture).save(temporary, "png"))
         if self.curves:
-            self.curves.add_image("held out, teacher above student", picture, step, dataformats="HWC")
+            self.curves.add_image(HELD_OUT, picture, step, dataformats="HWC")
+        if self.tracker:
+            self.tracker.picture(step, picture)
 
     def sync(self) -> None:
         """All lines so far are on the disk."""

@@ -189,6 +189,11 @@ def _active(transformer: nn.Module) -> list[str]:
     return list(dict.fromkeys(name for layer in layers for name in layer.active_adapters))
 
 
+def other_adapters(transformer: nn.Module) -> list[str]:
+    """Names of a user's own PEFT adapters in use."""
+    return [name for name in _active(transformer) if name != ADAPTER]
+
+
 def trainable(transformer: nn.Module) -> dict[str, nn.Parameter]:
     """The parameters that training changes, by their names in a published adapter. All else is the frozen base."""
     family, _ = family_of(transformer), _state(transformer)
@@ -313,7 +318,7 @@ def remove(transformer: nn.Module) -> nn.Module:
     state, family = _state(transformer), family_of(transformer)
     unfuse(transformer)
     _unmerged(transformer, "take the student off")
-    others = [name for name in _active(transformer) if name != ADAPTER]
+    others = other_adapters(transformer)
     for layer in lora_layers(transformer).values():
         layer.delete_adapter(ADAPTER)
     for name, layer in _all_lora_layers(transformer).items():

@@ -6,7 +6,6 @@ goes on from its last checkpoint to the same bits. Settings: arXiv 2602.09014.
 """
 
 import dataclasses
-import importlib
 import json
 import math
 import signal
@@ -37,7 +36,7 @@ from arcflow.path import segments
 from arcflow.replay import Replay
 from arcflow.rollout import Student, Teacher, guided
 from arcflow.speed import Speed
-from arcflow.state import Ema, Log, Progress, ema_beta, seed_of, write_atomic
+from arcflow.state import Ema, Log, Progress, Tracker, ema_beta, seed_of, write_atomic
 
 FREE = (
     *("out", "device", "pictures", "eval_every", "save_every", "keep", "milestones", "log_every", "stop_after"),
@@ -68,7 +67,8 @@ def _train(config: Run, pipe: Any, device: torch.device, ranks: Ranks, log: Call
     data = open_prompts(config.data, seed=config.seed, batch=optim.batch)
     if data.message:
         log(data.message)
-    folder, curves = claim(config, ranks), tracker(config) if ranks.first else None
+    folder, told = claim(config, ranks), ranks.first and config.tracker != "none"
+    curves = Tracker(config.tracker, folder, json.loads(to_json(config))) if told else None
     pipe = load_pipe(config.model, not config.data.embeddings) if pipe is None else pipe
     encode, negative = encoder(settle(pipe, config.model, device, ranks), config, data, device)
     parameters = build_student(pipe.transformer, config, ranks)
@@ -190,21 +190,6 @@ def feed_of(pipe: Any, data: Prompts, encode: Encode, config: Run, device: torch
 
     in_memory = config.data.cache and not config.data.embeddings
     return Feed(make, device, ahead=not in_memory and not config.distill.replay)
-
-
-def tracker(config: Run) -> Any | None:
-    """A run of Weights & Biases or trackio, whose interfaces are alike; it is taken up with the run folder."""
-    if config.tracker == "none":
-        return None
-    try:
-        library = importlib.import_module(config.tracker)
-    except ImportError as error:
-        raise ValueError(
-            f"tracker = {config.tracker!r}: expected it to be installed ({error}); pip install {config.tracker}, or "
-            f"leave the setting out"
-        ) from error
-    settings = json.loads(to_json(config))
-    return library.init(project="arcflow", name=Path(config.out).name, config=settings, resume="allow")
 
 
 def claim(config: Run, ranks: Ranks) -> Path:
@@ -361,6 +346,7 @@ def save_adapter(net: Any, folder: Path, config: Run, progress: Progress) -> Non
         also_steps=config.distill.also_steps,
         final_step_scale=config.distill.final_step_scale,
         guidance=config.distill.guidance if backbone.family_of(net).guidance else None,
+        teacher_lora=config.model.teacher_lora,
         training={"settings": settings, "progress": record},
     )
     adapter.save_adapter(net, folder, info=info)

@@ -29,13 +29,14 @@ class Evaluate:
 
     def run(self) -> None:
         from arcflow import evaluate, report
+        from arcflow.adapter import read_info
         from arcflow.state import read_log
         from arcflow.world.check import accuracy
         from arcflow.world.scene import SIZE
 
         adapter = Path(adapter_of(SHIPPED, self.adapter))
         prompts = held_out(self.count)
-        pipe = open_pipe(SHIPPED, self.device, "float32")
+        pipe = open_pipe(SHIPPED, self.device, "float32", read_info(adapter).teacher_lora)
         size = {"height": SIZE, "width": SIZE}
         results, samples = evaluate.compare(
             pipe, adapter, prompts, judge=accuracy, seeds=self.seeds, first_seed=FIRST_SEED, progress=True, **size

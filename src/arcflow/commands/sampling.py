@@ -60,12 +60,13 @@ class Sample:
 
         from arcflow import sample
 
-        adapter, guidance = adapter_of(self.model, self.adapter), self.guidance
-        if adapter and guidance is None:
+        adapter, guidance, lora = adapter_of(self.model, self.adapter), self.guidance, None
+        if adapter:
             from arcflow.adapter import read_info
 
-            guidance = read_info(adapter).guidance
-        pipe = open_pipe(self.model, self.device, self.dtype)
+            info = read_info(adapter)
+            guidance, lora = info.guidance if guidance is None else guidance, info.teacher_lora
+        pipe = open_pipe(self.model, self.device, self.dtype, lora)
         height, width = size_of(self.model, self.height, self.width)
         recipes = [
             sample.Recipe(
@@ -85,7 +86,7 @@ class Sample:
         if adapter:
             from arcflow.pipeline import attach
 
-            attach(pipe, adapter, fuse=True)
+            attach(pipe, adapter, fuse=not lora)
         with nullcontext() if adapter else sample.euler(pipe):
             new = sample.sample_folder(pipe, recipes, self.out, batch_size=self.batch, share=sample.share_of_work())
         for path in new:
@@ -108,14 +109,14 @@ def adapter_of(model: str, adapter: str) -> str:
     return str(folder)
 
 
-def open_pipe(model: str, device: str, dtype: str) -> Any:
-    """The teacher's pipeline on its device."""
+def open_pipe(model: str, device: str, dtype: str, lora: str | None = None) -> Any:
+    """The teacher's pipeline on its device; a LoRA may be part of it."""
     from arcflow.loading import load_pipe, torch_device
 
     where = torch_device(device)
     if dtype == "auto":
         dtype = "bfloat16" if where.type == "cuda" else "float32"
-    return load_pipe(config.Model(base=model, dtype=dtype)).to(where)  # type: ignore[arg-type]
+    return load_pipe(config.Model(base=model, dtype=dtype, teacher_lora=lora)).to(where)  # type: ignore[arg-type]
 
 
 def open_transformer(model: str, family: str) -> Any:
