@@ -14,9 +14,9 @@ from pathlib import Path
 import torch
 
 from arcflow import lab
-from arcflow.ideal import ideal_errors
+from arcflow.ideal import fit, ideal_errors, raw_time
 from arcflow.page import EULER, FAINT, STUDENT, TEACHER, canvas, render
-from arcflow.path import step_grid
+from arcflow.path import SHIFT, step_grid
 from arcflow.rollout import arcs, euler
 
 parser = argparse.ArgumentParser(description="The story of arcflow in the plane, told in numbers and one picture.")
@@ -85,6 +85,9 @@ for modes in (*MODES, 32):
 
 # %% [markdown]
 # ## One picture
+#
+# The students' arcs end near the teacher's but cut its corners: the mean velocity is learned at once, the bend last.
+# The ideal arcs, fitted to the same paths, follow it.
 
 # %%
 figure, (field, ways, by_modes, by_calls) = canvas(4, 11.0, 10.4, rows=2)
@@ -108,29 +111,37 @@ bend = (away - (away * chord).sum(-1, keepdim=True) * chord).norm(dim=-1).amax(0
 bend = bend * (bend < bend.quantile(0.95))
 third = ((torch.atan2(ends[:, 0, 1], ends[:, 0, 0]) / torch.pi + 1) * 1.5).floor().clamp(max=2)
 chosen = [int((bend * (third == part)).argmax()) for part in range(3)]
-student, start = students[4, 2], x[chosen].float()
+student, start = students[16, 2], x[chosen].float()
 calls = arcs(student, start, {}, step_grid(2), trace=True)
 pieces = []
 for i, (here, there) in enumerate(zip(step_grid(2)[:-1], step_grid(2)[1:], strict=True)):
     arc = student(calls[i], here.expand(len(start)), {}).detach()
     pieces += [calls[i] - arc.displacement(0.0, float(s)) for s in torch.linspace(0, float(here - there), 33)]
-chords, curves = euler(teacher, x[chosen], {}, step_grid(2), trace=True), torch.stack(pieces)
+best = []
+for part in (slice(0, 33), slice(32, 65)):
+    s, piece = sigmas[part][0] - sigmas[part], paths[part, chosen]
+    u = -piece.diff(dim=0) / s.diff().view(-1, 1, 1, 1)
+    arc = fit(u, s, raw_time(sigmas[part], SHIFT), modes=4)
+    best += [piece[0] - arc.displacement(0.0, float(level)) for level in s]
+chords, curves, fitted = euler(teacher, x[chosen], {}, step_grid(2), trace=True), torch.stack(pieces), torch.stack(best)
 places = teacher.means
 ways.scatter(*places.T, color=FAINT, s=260, zorder=1)
-for i in range(len(chosen)):
-    named = {} if i else {"teacher": "teacher", "chords": "plain Euler, 2 calls", "arcs": "4 modes, 2 calls"}
-    ways.plot(*paths[:, chosen[i], 0].T, color=TEACHER, lw=5, alpha=0.3, label=named.get("teacher"), zorder=2)
-    ways.plot(*chords[:, i, 0].T, color=EULER, lw=1.6, ls=(0, (5, 3)), label=named.get("chords"), zorder=3)
+NAMES = ("teacher", "plain Euler", "student, 16 modes", "ideal, 4 modes")
+for i, names in enumerate((NAMES, (None,) * 4, (None,) * 4)):  # the legend names each kind once
+    ways.plot(*paths[:, chosen[i], 0].T, color=TEACHER, lw=5, alpha=0.3, label=names[0], zorder=2)
+    ways.plot(*chords[:, i, 0].T, color=EULER, lw=1.6, ls=(0, (5, 3)), label=names[1], zorder=3)
     ways.scatter(*chords[:-1, i, 0].T, color=EULER, s=34, marker="s", zorder=3)
-    ways.plot(*curves[:, i, 0].T, color=STUDENT, lw=2.2, label=named.get("arcs"), zorder=4)
+    ways.plot(*curves[:, i, 0].T, color=STUDENT, lw=2.2, label=names[2], zorder=4)
+    ways.plot(*fitted[:, i, 0].T, color=STUDENT, lw=1.4, ls=(0, (1, 1.6)), label=names[3], zorder=4)
     ways.scatter(*calls[:-1, i, 0].T, color="white", edgecolor=STUDENT, lw=2, s=46, zorder=5)
     for end, color in ((chords[-1], EULER), (paths[-1, chosen], TEACHER), (calls[-1], STUDENT)):
         ways.scatter(*end[i, 0], color=color, s=34, zorder=6)
 ways.set_title("two calls: chords and arcs", fontsize=12, color=INK, pad=10)
 
 for panel in (field, ways):
-    panel.set(xlim=(-4, 4), ylim=(-4, 4), xticks=[], yticks=[], aspect="equal")
-    panel.legend(loc="upper center", bbox_to_anchor=(0.5, 0.0), ncols=3, frameon=False, fontsize=9.5, columnspacing=1.2)
+    panel.set(xlim=(-3.8, 3.8), ylim=(-3.8, 3.8), xticks=[], yticks=[], aspect="equal")
+    panel.legend(loc="upper center", bbox_to_anchor=(0.5, 0.0), ncols=4, frameon=False, fontsize=9,
+                 columnspacing=1.0, handlelength=1.7)  # fmt: skip
 
 # Errors.
 for count, style, mark in ((1, "--", "o"), (2, "-", "o")):
@@ -159,7 +170,7 @@ for panel in (by_modes, by_calls):
     panel.set(ylim=(0.05, 4), yticks=(0.1, 0.3, 1, 3), yticklabels=("0.1", "0.3", "1", "3"))
     panel.minorticks_off()
     panel.grid(axis="y", color=FAINT, lw=0.5, alpha=0.6)
-    panel.legend(frameon=False, fontsize=9.5)
+    panel.legend(frameon=False, fontsize=9.5, handlelength=3)
     panel.xaxis.label.set_color("#64748b")
     panel.yaxis.label.set_color("#64748b")
 
