@@ -50,7 +50,7 @@ def test_the_settings_of_every_entrant_are_valid_and_their_own(contest, study):
 @pytest.mark.parametrize("name", ["arcflow", "reflow", "dmd2"])
 def test_a_training_ends_with_its_budget(contest, bench, name):
     entrant = next(e for e in entrants("methods") if e.name == name)
-    made = train(bench, entrant, 2, 0, bench_reference(contest))
+    made = train(bench, entrant, 2, 1, bench_reference(contest))
     last, _ = made.curve[-1]
     assert contest.budget <= last < 3 * contest.budget and made.skipped == 0
     assert len(made.curve) == 5 and made.iterations >= 1

@@ -34,6 +34,8 @@ from arcflow.studies import entrants
 from arcflow.world.commands import held_out
 from arcflow.world.scene import SKILLS, parse
 
+MAIN = 2
+"""The number of calls at which methods are ranked."""
 MEASURES = ("distance", "accuracy", "diversity")
 TITLES = {"euler": "plain Euler", "heun": "Heun", "dpmpp": "DPM-Solver++"}
 """Of the teacher's own solvers."""
@@ -48,23 +50,33 @@ class Job:
     study: Study
     entrant: str
     calls: tuple[int, ...]
-    """Numbers of calls that its student is judged at; more than one where a training is for any number."""
+    """Numbers of calls that its student is judged at."""
     seed: int
+    any_calls: bool = False
+    """Whether the training is for any number of calls."""
 
     @property
     def name(self) -> str:
-        calls = "any" if len(self.calls) > 1 else "".join(map(str, self.calls))
+        calls = "any" if self.any_calls else "".join(map(str, self.calls))
         return f"{self.entrant}/{calls}-{self.seed}"
+
+    @property
+    def trained_for(self) -> int:
+        """Number of calls that the objective is told."""
+        return MAIN if self.any_calls else self.calls[0]
 
 
 def jobs(contest: Contest) -> list[Job]:
-    """All runs of a contest, seed by seed: what is there after a while is a whole comparison already."""
-    field = wanted(contest)
+    """All runs of a contest. Those at the main number of calls come first: there is something to see after a while."""
+    field, seeds = wanted(contest), range(contest.seeds)
     found = [Job(contest.study, name, (n,), 0) for name in solvers(contest) for n in contest.calls]
-    for seed in range(contest.seeds):
-        for entrant in field:
-            groups = [(n,) for n in contest.calls] if entrant.method.per_calls else [tuple(contest.calls)]
-            found += [Job(contest.study, entrant.name, calls, seed) for calls in groups]
+    order = sorted(contest.calls, key=lambda n: (n != MAIN, n))
+    for n in order:
+        named = [entrant.name for entrant in field if entrant.method.per_calls]
+        found += [Job(contest.study, name, (n,), seed) for seed in seeds for name in named]
+        if n == order[0]:
+            named = [entrant.name for entrant in field if not entrant.method.per_calls]
+            found += [Job(contest.study, name, tuple(contest.calls), seed, True) for seed in seeds for name in named]
     return found
 
 
@@ -89,7 +101,7 @@ def wanted(contest: Contest) -> list[Entrant]:
 def compare(contest: Contest, log: Callable[[str], None] = print) -> dict[str, Any]:
     """Do the runs that are missing, then sum up all that are asked for."""
     out, todo = claim(contest), jobs(contest)
-    missing = [job for job in todo if not _record(out, job).exists()]
+    missing = [job for job in todo if not _done(out, job)]
     if missing:
         log(f"{len(missing)} of {len(todo)} runs to do, {contest.budget} forward-equivalents each, in {out}")
         for job in _shared(contest, missing):
@@ -118,6 +130,11 @@ def claim(contest: Contest) -> Path:
 
 def _record(out: Path, job: Job) -> Path:
     return out / "runs" / f"{job.name}.json"
+
+
+def _done(out: Path, job: Job) -> bool:
+    path = _record(out, job)
+    return path.exists() and {*map(str, job.calls)} <= json.loads(path.read_text("utf-8"))["results"].keys()
 
 
 def _shared(contest: Contest, missing: list[Job]) -> Iterator[Job]:
@@ -177,7 +194,7 @@ def run(bench: Bench, reference: Reference, job: Job) -> dict[str, Any]:
             return lambda x, cond, generator: solve(teacher, x, cond, calls, Distill().shift)
     else:
         entrant = next(e for e in entrants(job.study) if e.name == job.entrant)
-        made = train(bench, entrant, job.calls[0] if len(job.calls) == 1 else 2, job.seed, reference)
+        made = train(bench, entrant, job.trained_for, job.seed, reference)
         record |= {"title": entrant.title, "spent": bench.contest.budget, "curve": made.curve, "trained": made.trained}
         record |= {"iterations": made.iterations, "skipped": made.skipped, "seconds": made.seconds}
 
@@ -202,7 +219,7 @@ def summary(contest: Contest, records: dict[Job, dict[str, Any]]) -> dict[str, A
     rows: dict[str, dict[str, Any]] = {}
     for job, record in records.items():
         row = rows.setdefault(job.entrant, {"title": record["title"], "trained": record["trained"], "calls": {}})
-        for calls, judged in record["results"].items():
+        for calls, judged in ((str(n), record["results"][str(n)]) for n in job.calls):
             row["calls"].setdefault(calls, []).append({**record, **judged, "job": job.name})
     seconds = {e.name: e.method.second_network for e in wanted(contest)}
     for name, row in rows.items():

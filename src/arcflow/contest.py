@@ -115,7 +115,7 @@ class Bench:
         self.base = self.pipe.transformer
         self.prompts = held_out(contest.count)
         self.alike = [prompt for prompt in self.prompts[: contest.alike] for _ in range(contest.pictures)]
-        texts = PromptData(Data(count=contest.prompts, held_out_count=1), seed=0, batch=1).train
+        texts = captions(contest, 1).train
         self.table = Table(partial(backbone.encode_text, self.pipe), [row.text for row in texts] + self.prompts)
         self.features = world_features()
 
@@ -184,6 +184,11 @@ class Bench:
         return np.concatenate(parts)
 
 
+def captions(contest: Contest, batch: int) -> PromptData:
+    """What everybody is trained on, whatever the seed."""
+    return PromptData(Data(count=contest.prompts, held_out_count=1), seed=0, batch=batch)
+
+
 def ender(sample: Sampler, walker: Student, distill: Distill, calls: int) -> End:
     """A sampler of a student, as `Bench.judge` wants it."""
 
@@ -236,7 +241,8 @@ def train(bench: Bench, entrant: Entrant, calls: int, seed: int, reference: Refe
         return read(student.predict(net, x, sigma, cond), x, sigma)
 
     objective = method.objective(run.distill, Training(net, average, cost, read))
-    data = PromptData(run.data, seed=seed, batch=run.optim.batch)
+    data = captions(contest, run.optim.batch)
+    data.seed = seed  # their order, and the noise
     teacher, end = bench.teacher(net, cost), ender(method.sample, walker, run.distill, calls)
     curve, skipped, step, apart = list[tuple[int, float]](), 0, 0, 0.0
     net.train()

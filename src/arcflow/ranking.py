@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from arcflow.compare import MAIN
 from arcflow.page import EULER, FAINT, STUDENT, TEACHER, canvas, data, render, section, wide, write_page
 from arcflow.state import write_atomic
 
@@ -23,7 +24,7 @@ Rows = dict[str, dict[str, Any]]
 def main_calls(rows: Rows) -> str:
     """The number of calls at which entrants are ranked."""
     counts = sorted({calls for row in rows.values() for calls in row["calls"]}, key=int)
-    return "2" if "2" in counts else counts[0]
+    return str(MAIN) if str(MAIN) in counts else counts[0]
 
 
 def ranked(rows: Rows, calls: str) -> list[str]:
