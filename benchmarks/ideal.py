@@ -1,6 +1,6 @@
 """What an ideal student of K modes could reach on the shipped small FLUX: no network, only the class of paths.
 
-    python -m benchmarks.ideal [--count 64] [--points 53] [--refine 30]
+    python -m benchmarks.ideal [--count 64] [--points 53] [--refine 30] [--out benchmarks/results/ideal.json]
 
 The teacher walks held-out prompts in `points` - 1 Euler steps, and mixtures are fitted to every token's path by itself
 (`arcflow.ideal`). Two tables come out, as Markdown. In the first the fit minimises the matching objective: what it
@@ -11,6 +11,7 @@ which is exactly right for every K. Momentum factors are those of a new head; "r
 
 import argparse
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -18,6 +19,7 @@ from torch import Tensor
 from arcflow import backbone, config
 from arcflow.backbone import Cond, family_of
 from arcflow.data import open_prompts
+from arcflow.evaluate import about, save_results
 from arcflow.ideal import Errors, Measure, ideal_errors, noise_level, raw_time
 from arcflow.loading import load_pipe
 from arcflow.path import step_grid
@@ -61,6 +63,7 @@ def main() -> None:
     parser.add_argument("--points", type=int, default=53)
     parser.add_argument("--refine", type=int, default=30)
     parser.add_argument("--steps", type=int, nargs="+", default=[1, 2, 4])
+    parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     path, sigmas, pixels, plain = teacher_paths(options.count, options.points - 1, options.steps)
     print(f"{options.count} held-out prompts, teacher in {options.points - 1} steps, {pixels} pixels in a token")
@@ -68,6 +71,16 @@ def main() -> None:
         for steps in options.steps:
             print(f"\n{title}, calls: {steps} (end error of plain Euler: {plain[steps]:.2g})\n")
             table(measure, path, sigmas, pixels, steps, options.refine)
+    if options.out:
+        calls = {
+            str(n): {
+                "euler": plain[n],
+                "modes": {str(k): ideal_errors(path, sigmas, modes=k, steps=n, pixels=pixels).walked for k in MODES},
+            }
+            for n in options.steps
+        }
+        command = f"python -m benchmarks.ideal --count {options.count} --refine {options.refine}"
+        save_results({"calls": calls, "about": about(command=command)}, options.out)
 
 
 def table(measure: Measure, path: Tensor, sigmas: Tensor, pixels: int, steps: int, refine: int) -> None:
