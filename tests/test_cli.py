@@ -162,6 +162,26 @@ def test_the_doctor_says_what_is_missing_and_how_to_get_it(monkeypatch) -> None:
     assert "python" in text and "cores" in text
 
 
+def test_a_cache_is_made_held_against_its_checksums_and_mended(tmp_path, capsys) -> None:
+    make = ["cache", "make", "--prompts", "world", "--count", "6", "--held-out-count", "2", "--shard", "4"]
+    cli.main([*make, "--out", str(tmp_path / "cache")])
+    said = capsys.readouterr().out
+    assert "9 prompts for this process: about 0.00 GB" in said and "train with --data.embeddings" in said
+    cli.main(["cache", "verify", str(tmp_path / "cache")])
+    assert ": whole" in capsys.readouterr().out
+    shards = sorted((tmp_path / "cache").glob("*.safetensors"))
+    whole = [shard.read_bytes() for shard in shards]
+    shards[1].write_bytes(whole[1][:-1] + bytes([whole[1][-1] ^ 1]))
+    with pytest.raises(SystemExit, match="run the same `arcflow cache make` again"):
+        cli.main(["cache", "verify", str(tmp_path / "cache")])
+    assert capsys.readouterr().out == f"{shards[1]}: its checksum is wrong\n"
+    times = [shard.stat().st_mtime_ns for shard in shards]
+    cli.main([*make, "--out", str(tmp_path / "cache")])
+    assert f"{shards[1]}: its checksum is wrong; made again" in capsys.readouterr().out
+    assert [shard.stat().st_mtime_ns != time for shard, time in zip(shards, times, strict=True)] == [False, True, False]
+    assert [shard.read_bytes() for shard in shards] == whole
+
+
 def test_the_version_is_the_packages(capsys) -> None:
     cli.main(["--version"])
     assert capsys.readouterr().out == f"arcflow {arcflow.__version__}\n"

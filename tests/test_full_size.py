@@ -45,3 +45,15 @@ def test_a_larger_card_takes_a_faster_way_and_every_way_has_a_guide() -> None:
         assert [names.index(way.name) for way in chosen if way] == sorted(
             (names.index(way.name) for way in chosen if way), reverse=True
         )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("recipe", "card"), [("flux-24gb", 24), ("flux-48gb", 48)])
+def test_a_recipe_for_a_card_fits_it(recipe, card) -> None:
+    """Computed at the true shapes; what `docs/training.md` says in its table."""
+    from benchmarks.training_memory import RECIPES, use
+
+    mine, _ = use(RECIPES[recipe]())
+    guide = (Path(__file__).parent.parent / "docs/training.md").read_text("utf-8")
+    (row,) = [line for line in guide.splitlines() if line.startswith(f"| {recipe} |")]
+    assert float(row.split("|")[-3]) == pytest.approx(mine.total, abs=0.06) and mine.total < card

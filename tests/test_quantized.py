@@ -161,6 +161,24 @@ def test_a_student_learns_on_a_quantized_base(way, tmp_path):
     assert distance(there, here) < ERROR[way]
 
 
+@pytest.mark.parametrize("bits", [8, 4])
+def test_text_encoders_may_be_stored_short(bits, tmp_path):
+    pytest.importorskip("bitsandbytes")
+    tiny_pipe().save_pretrained(tmp_path / "base")
+    changes = {"model__base": str(tmp_path / "base"), "model__text_bits": bits, "data__cache": False, "pictures": 0}
+    run = config(tmp_path / "run", optim__iterations=1, **changes)
+    pipe = load_pipe(run.model)
+    short, plain = quantized.weight_bytes(pipe.text_encoder_2), quantized.weight_bytes(tiny_pipe().text_encoder_2)
+    assert short < plain and not backbone.quantized(pipe.transformer.x_embedder)
+    (line,) = [line for line in read_log(train(run, pipe, quiet) / "log.jsonl") if "loss" in line]
+    (exact,) = [
+        line
+        for line in read_log(train(config(tmp_path / "plain", optim__iterations=1), tiny_pipe(), quiet) / "log.jsonl")
+        if "loss" in line
+    ]
+    assert line["loss"] == pytest.approx(exact["loss"], rel=0.05)
+
+
 def test_four_bits_without_a_gpu_are_refused_in_words(monkeypatch):
     pytest.importorskip("bitsandbytes")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)

@@ -378,6 +378,66 @@ def test_micro_batches_change_nothing(tmp_path):
     assert losses(2) == pytest.approx(losses(None), rel=1e-5)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "choice",
+    [
+        {"model__targets": "all"},
+        {"model__targets": "full"},
+        {"model__lora": False},
+        {"model__modes": 1, "distill__mode_dropout": 0.0},
+        {"distill__steps": 1},
+        {"distill__steps": 8, "distill__states": 1},
+        {"distill__final_step_scale": 0.5, "distill__window": 0},
+        {"distill__spread": "stratified", "distill__solver": "adams", "distill__handover": "student"},
+        {"distill__teacher_cfg": 4.0},
+        {"optim__directions": "segment"},
+    ],
+    ids=lambda choice: " ".join(f"{name.partition('__')[2]}={value}" for name, value in choice.items()),
+)
+def test_every_choice_trains_and_its_adapter_samples(choice, tmp_path):
+    """On the teacher's path, then on the student's own."""
+    changes = {"distill__hold": 2, "distill__decay": 0, "pictures": 0, "optim__iterations": 4, **choice}
+    folder = train(config(tmp_path, **changes), tiny_pipe(), quiet)
+    lines = [line for line in read_log(folder / "log.jsonl") if "loss" in line]
+    assert [line["teacher_ratio"] for line in lines] == [1.0, 1.0, 0.0, 0.0]
+    assert all(line["loss"] > 0 and line["gradient_norm"] > 0 for line in lines) and lines[-1]["skipped"] == 0
+    fresh, info = tiny_pipe(), read_info(folder / "adapter")
+    attach(fresh, folder / "adapter")
+    cond, x = backbone.encode_prompts(fresh, ["a red ring"], height=8, width=8), backbone.noise(fresh, [1], 8, 8)
+    grid = step_grid(info.steps, info.shift, info.final_step_scale)
+    assert arcs(lambda x, s, c: student.predict(fresh.transformer, x, s, c), x, cond, grid).isfinite().all()
+
+
+@pytest.mark.slow
+def test_shapes_of_pictures_are_honoured_whether_text_is_cached_or_not(tmp_path):
+    """In memory, encoded batch by batch, or on the disk: the same losses, over pictures of several shapes."""
+    pytest.importorskip("pyarrow")
+    rows = [
+        {"prompt": f"{count} {color} ring", "height": height, "width": 80 - height}
+        for count in ("a", "two", "three")
+        for color, height in (("red", 32), ("blue", 40), ("green", 48), ("yellow", 32))
+    ]
+    (tmp_path / "list.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data = Data(prompts=str(tmp_path / "list.jsonl"), buckets=True, held_out_count=2, teacher_steps=2)
+    data = dataclasses.replace(data, height=48, width=48)
+    about = {"model": "world", "max_sequence_length": None}
+    encode = partial(backbone.encode_text, tiny_pipe())
+    texts = [row["prompt"] for row in rows]
+    cache.make(tmp_path / "cache", encode, texts, about=about, dtype="float32", log=quiet)
+
+    def losses(name, **changes):
+        chosen = dataclasses.replace(data, **changes)
+        folder = train(config(tmp_path / name, data=chosen, optim__iterations=3, optim__batch=3), tiny_pipe(), quiet)
+        return [line["loss"] for line in read_log(folder / "log.jsonl") if "loss" in line]
+
+    sizes = open_prompts(data, seed=0, batch=3)
+    assert len({sizes.batch(step).size for step in range(3)}) > 1
+    in_memory = losses("memory")
+    assert losses("flying", cache=False) == pytest.approx(in_memory, rel=1e-4)
+    assert losses("disk", embeddings=str(tmp_path / "cache")) == pytest.approx(in_memory, rel=1e-4)
+
+
 def test_one_student_learns_several_numbers_of_steps_in_turn(tmp_path):
     folder = train(config(tmp_path, distill__also_steps=(1, 3), optim__iterations=6), tiny_pipe(), quiet)
     lines = read_log(folder / "log.jsonl")
