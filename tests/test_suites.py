@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from tiny import SIDE
 
-from arcflow import sample
+from arcflow import cli, sample
 from arcflow.commands import sampling
 from arcflow.commands import suites as suite_command
 from arcflow.commands.suites import EvaluateSuite
