@@ -13,14 +13,10 @@ from arcflow.baselines.arcflow import LED, PUBLISHED, Lead
 from arcflow.contest import Entrant
 from arcflow.rules import Study
 
-OURS = {"directions": "segment"}
-"""The optimizer's coordinates for exponentials (`basis`)."""
-
 
 def arc(name: str = "arcflow", title: str = "ArcFlow", lead: Lead = LED, **changes: Any) -> Entrant:
     """ArcFlow with something changed."""
     method = replace(arcflow.METHOD, objective=partial(arcflow.matching, lead=lead))
-    changes["optim"] = OURS | changes.get("optim", {})
     return Entrant(method=method, name=name, title=title, **changes)
 
 
@@ -39,8 +35,8 @@ def _modes() -> list[Entrant]:
 
 
 def _basis() -> list[Entrant]:
-    plain = arc("modes_plain", "exponentials, each mode by itself", optim={"directions": "modes"})
-    return [arc(), plain, Entrant(method=bases.LEGENDRE), Entrant(method=bases.ORTHOGONAL)]
+    turned = arc("directions", "exponentials, the optimizer's directions", optim={"directions": "segment"})
+    return [arc(), turned, Entrant(method=bases.LEGENDRE), Entrant(method=bases.ORTHOGONAL)]
 
 
 def _window() -> list[Entrant]:
@@ -93,7 +89,7 @@ def _last_step() -> list[Entrant]:
 
 def _walk() -> list[Entrant]:
     published = {"spread": "uniform", "solver": "euler", "handover": "walk"}
-    plain = arc("published", "all as published", lead=PUBLISHED, distill=published, optim={"directions": "modes"})
+    plain = arc("published", "all as published", lead=PUBLISHED, distill=published)
     return [arc(), arc("sorted", "sorted uniform times", distill={"spread": "uniform"}), plain]
 
 
