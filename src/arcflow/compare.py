@@ -9,6 +9,7 @@ method is called better than another only if the interval of their difference le
 import json
 import multiprocessing
 import os
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
@@ -163,9 +164,18 @@ _reference: Reference
 
 def _settle(contest: Contest, threads: int) -> None:
     global _bench, _reference
+    threading.Thread(target=_end_with_the_parent, daemon=True).start()
     torch.set_num_threads(threads)
     _bench = Bench(contest)
     _reference = bench_reference(contest, _bench)
+
+
+def _end_with_the_parent() -> None:
+    """A worker whose parent was killed would finish its run, and then wait for ever."""
+    parent = multiprocessing.parent_process()
+    if parent:
+        parent.join()
+        os._exit(1)
 
 
 def _work(job: Job) -> None:
