@@ -1,6 +1,8 @@
 """The command line: instant help, hints for typing errors, one line for what the user can put right."""
 
+import dataclasses
 import json
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -114,6 +116,28 @@ def test_a_recipe_takes_overrides() -> None:
     assert isinstance(command, cli.Train)
     assert (command.recipe.optim.lr, command.recipe.model.modes, command.recipe.out) == (0.5, 4, "elsewhere")
     assert command.recipe.optim.iterations == config.world().optim.iterations
+
+
+@pytest.mark.parametrize("recipe", config.RECIPES)
+def test_the_command_of_a_run_makes_that_run_again(recipe) -> None:
+    import tyro
+
+    run = config.RECIPES[recipe]()
+    assert config.command(json.loads(config.to_json(run))) == f"arcflow train {recipe}"
+    changed = dataclasses.replace(
+        run,
+        seed=3,
+        milestones=100,
+        model=dataclasses.replace(run.model, lora=not run.model.lora, teacher_lora="my style.safetensors"),
+        distill=dataclasses.replace(run.distill, replay=0, also_steps=(1, 4), teacher_cfg=2.5),
+        optim=dataclasses.replace(run.optim, micro_batch=None, betas=(0.5, 0.6)),
+    )
+    settings = json.loads(config.to_json(changed))
+    del settings["out"]
+    words = shlex.split(config.command(settings))
+    assert words[:2] == ["arcflow", "train"] and words[2] in config.RECIPES
+    again = tyro.cli(cli.Command, args=words[1:], config=(tyro.conf.OmitSubcommandPrefixes,))  # type: ignore[arg-type]
+    assert isinstance(again, cli.Train) and dataclasses.replace(again.recipe, out=run.out) == changed
 
 
 def test_the_quick_demo_is_the_same_recipe_but_short() -> None:

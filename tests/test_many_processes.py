@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from test_train import config, quiet, tiny_pipe
-from tiny import torchrun
+from tiny import save_style, torchrun
 
 from arcflow import backbone, parallel
 from arcflow.adapter import load_adapter
@@ -83,6 +83,32 @@ def test_a_run_is_taken_up_by_another_number_of_processes(tmp_path):
     load_adapter(tiny_pipe().transformer, tmp_path / "2-4" / "adapter")
 
 
+BASES = {
+    "bfloat16": {"model__dtype": "bfloat16"},
+    "with a LoRA": {"model__teacher_lora": "style"},
+    "every weight": {"model__targets": "full"},
+}
+
+
+def on_all_bases(folder):
+    """Trainings on a base that is not plain, in the folder where it lies."""
+    for name, changes in BASES.items():
+        run = config(folder / name, model__base="base", model__dropout=0.0, optim__iterations=3, pictures=0, **changes)
+        train(run, log=quiet)
+
+
+@pytest.mark.slow
+def test_a_base_that_is_not_plain_is_shared_out_too(tmp_path, monkeypatch):
+    pipe = tiny_pipe()
+    pipe.save_pretrained(tmp_path / "base")
+    save_style(pipe, tmp_path / "style", ["to_q", "ff.net.2"])
+    monkeypatch.chdir(tmp_path)
+    torchrun(2, __file__, "bases", tmp_path / "2", folder=tmp_path)
+    on_all_bases(tmp_path / "1")
+    for name in BASES:
+        assert curve(tmp_path / "2" / name) == pytest.approx(curve(tmp_path / "1" / name), rel=1e-5)
+
+
 def curve(folder):
     return [value for line in read_log(folder / "log.jsonl") for value in line.values() if value is not None]
 
@@ -106,5 +132,7 @@ if __name__ == "__main__":
     task, folder = sys.argv[1], Path(sys.argv[2])
     if task == "gradients":
         gradients(folder, int(sys.argv[3]))
+    elif task == "bases":
+        on_all_bases(folder)
     else:
         train(run_of(folder), tiny_pipe(), quiet)

@@ -1,6 +1,7 @@
 """From a run folder to something that others can use."""
 
 import copy
+import dataclasses
 import json
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from tiny import perturb, sample
 
 import arcflow
 from arcflow import adapter, publish, student
+from arcflow.config import flux, to_json
 
 RECORD = {
     "settings": {
@@ -42,12 +44,19 @@ def test_the_card_tells_what_the_record_knows(made, tmp_path):
     assert "non-commercial" in read.data.license_name
     for words in ('attach(pipe, "someone/two-steps")', "10000 of 384", "2.0 h", "0.0123", "| guidance | 3.5 |", "87"):
         assert words in read.text
+    assert "command" not in read.text  # a record this short does not tell it
     assert sorted(path.name for path in out.iterdir()) == [
         "README.md",
         "adapter.safetensors",
         "arcflow.json",
         "curves.png",
     ]
+
+
+def test_the_card_has_the_command_that_makes_the_run_again(made, tmp_path):
+    settings = json.loads(to_json(dataclasses.replace(flux(), seed=7)))
+    info = dataclasses.replace(adapter.read_info(made), training={"settings": settings})
+    assert "| command | `arcflow train flux --seed 7` |" in publish.card(info, "someone/two-steps").text
 
 
 def test_nothing_is_made_up_where_the_record_is_silent(flux, tmp_path):

@@ -8,6 +8,7 @@ from the same types, and the run folder keeps the resolved JSON. Noise level and
 
 import dataclasses
 import json
+import shlex
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_type_hints
 
@@ -419,6 +420,18 @@ def qwen_image_48gb() -> Run:
     return _on_one_card(qwen_image(), quantize="nf4", text_device="cpu")
 
 
+RECIPES = {
+    "world": world,
+    "world-quick": world_quick,
+    "flux": flux,
+    "flux-48gb": flux_48gb,
+    "flux-24gb": flux_24gb,
+    "qwen-image": qwen_image,
+    "qwen-image-48gb": qwen_image_48gb,
+}
+"""By the names they have on the command line."""
+
+
 def _on_one_card(run: Run, **model: Any) -> Run:  # noqa: ANN401
     """Batches of 16, one sample at a time. The paper's authors: 8 to 16 converge, with a longer decay."""
     replace = dataclasses.replace
@@ -434,6 +447,34 @@ def _on_one_card(run: Run, **model: Any) -> Run:  # noqa: ANN401
 def to_json(run: Run) -> str:
     """The resolved configuration as it stands in `run.json`."""
     return json.dumps(dataclasses.asdict(run), indent=2) + "\n"
+
+
+def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Settings by their full names, `optim.lr` and the like."""
+    found: dict[str, Any] = {}
+    for name, value in values.items():
+        found |= flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+    return found
+
+
+def command(settings: dict[str, Any]) -> str:
+    """The command line that makes these settings (all of a run's, but `out`): the nearest recipe and what differs."""
+    wanted = flat(settings)
+
+    def differing(recipe: str) -> dict[str, Any]:
+        there = flat(json.loads(to_json(RECIPES[recipe]())))
+        return {name: value for name, value in wanted.items() if there.get(name, value) != value}
+
+    recipe = min(RECIPES, key=lambda name: len(differing(name)))
+    words = ["arcflow", "train", recipe]
+    for name, value in differing(recipe).items():
+        option = name.replace("_", "-")
+        if isinstance(value, bool):
+            group, dot, last = option.rpartition(".")
+            words.append(f"--{option}" if value else f"--{group}{dot}no-{last}")
+        else:
+            words += [f"--{option}", *(str(one) for one in (value if isinstance(value, list) else [value]))]
+    return shlex.join(words)
 
 
 def from_json(text: str) -> Run:

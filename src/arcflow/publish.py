@@ -16,6 +16,7 @@ from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
 
 from arcflow import student
 from arcflow.adapter import FILES, AdapterInfo, Layout, load_adapter, read_info, save_adapter
+from arcflow.config import command
 from arcflow.report import curves_figure, markdown_table
 from arcflow.state import read_log, write_atomic
 
@@ -145,6 +146,8 @@ def _training(record: dict[str, Any]) -> list[str]:
         "distance to the teacher": f"{progress['distance']:.4f}" if progress.get("distance") is not None else None,
     }
     told = [(name, value) for name, value in rows.items() if value is not None]
+    if "model" in settings:
+        told.append(("command", f"`{command(settings)}`"))
     whole = f"<details><summary>All settings</summary>\n\n```json\n{json.dumps(settings, indent=2)}\n```\n\n</details>"
     return [*([_table(told)] if told else []), *([whole] if settings else [])]
 

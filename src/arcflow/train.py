@@ -24,7 +24,7 @@ from tqdm import tqdm
 from arcflow import adapter, backbone, parallel, student
 from arcflow.backbone import Cond
 from arcflow.checkpoint import Checkpoints
-from arcflow.config import Run, from_json, to_json
+from arcflow.config import Run, flat, from_json, to_json
 from arcflow.data import PromptData, Prompts, micro_batches, open_prompts, read_pictures, rows
 from arcflow.feed import Feed, Sample
 from arcflow.gauge import Gauge
@@ -67,8 +67,8 @@ def _train(config: Run, pipe: Any, device: torch.device, ranks: Ranks, log: Call
     data = open_prompts(config.data, seed=config.seed, batch=optim.batch)
     if data.message:
         log(data.message)
-    folder, told = claim(config, ranks), ranks.first and config.tracker != "none"
-    curves = Tracker(config.tracker, folder, json.loads(to_json(config))) if told else None
+    folder, tracked = claim(config, ranks), ranks.first and config.tracker != "none"
+    curves = Tracker(config.tracker, folder, json.loads(to_json(config))) if tracked else None
     pipe = load_pipe(config.model, not config.data.embeddings) if pipe is None else pipe
     encode, negative = encoder(settle(pipe, config.model, device, ranks), config, data, device)
     parameters = build_student(pipe.transformer, config, ranks)
@@ -196,7 +196,7 @@ def claim(config: Run, ranks: Ranks) -> Path:
     """The run folder, with the resolved configuration in it; refused if it holds another run."""
     folder, stored = Path(config.out), Path(config.out) / "run.json"
     if stored.exists():
-        then, now = _flat(json.loads(to_json(from_json(stored.read_text("utf-8"))))), _flat(json.loads(to_json(config)))
+        then, now = flat(json.loads(to_json(from_json(stored.read_text("utf-8"))))), flat(json.loads(to_json(config)))
         changed = [f"{k}: {then[k]!r} there, {now[k]!r} now" for k in now if k not in FREE and then[k] != now[k]]
         if changed:
             raise ValueError(
@@ -208,13 +208,6 @@ def claim(config: Run, ranks: Ranks) -> Path:
         write_atomic(stored, lambda temporary: temporary.write_text(to_json(config), "utf-8"))
     ranks.agree(lambda: None)
     return folder
-
-
-def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, value in values.items():
-        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
-    return flat
 
 
 def build_student(net: Any, config: Run, ranks: Ranks) -> dict[str, torch.nn.Parameter]:

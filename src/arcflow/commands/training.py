@@ -14,15 +14,7 @@ from arcflow import config
 from arcflow.commands.judging import Evaluate
 from arcflow.commands.sampling import SHIPPED, open_pipe, open_transformer
 
-RECIPES = {
-    "world": config.world(),
-    "world-quick": config.world_quick(),
-    "flux": config.flux(),
-    "flux-48gb": config.flux_48gb(),
-    "flux-24gb": config.flux_24gb(),
-    "qwen-image": config.qwen_image(),
-    "qwen-image-48gb": config.qwen_image_48gb(),
-}
+RECIPES = {name: make() for name, make in config.RECIPES.items()}
 ABOUT_RECIPES = {
     "world": "The shipped small teacher, as well as it goes: 90 minutes on two CPU cores.",
     "world-quick": "The same in seven minutes; what `arcflow demo` trains.",
