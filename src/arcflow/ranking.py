@@ -15,7 +15,7 @@ from arcflow.compare import MAIN
 from arcflow.page import EULER, FAINT, STUDENT, TEACHER, canvas, data, render, section, wide, write_page
 from arcflow.state import write_atomic
 
-PALETTE = (STUDENT, "#dc2626", "#059669", "#9333ea", "#ca8a04", "#0891b2", "#db2777", "#4d7c0f", "#7c3aed", "#b45309")
+PALETTE = (STUDENT, "#dc2626", "#059669", "#9333ea", "#ca8a04", "#0891b2", "#db2777", "#4d7c0f", "#111827", "#b45309")
 UNTRAINED = (EULER, "#94a3b8", "#475569")
 
 Rows = dict[str, dict[str, Any]]
