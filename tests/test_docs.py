@@ -13,6 +13,7 @@ from arcflow import cli
 
 ROOT = Path(__file__).parent.parent
 sys.path.append(str(ROOT))
+RESULTS = ROOT / "benchmarks" / "results"
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
 SOURCES = sorted([*ROOT.glob("src/**/*.py"), *ROOT.glob("benchmarks/*.py"), *ROOT.glob("tests/*.py"), *DOCUMENTS])
 
@@ -65,7 +66,7 @@ def test_commands_in_documents_exist(document) -> None:
             assert option in COMMAND_WORDS, command
 
 
-FILES = [path for path in (ROOT / "src/arcflow").rglob("*.py") if "commands" in path.as_posix()]
+FILES = [p for p in (ROOT / "src/arcflow").rglob("*.py") if "commands" in p.as_posix() or p.name == "rules.py"]
 COMMANDS = "".join(path.read_text("utf-8") for path in FILES)
 COMMAND_WORDS = set(re.findall(r"    (\w+):", COMMANDS)) | {"data", "help"}
 
@@ -95,6 +96,25 @@ def test_numbers_in_the_readme_are_those_of_a_run(name) -> None:
     stored, text = ROOT / "benchmarks" / "results" / f"{name}.json", read("README.md")
     content = markdown_table(json.loads(stored.read_text("utf-8"))) if stored.exists() else "Not measured yet."
     assert put(text, f"results:{name}", content) == text
+
+
+def test_the_committed_tables_are_those_of_their_results() -> None:
+    from arcflow.ranking import markdown_ranking
+
+    stored = [path for path in RESULTS.glob("*.json") if "rows" in json.loads(path.read_text("utf-8"))]
+    assert stored
+    for path in stored:
+        assert (
+            path.with_suffix(".md").read_text("utf-8") == markdown_ranking(json.loads(path.read_text("utf-8"))) + "\n"
+        )
+
+
+def test_the_page_of_claims_is_that_of_the_committed_results(tmp_path, monkeypatch) -> None:
+    from arcflow.claims import write_claims
+
+    monkeypatch.chdir(ROOT)
+    page = write_claims(Path("benchmarks/results"), tmp_path / "claims.md").read_text("utf-8")
+    assert page == read("docs/claims.md")
 
 
 def test_the_pins_cover_every_dependency() -> None:

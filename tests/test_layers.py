@@ -10,19 +10,27 @@ import arcflow
 
 ROOT = Path(arcflow.__file__).parent
 ORDER = """
-    config parallel path momentum backbone head basis student scheduler state checkpoint hub adapter pipeline
+    config rules parallel path momentum backbone head basis series student scheduler state checkpoint hub
+    adapter pipeline
     world.scene world.render world.check world.text world.autoencoder world.teacher world.pretrain
-    prompts data rollout objective baselines.method replay optim gauge cache loading feed speed train
-    sample features streaming metrics evaluate report publish memory doctor world.commands
-    commands.sampling commands.judging commands.training cli
+    prompts data rollout objective baselines.method baselines.arcflow baselines.linear baselines.piflow baselines.bases
+    baselines.solvers baselines.target baselines.pairs baselines.progressive baselines.reflow baselines.consistency
+    baselines.dmd baselines.twinflow replay optim gauge cache loading feed speed train
+    lab ideal sample features streaming metrics evaluate page report publish memory doctor world.commands
+    suites.official suites.table suites.scorers suites.measure suites.assess suites.run
+    contest studies compare ranking claims
+    commands.sampling commands.judging commands.training commands.comparing commands.suites cli
 """.split()
 TORCH_FREE = (
     "config",
+    "rules",
     "world.scene",
     "world.commands",
     "commands.sampling",
     "commands.judging",
     "commands.training",
+    "commands.comparing",
+    "commands.suites",
     "cli",
 )
 """What `arcflow --help` imports, and the grammar."""

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from scipy import stats
 
 from arcflow.metrics import (
     Interval,
@@ -19,6 +20,8 @@ from arcflow.metrics import (
     precision_recall,
     prompt_means,
     psnr,
+    seed_difference,
+    seed_interval,
     squared_error,
 )
 from arcflow.streaming import Moments, merge
@@ -217,3 +220,26 @@ def test_an_interval_is_the_same_every_time_and_reads_as_one() -> None:
 def test_bad_input_is_refused_with_a_remedy(unchecked, call, message) -> None:
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_the_interval_over_trainings_is_students():
+    values = [0.11, 0.13, 0.12, 0.16]
+    low, high = stats.t.interval(0.95, 3, np.mean(values), stats.sem(values))
+    assert seed_interval(values) == pytest.approx((np.mean(values), low, high))
+    with pytest.raises(ValueError, match="two trainings or more"):
+        seed_interval([0.1])
+
+
+def test_the_difference_of_trainings_is_welchs():
+    a, b = [0.20, 0.22, 0.27], [0.11, 0.13, 0.12, 0.16]
+    known = stats.ttest_ind(a, b, equal_var=False).confidence_interval()
+    assert seed_difference(a, b)[1:] == pytest.approx((known.low, known.high))
+    assert seed_difference(b, a).high == pytest.approx(-known.low)
+
+
+def test_a_single_number_is_exact_in_a_difference():
+    a = [0.20, 0.22, 0.27]
+    around = seed_interval(a)
+    assert seed_difference(a, [0.1]) == pytest.approx([end - 0.1 for end in around])
+    assert seed_difference([0.1], a) == pytest.approx((0.1 - around.mean, 0.1 - around.high, 0.1 - around.low))
+    assert seed_difference([0.3], [0.1]) == pytest.approx((0.2, 0.2, 0.2))

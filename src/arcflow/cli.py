@@ -5,6 +5,8 @@
     arcflow cache     embeddings of prompts on disk: make, verify
     arcflow sample    prompts to PNG files in a few steps
     arcflow evaluate  teacher, plain Euler and student side by side
+    arcflow compare   few-step methods on one bench and one budget
+    arcflow claims    the paper's claims against what came out
     arcflow export    an adapter in either layout, with a model card; on the Hub if wanted
     arcflow world     the built-in world: render, check, train and score its teacher
     arcflow doctor    what is here, what is missing, how to get it
@@ -22,6 +24,8 @@ import tyro
 from tyro.conf import OmitSubcommandPrefixes, subcommand
 
 from arcflow import __version__
+from arcflow.commands import suites
+from arcflow.commands.comparing import Claims, Compare
 from arcflow.commands.judging import Doctor, Evaluate
 from arcflow.commands.sampling import Sample
 from arcflow.commands.training import RECIPES, CacheCommand, Demo, Export, Train
@@ -33,12 +37,14 @@ Command = (
     | Annotated[CacheCommand, subcommand("cache")]
     | Annotated[Sample, subcommand("sample")]
     | Annotated[Evaluate, subcommand("evaluate")]
+    | Annotated[Compare, subcommand("compare")]
+    | Annotated[Claims, subcommand("claims")]
     | Annotated[Export, subcommand("export")]
     | Annotated[World, subcommand("world")]
     | Annotated[Doctor, subcommand("doctor")]
 )
 CHOICES = {
-    (): ["demo", "train", "cache", "sample", "evaluate", "export", "world", "doctor"],
+    (): ["demo", "train", "cache", "sample", "evaluate", "compare", "claims", "export", "world", "doctor"],
     ("train",): [*RECIPES],
     ("cache",): ["make", "verify"],
     ("world",): ["render", "check", "train", "score"],
@@ -70,7 +76,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(message, file=sys.stderr)
         raise SystemExit(2)
     summary = "Few-step text-to-image: distil a flow-matching model so that two network calls draw what took fifty."
-    command = tyro.cli(Command, prog="arcflow", description=summary, args=words, config=(OmitSubcommandPrefixes,))
+    if suites.asked(words):
+        command = tyro.cli(suites.EvaluateSuite, prog="arcflow evaluate", args=words[1:])
+    else:
+        command = tyro.cli(Command, prog="arcflow", description=summary, args=words, config=(OmitSubcommandPrefixes,))
     try:
         command.run()
     except ValueError as error:

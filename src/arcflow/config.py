@@ -25,7 +25,8 @@ Tracker = Literal["none", "wandb", "trackio"]
 PROMPT_FILES = (".txt", ".jsonl", ".csv", ".tsv", ".parquet")
 
 
-def _check(valid: bool, name: str, given: object, expected: str, remedy: str) -> None:
+def check(valid: bool, name: str, given: object, expected: str, remedy: str) -> None:
+    """Refuse a setting, with what was given, what was expected and what to do."""
     if not valid:
         raise ValueError(f"{name} = {given!r}: expected {expected}; {remedy}")
 
@@ -63,15 +64,15 @@ class Model:
     """Compile the repeated blocks (torch.compile): slow to start, then faster."""
 
     def __post_init__(self) -> None:
-        _check(bool(self.base), "model.base", self.base, "a name", 'give "world", a folder or a Hub id')
-        _check(self.modes >= 1, "model.modes", self.modes, "1 or more", "the published adapters use 16")
+        check(bool(self.base), "model.base", self.base, "a name", 'give "world", a folder or a Hub id')
+        check(self.modes >= 1, "model.modes", self.modes, "1 or more", "the published adapters use 16")
         plain = self.teacher_lora is None or self.targets != "full"
         remedy = "fuse it into the base (pipe.fuse_lora), or choose other targets"
-        _check(plain, "model.teacher_lora", self.teacher_lora, "None where every weight is trained", remedy)
+        check(plain, "model.teacher_lora", self.teacher_lora, "None where every weight is trained", remedy)
         plain = self.quantize == "none" or self.targets != "full"
-        _check(plain, "model.quantize", self.quantize, '"none" where every weight is trained', "choose other targets")
-        _check(self.rank >= 1, "model.rank", self.rank, "1 or more", "set model.lora to False to train without LoRA")
-        _check(0 <= self.dropout < 1, "model.dropout", self.dropout, "0 <= p < 1", "the published value is 0.05")
+        check(plain, "model.quantize", self.quantize, '"none" where every weight is trained', "choose other targets")
+        check(self.rank >= 1, "model.rank", self.rank, "1 or more", "set model.lora to False to train without LoRA")
+        check(0 <= self.dropout < 1, "model.dropout", self.dropout, "0 <= p < 1", "the published value is 0.05")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,26 +115,26 @@ class Distill:
     """How many batches of walks are kept for that."""
 
     def __post_init__(self) -> None:
-        _check(self.steps >= 1, "distill.steps", self.steps, "1 or more", "the published adapters use 2")
+        check(self.steps >= 1, "distill.steps", self.steps, "1 or more", "the published adapters use 2")
         known = all(steps >= 1 for steps in self.also_steps) and self.steps not in self.also_steps
-        _check(known, "distill.also_steps", self.also_steps, f"numbers of 1 or more beside {self.steps}", "say 1 4")
-        _check(self.shift > 0, "distill.shift", self.shift, "a positive number", "the published value is 3.2")
+        check(known, "distill.also_steps", self.also_steps, f"numbers of 1 or more beside {self.steps}", "say 1 4")
+        check(self.shift > 0, "distill.shift", self.shift, "a positive number", "the published value is 3.2")
         scale = self.final_step_scale
-        _check(scale > 0, "distill.final_step_scale", scale, "a positive number", "the published value is 1.0")
-        _check(self.teacher_cfg >= 1, "distill.teacher_cfg", self.teacher_cfg, "1 or more", "1 switches it off")
-        _check(self.states >= 1, "distill.states", self.states, "1 or more", "the published value is 4")
-        _check(0 <= self.window < 128, "distill.window", self.window, "0 to 127", "the published value is 3")
+        check(scale > 0, "distill.final_step_scale", scale, "a positive number", "the published value is 1.0")
+        check(self.teacher_cfg >= 1, "distill.teacher_cfg", self.teacher_cfg, "1 or more", "1 switches it off")
+        check(self.states >= 1, "distill.states", self.states, "1 or more", "the published value is 4")
+        check(0 <= self.window < 128, "distill.window", self.window, "0 to 127", "the published value is 3")
         dropout = self.mode_dropout
-        _check(0 <= dropout < 1, "distill.mode_dropout", dropout, "0 <= p < 1", "the published value is 0.1")
-        _check(self.hold >= 0, "distill.hold", self.hold, "0 or more", "0 lets the ratio fall from the start")
-        _check(self.decay >= 0, "distill.decay", self.decay, "0 or more", "0 starts on the student's own path")
-        _check(self.replay >= 0, "distill.replay", self.replay, "0 or more", "0 asks the teacher in every iteration")
+        check(0 <= dropout < 1, "distill.mode_dropout", dropout, "0 <= p < 1", "the published value is 0.1")
+        check(self.hold >= 0, "distill.hold", self.hold, "0 or more", "0 lets the ratio fall from the start")
+        check(self.decay >= 0, "distill.decay", self.decay, "0 or more", "0 starts on the student's own path")
+        check(self.replay >= 0, "distill.replay", self.replay, "0 or more", "0 asks the teacher in every iteration")
         if self.replay:
-            _check(self.hold > 0, "distill.hold", self.hold, "1 or more with replay", "walks are kept while it lasts")
+            check(self.hold > 0, "distill.hold", self.hold, "1 or more with replay", "walks are kept while it lasts")
             remedy = "kept walks have one number of segments; set distill.replay to 0"
-            _check(not self.also_steps, "distill.also_steps", self.also_steps, "none with replay", remedy)
+            check(not self.also_steps, "distill.also_steps", self.also_steps, "none with replay", remedy)
         kept = self.replay_batches
-        _check(kept >= 1, "distill.replay_batches", kept, "1 or more", "set distill.replay to 0 to keep none")
+        check(kept >= 1, "distill.replay_batches", kept, "1 or more", "set distill.replay to 0 to keep none")
 
     @property
     def all_steps(self) -> tuple[int, ...]:
@@ -183,21 +184,21 @@ class Data:
         kinds = ", ".join(PROMPT_FILES)
         known = self.prompts == "world" or self.prompts.endswith(PROMPT_FILES) or self.streamed
         expected = f'"world", a file ({kinds}), or a data set (./folder or owner/name)'
-        _check(known, "data.prompts", self.prompts, expected, "rename or convert the file")
+        check(known, "data.prompts", self.prompts, expected, "rename or convert the file")
         held = self.held_out
         known = held is None or held.endswith(PROMPT_FILES)
-        _check(known, "data.held_out", held, f"None or a file ({kinds})", "rename or convert the file")
+        check(known, "data.held_out", held, f"None or a file ({kinds})", "rename or convert the file")
         expected = "False, or a file of prompts with a column image"
         known = not self.images or self.prompts.endswith(PROMPT_FILES)
-        _check(known, "data.images", self.images, expected, "give data.prompts such a file")
+        check(known, "data.images", self.images, expected, "give data.prompts such a file")
         if self.streamed:
             remedy = "set it off: what is streamed is encoded batch by batch"
-            _check(not self.cache, "data.cache", self.cache, "False for a streamed data set", remedy)
+            check(not self.cache, "data.cache", self.cache, "False for a streamed data set", remedy)
             remedy = "they are made of a file; leave it out"
-            _check(self.embeddings is None, "data.embeddings", self.embeddings, "None for a streamed data set", remedy)
+            check(self.embeddings is None, "data.embeddings", self.embeddings, "None for a streamed data set", remedy)
         for name in ("count", "held_out_count", "teacher_steps", "height", "width"):
             value = getattr(self, name)
-            _check(value >= 1, f"data.{name}", value, "1 or more", "leave it out to take the default")
+            check(value >= 1, f"data.{name}", value, "1 or more", "leave it out to take the default")
 
     @property
     def streamed(self) -> bool:
@@ -252,28 +253,26 @@ class Optim:
     def __post_init__(self) -> None:
         for name in ("iterations", "batch", "micro_batch", "most_skipped"):
             value = getattr(self, name)
-            _check(value is None or value >= 1, f"optim.{name}", value, "1 or more", "leave it out to take the default")
+            check(value is None or value >= 1, f"optim.{name}", value, "1 or more", "leave it out to take the default")
         for name in ("lr", "lr_log_gamma", "clip", "ema_power"):
             value = getattr(self, name)
-            _check(value > 0, f"optim.{name}", value, "a positive number", "leave it out to take the default")
+            check(value > 0, f"optim.{name}", value, "a positive number", "leave it out to take the default")
         spike = self.spike
-        _check(spike is None or spike > 1, "optim.spike", spike, "None or a factor above 1", "10 is a cautious one")
+        check(spike is None or spike > 1, "optim.spike", spike, "None or a factor above 1", "10 is a cautious one")
         for name in ("warmup", "clip_from", "ema_from", "cooldown_iterations", "weight_decay"):
             value = getattr(self, name)
-            _check(value >= 0, f"optim.{name}", value, "0 or more", "leave it out to take the default")
+            check(value >= 0, f"optim.{name}", value, "0 or more", "leave it out to take the default")
         if self.directions == "segment":
             remedy = 'set it to 0, or optim.directions to "modes"'
-            _check(
-                not self.weight_decay, "optim.weight_decay", self.weight_decay, '0 with directions "segment"', remedy
-            )
+            check(not self.weight_decay, "optim.weight_decay", self.weight_decay, '0 with directions "segment"', remedy)
         low = self.warmup_start
-        _check(0 < low <= 1, "optim.warmup_start", low, "0 < fraction <= 1", "the published value is 0.001")
-        _check(all(0 <= b < 1 for b in self.betas), "optim.betas", self.betas, "0 <= beta < 1", "published: 0.9 0.95")
+        check(0 < low <= 1, "optim.warmup_start", low, "0 < fraction <= 1", "the published value is 0.001")
+        check(all(0 <= b < 1 for b in self.betas), "optim.betas", self.betas, "0 <= beta < 1", "published: 0.9 0.95")
         if self.cooldown != "none":
             length, room = self.cooldown_iterations, self.iterations - self.warmup
             expected = f"1 to {room} (the iterations after warm-up)"
             remedy = "set the length of the cooldown or choose none"
-            _check(1 <= length <= room, "optim.cooldown_iterations", length, expected, remedy)
+            check(1 <= length <= room, "optim.cooldown_iterations", length, expected, remedy)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -311,21 +310,21 @@ class Run:
     optim: Optim = field(default_factory=Optim)
 
     def __post_init__(self) -> None:
-        _check(bool(self.out), "out", self.out, "a folder", "give one, say runs/world")
-        _check(self.seed >= 0, "seed", self.seed, "0 or more", "leave it out to take 0")
+        check(bool(self.out), "out", self.out, "a folder", "give one, say runs/world")
+        check(self.seed >= 0, "seed", self.seed, "0 or more", "leave it out to take 0")
         for name in ("eval_every", "save_every", "keep", "log_every"):
             value = getattr(self, name)
-            _check(value >= 1, name, value, "1 or more", "leave it out to take the default")
-        _check(self.pictures >= 0, "pictures", self.pictures, "0 or more", "leave it out to take the default")
+            check(value >= 1, name, value, "1 or more", "leave it out to take the default")
+        check(self.pictures >= 0, "pictures", self.pictures, "0 or more", "leave it out to take the default")
         for name in ("milestones", "shard"):
             value = getattr(self, name)
-            _check(value is None or value >= 1, name, value, "1 or more", "leave it out for none")
+            check(value is None or value >= 1, name, value, "1 or more", "leave it out for none")
         limit = self.stop_after
-        _check(limit is None or limit > 0, "stop_after", limit, "a positive number of minutes", "leave it out for none")
+        check(limit is None or limit > 0, "stop_after", limit, "a positive number of minutes", "leave it out for none")
         if self.distill.replay:
             plain = not (self.data.streamed or self.data.buckets)
             remedy = "walks are kept by sample number and in one size; set distill.replay to 0"
-            _check(plain, "distill.replay", self.distill.replay, "0 with a streamed data set or with buckets", remedy)
+            check(plain, "distill.replay", self.distill.replay, "0 with a streamed data set or with buckets", remedy)
 
 
 def world() -> Run:
@@ -334,20 +333,27 @@ def world() -> Run:
         out="runs/world",
         eval_every=500,
         stop_after=88.0,
-        model=Model(rank=16, dropout=0.0, targets="all"),
+        model=Model(rank=32, dropout=0.0, targets="all"),
         distill=Distill(
-            states=6, spread="stratified", solver="adams", handover="student", hold=5500, decay=300, replay=15
+            states=6,
+            spread="stratified",
+            solver="adams",
+            handover="student",
+            hold=6500,
+            decay=300,
+            replay=3,
+            replay_batches=128,
         ),
         data=Data(count=16_384),
         optim=Optim(
-            iterations=7100,
+            iterations=7700,
             batch=32,
             lr=3e-3,
             lr_log_gamma=2e-5,
             directions="segment",
             warmup=20,
-            cooldown="cosine",
-            cooldown_iterations=6000,
+            cooldown="linear",
+            cooldown_iterations=5700,
             clip_from=20,
             ema_from=20,
         ),
@@ -363,9 +369,10 @@ def world_quick() -> Run:
         eval_every=250,
         save_every=250,
         stop_after=8.0,
-        distill=replace(long.distill, hold=1150, replay=4),
+        model=replace(long.model, rank=16),
+        distill=replace(long.distill, hold=1150, replay=4, replay_batches=32),
         data=replace(long.data, count=8192),
-        optim=replace(long.optim, iterations=1150, batch=16, cooldown_iterations=700),
+        optim=replace(long.optim, iterations=1150, batch=16, cooldown="cosine", cooldown_iterations=700),
     )
 
 

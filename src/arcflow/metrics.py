@@ -10,6 +10,7 @@ Features come from any callable (`features` has some), the moments of a Frechet 
 in float64. A mean over prompts gets its confidence interval from `bootstrap`.
 """
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -221,3 +222,30 @@ def bootstrap(
         rng=np.random.default_rng(seed),
     ).confidence_interval
     return Interval(float(ratio(top, bottom)), float(drawn.low), float(drawn.high))
+
+
+def seed_interval(values: Sequence[float], *, confidence: float = 0.95) -> Interval:
+    """Mean over trainings that differ in their seed alone, with Student's interval for it."""
+    if len(values) < 2 or not np.isfinite(values).all():
+        raise ValueError(f"got {list(values)}; an interval takes the finite numbers of two trainings or more")
+    mean, error = float(np.mean(values)), float(stats.sem(values))
+    reach = float(stats.t.ppf(0.5 + confidence / 2, len(values) - 1)) * error
+    return Interval(mean, mean - reach, mean + reach)
+
+
+def seed_difference(a: Sequence[float], b: Sequence[float], *, confidence: float = 0.95) -> Interval:
+    """Mean of `a` less that of `b`, with Welch's interval; a single number is taken as exact. They differ by more than
+    noise if the interval leaves out 0."""
+    mean = float(np.mean(a) - np.mean(b))
+    if len(a) == 1 or len(b) == 1:
+        if len(a) == len(b):
+            return Interval(mean, mean, mean)
+        many, one, sign = (b, a, -1) if len(a) == 1 else (a, b, 1)
+        around = seed_interval([sign * (value - one[0]) for value in many], confidence=confidence)
+        return Interval(mean, around.low, around.high)
+    parts = [float(np.var(values, ddof=1)) / len(values) for values in (a, b)]
+    if not sum(parts):
+        return Interval(mean, mean, mean)
+    freedom = sum(parts) ** 2 / sum(part**2 / (len(v) - 1) for part, v in zip(parts, (a, b), strict=True))
+    reach = float(stats.t.ppf(0.5 + confidence / 2, freedom)) * sum(parts) ** 0.5
+    return Interval(mean, mean - reach, mean + reach)

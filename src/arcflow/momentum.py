@@ -79,6 +79,19 @@ def phi(z: Float[Tensor, "*any"]) -> Float[Tensor, "*any"]:
     return _Phi.apply(z)
 
 
+def without_modes(
+    logits: Float[Tensor, "*batch modes pixels"], p: float, generator: Draws | None = None
+) -> Float[Tensor, "*batch modes pixels"]:
+    """Gating logits with a random subset of the modes shut, see `Mixture.drop_modes`."""
+    if not 0 <= p < 1:
+        raise ValueError(f"dropout probability is {p}; expected 0 <= p < 1.")
+    lead, modes = logits.shape[:-2][:1], logits.shape[-2]
+    dropped = uniform((*lead, modes), generator) < p
+    dropped = dropped & ~dropped.all(-1, keepdim=True)
+    between = [1] * (logits.ndim - 2 - len(lead))
+    return logits.masked_fill(dropped.view(*lead, *between, modes, 1).to(logits.device), -torch.inf)
+
+
 @dataclass(frozen=True)
 class Mixture:
     """K velocities whose gates and momentum factors bend them along the step (eqs. 1-4)."""
@@ -117,14 +130,7 @@ class Mixture:
     def drop_modes(self, p: float, generator: Draws | None = None) -> "Mixture":
         """The mixture without a random subset of its modes: each is dropped with probability `p` for a whole sample
         (first axis of the batch). A sample that would lose all of them keeps all."""
-        if not 0 <= p < 1:
-            raise ValueError(f"dropout probability is {p}; expected 0 <= p < 1.")
-        lead, modes = self.logits.shape[:-2][:1], self.logits.shape[-2]
-        dropped = uniform((*lead, modes), generator) < p
-        dropped = dropped & ~dropped.all(-1, keepdim=True)
-        between = [1] * (self.logits.ndim - 2 - len(lead))
-        mask = dropped.view(*lead, *between, modes, 1).to(self.logits.device)
-        return Mixture(self.v, self.logits.masked_fill(mask, -torch.inf), self.log_gamma)
+        return Mixture(self.v, without_modes(self.logits, p, generator), self.log_gamma)
 
     def detach(self) -> "Mixture":
         """The same path, cut from the graph."""

@@ -17,6 +17,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 SHIFT = 3.2
+ROUNDING = 1e-4
+"""Noise levels this near are the same point of a grid."""
 
 Time = TypeVar("Time", float, Tensor)
 
@@ -53,6 +55,12 @@ def step_grid(steps: int, shift: float = SHIFT, final_step_scale: float = 1.0) -
     if not shift > 0:
         raise ValueError(f"shift is {shift}; it must be above 0 (1 = no shift, 3.2 in the published adapters).")
     return shift_sigma(tau_grid(steps, final_step_scale).float(), shift)
+
+
+def step_end(sigma: Float[Tensor, " batch"], sigmas: Float[Tensor, " points"]) -> Float[Tensor, " batch"]:
+    """Noise level at which the step that starts at `sigma` ends, on the grid `sigmas`."""
+    grid = sigmas.to(sigma)
+    return torch.where(grid < sigma[:, None] - ROUNDING, grid, grid[-1]).amax(-1)
 
 
 @dataclass(frozen=True)

@@ -5,54 +5,22 @@ of one image on the plane that shows most of the teacher's curved path (its firs
 chords leave it at once, the student's two arcs follow. The plane is chosen by the teacher's path alone.
 """
 
-import base64
 import html
-import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from arcflow.evaluate import Tracks
+from arcflow.page import EULER, FAINT, STUDENT, TEACHER, canvas, data, png, render, section, wide, write_page
 from arcflow.sample import PARTS, Samples
 from arcflow.state import write_atomic
 
-TEACHER, EULER, STUDENT, FAINT = "#334155", "#e8710a", "#2563eb", "#cbd5e1"
 TITLES = {"teacher": "teacher", "euler": "plain Euler", "arcflow": "ArcFlow"}
 PART_TITLES = {"text_encoder": "text encoders", "transformer": "transformer", "vae": "VAE decoder"}
-
-STYLE = """
-:root { color-scheme: light; --ink: #0f172a; --soft: #64748b; --line: #e2e8f0; --mark: #2563eb; }
-* { box-sizing: border-box; }
-body { margin: 0; background: #f8fafc; color: var(--ink); font: 16px/1.55 system-ui, "Segoe UI", sans-serif; }
-main { max-width: 1080px; margin: 0 auto; padding: 48px 24px 64px; }
-h1 { font-size: 34px; line-height: 1.15; margin: 0 0 8px; letter-spacing: -0.02em; }
-h2 { font-size: 20px; margin: 0 0 4px; letter-spacing: -0.01em; }
-p { margin: 0 0 16px; color: var(--soft); max-width: 75ch; }
-section { background: #fff; border: 1px solid var(--line); border-radius: 14px; padding: 24px; margin-top: 24px; }
-.facts { display: grid; grid-template-columns: repeat(4, 1fr); gap: 16px; margin-top: 28px; }
-.fact { background: #fff; border: 1px solid var(--line); border-radius: 14px; padding: 18px 20px; }
-.fact b { display: block; font-size: 28px; letter-spacing: -0.02em; color: var(--mark); line-height: 1.2; }
-.fact span { color: var(--soft); font-size: 14px; }
-.scroll { overflow-x: auto; }
-table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; font-size: 14px; }
-th { font-weight: 600; color: var(--soft); text-align: right; }
-th, td { padding: 7px 10px; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap; }
-th:first-child, td:first-child { text-align: left; white-space: normal; }
-tr:last-child td { border-bottom: 0; }
-tr.ours td, td.ours, th.ours { background: #eff6ff; }
-table.grid td, table.grid th { text-align: center; padding: 5px; border: 0; }
-table.grid td:first-child { text-align: left; font-size: 14px; width: 170px; padding-right: 12px; }
-table.grid th small { display: block; font-weight: 400; }
-table.grid img { width: 100%; min-width: 72px; max-width: 112px; display: block; margin: auto; border-radius: 8px; }
-img.wide { width: 100%; display: block; }
-footer { color: var(--soft); font-size: 13px; margin-top: 24px; white-space: pre-wrap; }
-@media (max-width: 720px) { .facts { grid-template-columns: 1fr 1fr; } }
-"""
 
 
 def write_report(
@@ -73,44 +41,36 @@ def write_report(
     picture = path_figure(ways)
     parts = [
         _head(results),
-        _section(
+        section(
             "The idea",
             "One image's way from noise, in the plane of its teacher's path (principal components of the latents; the "
             "second axis is stretched). The teacher takes 50 small steps. Two straight steps of the same network miss "
             "the bend; the student's two calls each give a whole arc in closed form.",
-            _figure(picture, "teacher path, Euler chords and student arcs"),
+            wide(picture, "teacher path, Euler chords and student arcs"),
         ),
-        _section(
+        section(
             "Same prompts, same noise",
             "Each row starts from one noise. Above each column: how often the network was called.",
             _grid(results, samples, prompts, min(rows, len(prompts))),
         ),
-        _section(
+        section(
             "Numbers",
             "Distance is the mean squared difference to the teacher's final latents from the same noise. Accuracy is "
             "the share of pictures that show exactly what the prompt says, read back by the checker.",
             _numbers(results),
         ),
-        _section("Time", "Milliseconds per image, by part.", _times(results)),
+        section("Time", "Milliseconds per image, by part.", _times(results)),
     ]
     if log:
         parts.append(
-            _section(
+            section(
                 "Training",
                 "Loss of each iteration, and the student's distance to the teacher on held-out prompts; dashed, what "
                 "plain Euler reaches.",
-                _figure(curves_figure(log), "loss and distance"),
+                wide(curves_figure(log), "loss and distance"),
             )
         )
-    footer = "\n".join(f"{name}: {value}" for name, value in about.items())
-    body = "".join(parts) + f"<footer>{html.escape(footer)}</footer>"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    page = (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8"><title>arcflow: two calls instead of fifty</title>'
-        f'<meta name="viewport" content="width=device-width"><style>{STYLE}</style></head>'
-        f"<body><main>{body}</main></body></html>\n"
-    )
-    write_atomic(path, lambda draft: draft.write_text(page, encoding="utf-8"))
+    write_page(path, "arcflow: two calls instead of fifty", "".join(parts), about)
     write_atomic(path.with_name("path.png"), lambda draft: draft.write_bytes(picture))
     return path
 
@@ -141,10 +101,6 @@ def _head(results: dict[str, dict[str, Any]]) -> str:
     )
 
 
-def _section(title: str, text: str, content: str) -> str:
-    return f'<section><h2>{title}</h2><p>{text}</p><div class="scroll">{content}</div></section>'
-
-
 def _grid(results: dict[str, dict[str, Any]], samples: dict[str, Samples], prompts: Sequence[str], rows: int) -> str:
     def calls(row: str) -> str:
         nfe = results[row]["nfe"]
@@ -154,7 +110,7 @@ def _grid(results: dict[str, dict[str, Any]], samples: dict[str, Samples], promp
     lines = []
     for i in range(rows):
         cells = "".join(
-            f'<td{_ours(r)}><img src="{_data(png(s.images[i]))}" alt="{_title(r)}, {calls(r)}"></td>'
+            f'<td{_ours(r)}><img src="{data(png(s.images[i]))}" alt="{_title(r)}, {calls(r)}"></td>'
             for r, s in samples.items()
         )
         lines.append(f"<tr><td>{html.escape(prompts[i])}</td>{cells}</tr>")
@@ -207,21 +163,6 @@ def _times(results: dict[str, dict[str, Any]]) -> str:
     return f"<table><tr><th>method, calls</th>{head}<th>together</th></tr>{''.join(lines)}</table>"
 
 
-def png(image: np.ndarray) -> bytes:
-    """A picture (height, width, 3) uint8 as the bytes of a PNG file."""
-    file = io.BytesIO()
-    Image.fromarray(image).save(file, format="PNG", optimize=True)
-    return file.getvalue()
-
-
-def _data(image: bytes) -> str:
-    return "data:image/png;base64," + base64.b64encode(image).decode()
-
-
-def _figure(image: bytes, label: str) -> str:
-    return f'<img class="wide" src="{_data(image)}" alt="{label}">'
-
-
 def plane(points: Tensor) -> Tensor:
     """Origin and two directions, as rows: the first two principal components of a path, noise left, image right."""
     center = points.mean(0)
@@ -233,13 +174,13 @@ def plane(points: Tensor) -> Tensor:
 
 def path_figure(ways: Sequence[Tracks]) -> bytes:
     """The picture of the idea, one panel for each image, as PNG."""
-    figure, panels = _canvas(len(ways), 4.1 * len(ways) if len(ways) > 1 else 8.0, 4.3)
+    figure, panels = canvas(len(ways), 4.1 * len(ways) if len(ways) > 1 else 8.0, 4.3)
     for panel, way in zip(panels, ways, strict=True):
         _draw_way(panel, way)
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="lower center", ncols=3, frameon=False, fontsize=11, bbox_to_anchor=(0.5, -0.02))
     figure.tight_layout(rect=(0, 0.06, 1, 1), w_pad=2)
-    return _render(figure)
+    return render(figure)
 
 
 def _draw_way(panel: Any, way: Tracks) -> None:
@@ -288,7 +229,7 @@ def _thumbnails(panel: Any, way: Tracks, ends: dict[str, np.ndarray]) -> None:
 
 def curves_figure(log: Sequence[dict[str, Any]]) -> bytes:
     """Loss and distance to the teacher over the iterations, as PNG."""
-    figure, (left, right) = _canvas(2, 11.0, 3.6)
+    figure, (left, right) = canvas(2, 11.0, 3.6)
     loss = np.array([(line["step"], line["loss"]) for line in log if line.get("loss") is not None], dtype=float)
     if len(loss):
         left.plot(*loss.T, color=FAINT, lw=0.8)
@@ -306,24 +247,4 @@ def curves_figure(log: Sequence[dict[str, Any]]) -> bytes:
                            textcoords="offset points", color=EULER, fontsize=9, annotation_clip=False)  # fmt: skip
     right.set(title="distance to the teacher", xlabel="iteration", yscale="log")
     figure.tight_layout(w_pad=3)
-    return _render(figure)
-
-
-def _canvas(panels: int, width: float, height: float) -> tuple[Any, Any]:
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ValueError('the report draws with matplotlib, which is not here: pip install "arcflow[demo]"') from error
-    figure = Figure(figsize=(width, height), dpi=160, facecolor="white")
-    axes = figure.subplots(1, panels, squeeze=False)[0]
-    for panel in axes:
-        panel.spines[["top", "right"]].set_visible(False)
-        panel.spines[["left", "bottom"]].set_color(FAINT)
-        panel.tick_params(colors="#64748b", labelsize=9)
-    return figure, axes
-
-
-def _render(figure: Any) -> bytes:
-    file = io.BytesIO()
-    figure.savefig(file, format="png", bbox_inches="tight")
-    return file.getvalue()
+    return render(figure)

@@ -163,7 +163,7 @@ def visit(
         path = roll.at(x)
         states = torch.stack([x - path.displacement(0.0, start) for start in starts])
         halves = zip(states.chunk(2), sigma.chunk(2), strict=True)
-        targets = [teacher(x.flatten(0, 1), s.flatten(), repeat(cond, len(s))).unflatten(0, s.shape) for x, s in halves]
+        targets = [teacher(z.flatten(0, 1), s.flatten(), repeat(cond, len(s))).unflatten(0, s.shape) for z, s in halves]
         return states, torch.cat(targets), x - path.displacement(0.0, last)
     states, targets, here = [], [], torch.zeros_like(starts[0])
     for i in range(len(sigma)):

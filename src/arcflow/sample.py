@@ -16,6 +16,7 @@ import os
 import re
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -235,7 +236,8 @@ def sample_folder(
     """Write every picture that the folder's manifests do not list yet; the paths of the new ones.
 
     The recipes must agree in everything but prompt and seed. Several processes share the work, (rank, ranks) each: who
-    draws what depends on the list alone, so they need not talk to one another, and each keeps a manifest of its own.
+    draws what depends on the list alone, so they need not talk to one another, and each keeps a manifest of its own,
+    which also says how many seconds a picture took.
     """
     rank, ranks = share
     folder.mkdir(parents=True, exist_ok=True)
@@ -244,25 +246,41 @@ def sample_folder(
     finished = {record["file"] for record in read_manifest(folder) if (folder / record["file"]).exists()}
     mine = list(dict.fromkeys(recipes))[rank::ranks]
     missing = [recipe for recipe in mine if recipe.file not in finished]
-    paths = []
-    for start in tqdm(range(0, len(missing), batch_size), desc="sampling", unit="batch", disable=len(missing) < 2):
-        batch = missing[start : start + batch_size]
-        first = batch[0]
-        samples = generate(
-            pipe,
-            [recipe.prompt for recipe in batch],
-            [recipe.seed for recipe in batch],
-            steps=first.steps,
-            height=first.height,
-            width=first.width,
-            batch_size=batch_size,
-            guidance=first.guidance,
-        )
-        for recipe, image in zip(batch, samples.images, strict=True):
-            save_png(image, recipe, folder / recipe.file)
-            with own.open("a") as manifest:
-                manifest.write(json.dumps({"file": recipe.file, **asdict(recipe)}) + "\n")
-            paths.append(folder / recipe.file)
+    paths: list[Path] = []
+    waiting: list[tuple[Recipe, float, Future[None]]] = []
+
+    def list_saved() -> None:
+        with own.open("a") as manifest:
+            while waiting:
+                recipe, seconds, saved = waiting.pop(0)
+                saved.result()
+                manifest.write(json.dumps({"file": recipe.file, **asdict(recipe), "seconds": seconds}) + "\n")
+                paths.append(folder / recipe.file)
+
+    with ThreadPoolExecutor(1) as saver:  # writes the last batch while the next one is drawn
+        try:
+            for start in tqdm(
+                range(0, len(missing), batch_size), desc="sampling", unit="batch", disable=len(missing) < 2
+            ):
+                batch = missing[start : start + batch_size]
+                first, began = batch[0], time.perf_counter()
+                samples = generate(
+                    pipe,
+                    [recipe.prompt for recipe in batch],
+                    [recipe.seed for recipe in batch],
+                    steps=first.steps,
+                    height=first.height,
+                    width=first.width,
+                    batch_size=batch_size,
+                    guidance=first.guidance,
+                )
+                seconds = round((time.perf_counter() - began) / len(batch), 6)
+                list_saved()
+                for recipe, image in zip(batch, samples.images, strict=True):
+                    saved = saver.submit(save_png, image, recipe, folder / recipe.file)
+                    waiting.append((recipe, seconds, saved))
+        finally:
+            list_saved()
     return paths
 
 

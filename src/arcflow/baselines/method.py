@@ -8,7 +8,7 @@ forward-equivalents, one sample once through the transformer. A backward pass co
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -55,12 +55,14 @@ class Turn:
     """All randomness of the iteration; one generator, or one for each sample."""
 
 
+@runtime_checkable
 class Objective(Protocol):
     """One iteration on noise `x`: losses, each for a backward pass of its own before the next is asked for."""
 
     def __call__(self, student: Student, teacher: Teacher, x: Tensor, cond: Cond, turn: Turn) -> Iterator[Part]: ...
 
 
+@runtime_checkable
 class Sampler(Protocol):
     """Final latents from noise `x`, in `steps` calls of the student."""
 

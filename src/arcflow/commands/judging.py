@@ -13,7 +13,8 @@ from arcflow.world.commands import FIRST_SEED, held_out
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluate:
-    """Teacher at 50 steps, plain Euler at 2, 4, 8 and the student at 1, 2, 4, on held-out prompts of the world."""
+    """Teacher at 50 steps, plain Euler at 2, 4, 8 and the student at 1, 2, 4, on held-out prompts of the world; with
+    --suite NAME a benchmark: `arcflow evaluate --suite world --help`."""
 
     adapter: str = SHIPPED
     """Adapter of the small teacher: "world" for the shipped one, or a folder."""

@@ -54,7 +54,8 @@ def read(image: np.ndarray) -> Scene:
     picture = image.astype(np.float32)
     border = np.concatenate([picture[0], picture[-1], picture[:, 0], picture[:, -1]])
     background, paper = _nearest(np.median(border, axis=0), BACKGROUNDS)
-    found: Any = ndimage.label(np.abs(picture - paper).max(-1) > CONTRAST)
+    apart = np.abs(picture - paper) > CONTRAST
+    found: Any = ndimage.label(apart[..., 0] | apart[..., 1] | apart[..., 2])
     labels = found[0]
     objects = []
     for index, box in enumerate(ndimage.find_objects(labels), start=1):
@@ -77,7 +78,7 @@ def _read_object(
 ) -> Object:
     rows, columns = (slice(max(0, s.start - 2), min(SIZE, s.stop + 2)) for s in box)
     near = np.asarray(ndimage.binary_dilation(labels[rows, columns] == index), bool)
-    mine = near & np.isin(labels[rows, columns], (0, index))
+    mine = near & ((labels[rows, columns] == 0) | (labels[rows, columns] == index))
     offset = picture[rows, columns] - paper
     strength = np.linalg.norm(offset, axis=-1) * mine
     core = strength >= np.quantile(strength[labels[rows, columns] == index], 0.5)

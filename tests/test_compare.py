@@ -1,0 +1,133 @@
+"""A comparison: equal budgets, runs that are done once, numbers that can be taken up again."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from arcflow import compare as comparison
+from arcflow.compare import Job, bench_reference, claim, compare, jobs, run, summary
+from arcflow.contest import Bench, settings, train
+from arcflow.rules import Contest
+from arcflow.studies import STUDIES, entrants
+
+TINY = Contest(calls=(2,), seeds=1, budget=400, batch=4, prompts=16, count=6, alike=2, pictures=2, rank=2, workers=1)
+
+
+@pytest.fixture(scope="module")
+def contest(tmp_path_factory):
+    return dataclasses.replace(TINY, out=str(tmp_path_factory.mktemp("compare")))
+
+
+@pytest.fixture(scope="module")
+def bench(contest):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("arcflow.contest.TEACHER_STEPS", 4)  # the small teacher's 50 steps are seconds
+        bench = Bench(contest)
+        claim(contest)
+        bench_reference(contest, bench)
+    return bench
+
+
+def test_a_training_for_any_number_of_calls_is_judged_at_all_of_them(contest):
+    todo = jobs(dataclasses.replace(contest, calls=(1, 4), seeds=2))
+    assert {job.calls for job in todo if job.entrant == "reflow"} == {(1, 4)}
+    assert {job.calls for job in todo if job.entrant == "arcflow"} == {(1,), (4,)}
+    assert len({job.name for job in todo}) == len(todo)
+
+
+@pytest.mark.parametrize("study", STUDIES)
+def test_the_settings_of_every_entrant_are_valid_and_their_own(contest, study):
+    field = entrants(study)
+    assert len({entrant.name for entrant in field}) == len(field)
+    for entrant in field:
+        assert settings(contest, entrant, 2, 0).distill.steps == 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["arcflow", "reflow", "dmd2"])
+def test_a_training_ends_with_its_budget(contest, bench, name):
+    entrant = next(e for e in entrants("methods") if e.name == name)
+    made = train(bench, entrant, 2, 1, bench_reference(contest))
+    last, _ = made.curve[-1]
+    assert contest.budget <= last < 3 * contest.budget and made.skipped == 0
+    assert len(made.curve) == 5 and made.iterations >= 1
+
+
+@pytest.mark.slow
+def test_the_same_training_twice_gives_the_same_numbers(contest, bench):
+    job, reference = Job("methods", "linear", (2,), 0), bench_reference(contest)
+    assert run(bench, reference, job)["results"] == run(bench, reference, job)["results"]
+
+
+@pytest.mark.slow
+def test_solvers_are_the_teachers_own(contest, bench):
+    record = run(bench, bench_reference(contest), Job("methods", "euler", (4,), 0))
+    assert max(record["results"]["4"]["distance"]) < 1e-9  # here the teacher takes 4 steps itself
+
+
+@pytest.mark.slow
+def test_runs_that_are_there_are_not_done_again(contest, bench, monkeypatch):
+    asked = dataclasses.replace(contest, only=("arcflow", "linear"))
+    did = []
+
+    def shared(contest, missing):
+        for job in missing:
+            did.append(job.name)
+            run(bench, bench_reference(contest), job)
+            yield job
+
+    monkeypatch.setattr(comparison, "_shared", shared)
+    first = compare(asked, log=did.append)
+    done = list(did)
+    assert compare(asked, log=did.append) == first and did == done
+    stored = json.loads((Path(contest.out) / "methods.json").read_text())
+    assert stored["rows"].keys() == {"euler", "arcflow", "linear"} and stored["first"] == "arcflow"
+    assert stored["rows"]["arcflow"]["calls"]["2"]["less_first"]["distance"]["mean"] == 0
+
+
+def test_a_folder_with_another_budget_is_refused(contest):
+    claim(contest)
+    with pytest.raises(ValueError, match=r"budget: 400 there, 500 now.*choose another folder"):
+        claim(dataclasses.replace(contest, budget=500))
+    claim(dataclasses.replace(contest, seeds=9, calls=(8,)))  # more of the same
+
+
+def test_an_unknown_entrant_is_told_the_known_ones(contest):
+    with pytest.raises(ValueError, match="no arcflwo in the study 'methods': expected some of arcflow, linear"):
+        jobs(dataclasses.replace(contest, only=("arcflwo",)))
+
+
+@pytest.mark.slow
+def test_latents_that_are_not_finite_are_counted(contest, bench):
+    def nothing(x, cond, generator):
+        return torch.full_like(x, torch.nan)
+
+    assert bench.judge(nothing, bench_reference(contest))["broken"] == 6
+
+
+def test_means_over_trainings_have_an_interval(contest):
+    def record(seed, distance):
+        judged = {"distance": [distance] * 6, "right": [True, False] * 3, "diversity": 1.0, "broken": 0}
+        return {"title": "x", "trained": 1, "curve": [[1, distance]], "results": {"2": judged}}
+
+    asked = dataclasses.replace(contest, only=("arcflow",), seeds=2)
+    runs = {Job("methods", "arcflow", (2,), s): record(s, d) for s, d in enumerate((0.1, 0.3))}
+    means = summary(asked, runs)["rows"]["arcflow"]["calls"]["2"]
+    assert means["distance"]["mean"] == pytest.approx(0.2) and means["distance"]["seeds"] == pytest.approx([0.1, 0.3])
+    assert means["distance"]["low"] < 0 < means["distance"]["high"] and means["curve"] == [[1, pytest.approx(0.2)]]
+
+
+@pytest.mark.slow
+def test_a_comparison_as_a_user_runs_it(tmp_path, monkeypatch, capsys):
+    from arcflow.cli import main
+
+    monkeypatch.chdir(tmp_path)
+    small = "--calls 2 --seeds 1 --budget 800 --prompts 64 --count 8 --alike 2 --pictures 2 --workers 2 --out out"
+    main(["compare", "--only", "arcflow", "linear", *small.split()])
+    printed = capsys.readouterr().out
+    assert "ArcFlow" in printed and (tmp_path / "out" / "methods.html").stat().st_size > 100_000
+    main(["claims", "out", "--out", "claims.md"])
+    assert "Momentum beats straight lines" in (tmp_path / "claims.md").read_text()

@@ -1,0 +1,75 @@
+"""The report of a comparison shows every entrant, ranked, with what is more than noise."""
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from arcflow.metrics import seed_difference, seed_interval
+from arcflow.ranking import calls_figure, cost_figure, markdown_ranking, ranked, verdict, write_ranking
+
+DISTANCES = {"arcflow": [0.10, 0.11, 0.12], "linear": [0.20, 0.21, 0.22], "near": [0.115, 0.12, 0.10], "euler": [0.3]}
+
+
+def means(name, scale=1.0):
+    values = [scale * value for value in DISTANCES[name]]
+    first = [scale * value for value in DISTANCES["arcflow"]]
+
+    def around(numbers):
+        if len(numbers) == 1:
+            return {"mean": numbers[0], "low": None, "high": None, "seeds": numbers}
+        return {**seed_interval(numbers)._asdict(), "seeds": numbers}
+
+    return {
+        "distance": around(values),
+        "accuracy": around([1 - value for value in values]),
+        "diversity": around(values),
+        "skills": {"counting": 0.5, "position": 0.75},
+        "curve": [[10, 0.5], [20, values[0]]] if len(values) > 1 else [],
+        "broken": 0,
+        "pictures": [f"{name}/2-0"],
+        "less_first": {"distance": seed_difference(values, first)._asdict()},
+    }
+
+
+@pytest.fixture
+def results():
+    rows = {
+        name: {
+            "title": name.title(),
+            "trained": len(values) > 1,
+            "second_network": name == "near",
+            "calls": {"1": means(name, 2.0), "2": means(name)},
+        }
+        for name, values in DISTANCES.items()
+    }
+    about = {"command": "arcflow compare", "budget": 7, "seeds": 3, "count": 4, "threads": 2, "device": "x"}
+    return {"rows": rows, "first": "arcflow", "about": {**about, "versions": {"torch": "2"}}}
+
+
+def test_entrants_are_ranked_by_distance_and_told_from_noise(results):
+    assert ranked(results["rows"], "2") == ["arcflow", "near", "linear", "euler"]
+    told = {name: verdict(row["calls"]["2"], "distance") for name, row in results["rows"].items()}
+    assert told == {"arcflow": "same", "near": "same", "linear": "higher", "euler": "higher"}
+
+
+def test_the_report_is_one_file_with_the_pictures_that_are_there(results, tmp_path):
+    strip = np.zeros((64, 8 * 64, 3), np.uint8)
+    (tmp_path / "runs" / "linear").mkdir(parents=True)
+    for path in (tmp_path / "teacher.png", tmp_path / "runs" / "linear" / "2-0-2.png"):
+        Image.fromarray(strip).save(path)
+    page = write_ranking(tmp_path / "methods.html", results, tmp_path).read_text()
+    assert page.count("data:image/png;base64") == 4  # two figures, two strips
+    assert "Near, second network" in page and "0.2100 &plusmn; 0.0248" in page and "7 forward-equivalents" in page
+
+
+def test_the_figures_are_pictures(results):
+    for figure in (calls_figure(results["rows"]), cost_figure(results["rows"], "2")):
+        assert min(Image.open(io.BytesIO(figure)).size) > 300
+
+
+def test_the_markdown_has_a_table_for_each_number_of_calls(results):
+    text = markdown_ranking(results)
+    assert text.startswith("1 call:") and "\n2 calls:\n" in text
+    assert "| **Arcflow** | 0.1100 &plusmn; 0.0248 | 89.0% &plusmn; 2.5% | 0.11 &plusmn; 0.02 | 50% |" in text
