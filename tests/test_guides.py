@@ -2,22 +2,25 @@
 
 import copy
 import re
+import subprocess
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import tyro
+import yaml
 from tiny import perturb, save_style
 
 import arcflow
-from arcflow import adapter, hub, student
+from arcflow import adapter, cli, config, hub, student
 from arcflow.sample import PARTS, Samples
 
 GUIDES = Path(__file__).parent.parent / "docs"
 
 
-def blocks(name: str) -> list[str]:
-    return re.findall(r"```python\n(.*?)```", (GUIDES / name).read_text("utf-8"), re.DOTALL)
+def blocks(name: str, language: str = "python") -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", (GUIDES / name).read_text("utf-8"), re.DOTALL)
 
 
 @pytest.fixture
@@ -65,6 +68,39 @@ def test_every_way_to_fit_a_card_leaves_a_pipeline_that_draws(small_world, quant
             assert names["pipe"]("a red cube", num_inference_steps=2).images[0].size == (16, 16)
             arcflow.detach(names["pipe"])
     assert len(offloaded) == 1 + quantized
+
+
+def trained(command: str) -> config.Run:
+    """The run that a line with `torchrun` in it asks for."""
+    words = command.split("arcflow.cli")[1].split()
+    asked = tyro.cli(cli.Command, args=words, config=(tyro.conf.OmitSubcommandPrefixes,))  # type: ignore[arg-type]
+    assert isinstance(asked, cli.Train)
+    return asked.recipe
+
+
+def test_the_slurm_script_is_bash_and_stops_before_its_time():
+    (script,) = blocks("training.md", "bash")
+    subprocess.run(["bash", "-n"], input=script, text=True, check=True)
+    hours, minutes, _ = map(int, re.findall(r"--time=(\d+):(\d+):(\d+)", script)[0])
+    run = trained(script)
+    assert run.stop_after is not None and run.stop_after <= 60 * hours + minutes - 10 and run.shard == 8
+
+
+def test_the_pods_of_the_kubernetes_job_find_the_first_of_them():
+    (text,) = blocks("training.md", "yaml")
+    service, job = yaml.safe_load_all(text)
+    name, pod = job["metadata"]["name"], job["spec"]["template"]["spec"]
+    assert service["spec"]["selector"] == {"job-name": name} and service["spec"]["clusterIP"] == "None"
+    assert pod["subdomain"] == service["metadata"]["name"]
+    (container,) = pod["containers"]
+    options = dict(word.removeprefix("--").split("=") for word in container["command"][1:])
+    assert options["rdzv-endpoint"].partition(":")[0] == f"{name}-0.{pod['subdomain']}"
+    assert int(options["nnodes"]) == job["spec"]["completions"] == job["spec"]["parallelism"]
+    assert int(options["nproc-per-node"]) == container["resources"]["limits"]["nvidia.com/gpu"]
+    assert {mount["name"] for mount in container["volumeMounts"]} == {volume["name"] for volume in pod["volumes"]}
+    (patience,) = (int(one["value"]) for one in container["env"])
+    assert pod["terminationGracePeriodSeconds"] > patience
+    assert trained(" ".join(container["args"])).data.prompts.startswith(container["volumeMounts"][0]["mountPath"])
 
 
 def test_the_blocks_of_metrics_run_on_what_a_comparison_returns(tmp_path, monkeypatch, capsys):

@@ -1,7 +1,12 @@
 """A run on several processes: each holds a part of the network, and together they do what one does alone."""
 
+import os
+import re
 import shutil
+import signal
+import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -12,6 +17,7 @@ from tiny import save_style, torchrun
 
 from arcflow import backbone, parallel
 from arcflow.adapter import load_adapter
+from arcflow.checkpoint import broken
 from arcflow.data import rows
 from arcflow.objective import distill
 from arcflow.state import read_log
@@ -83,6 +89,22 @@ def test_a_run_is_taken_up_by_another_number_of_processes(tmp_path):
     load_adapter(tiny_pipe().transformer, tmp_path / "2-4" / "adapter")
 
 
+@pytest.mark.slow
+def test_a_signal_to_torchrun_lets_all_processes_save(tmp_path):
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    here = {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path]), "OMP_NUM_THREADS": "1"}
+    command = [*launch, __file__, "long", str(tmp_path / "run")]
+    run = subprocess.Popen(command, env={**os.environ, **here}, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    while not (tmp_path / "run" / "checkpoints" / "00000002").exists():
+        assert run.poll() is None
+        time.sleep(0.1)
+    run.send_signal(signal.SIGTERM)
+    said = run.communicate()[0].decode()
+    stopped = int(re.findall(r"stopped at iteration (\d+) of 1000, saved", said)[0])
+    newest = sorted((tmp_path / "run" / "checkpoints").iterdir())[-1]
+    assert broken(newest) is None and int(newest.name) == stopped
+
+
 BASES = {
     "bfloat16": {"model__dtype": "bfloat16"},
     "with a LoRA": {"model__teacher_lora": "style"},
@@ -132,6 +154,8 @@ if __name__ == "__main__":
     task, folder = sys.argv[1], Path(sys.argv[2])
     if task == "gradients":
         gradients(folder, int(sys.argv[3]))
+    elif task == "long":
+        train(config(folder, optim__iterations=1000, pictures=0, save_every=2), tiny_pipe(), print)
     elif task == "bases":
         on_all_bases(folder)
     else:

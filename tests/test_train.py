@@ -20,6 +20,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from test_data import with_pictures
 
+import arcflow.train
 from arcflow import attach, backbone, cache, student
 from arcflow.adapter import read_info
 from arcflow.config import Data, Distill, Model, Optim, Run, from_json
@@ -30,7 +31,7 @@ from arcflow.parallel import Ranks
 from arcflow.path import step_grid
 from arcflow.rollout import arcs
 from arcflow.state import HELD_OUT, Progress, read_log
-from arcflow.train import claim, train
+from arcflow.train import claim, stop_signals, train
 
 ITERATIONS = 12
 
@@ -186,7 +187,8 @@ def test_a_signal_saves_and_exits(run, tmp_path, number):
     calls = iter(range(10**6))
 
     def forward(*args, **kwargs):
-        if next(calls) == 60:  # somewhere in an iteration
+        if next(calls) == 60:  # somewhere in an iteration; torchrun says it again
+            os.kill(os.getpid(), number)
             os.kill(os.getpid(), number)
         return inner(*args, **kwargs)
 
@@ -199,6 +201,14 @@ def test_a_signal_saves_and_exits(run, tmp_path, number):
     assert finished(tmp_path)[0]
     train(config(tmp_path), tiny_pipe(), quiet)
     assert_same(finished(tmp_path), finished(run[0]))
+
+
+def test_whoever_insists_is_obeyed(monkeypatch):
+    monkeypatch.setattr(arcflow.train, "PATIENCE", 0.0)
+    with pytest.raises(KeyboardInterrupt), stop_signals() as caught:  # noqa: PT012
+        os.kill(os.getpid(), signal.SIGINT)
+        assert caught == [signal.SIGINT]
+        os.kill(os.getpid(), signal.SIGINT)
 
 
 @pytest.fixture

@@ -43,6 +43,8 @@ FREE = (
     *("shard", "tracker", "model.compile", "model.text_device"),
 )
 """Settings that may change when a run is taken up again."""
+PATIENCE = 5.0
+"""Seconds."""
 
 
 def train(config: Run, pipe: Any = None, log: Callable[[str], None] = tqdm.write) -> Path:
@@ -309,15 +311,19 @@ class Tally:
 
 @contextmanager
 def stop_signals() -> Iterator[list[int]]:
-    """Collect SIGINT and SIGTERM instead of dying of them; a second one has its usual effect."""
-    caught: list[int] = []
+    """Collect SIGINT and SIGTERM instead of dying of them. One that comes `PATIENCE` after the first has its usual
+    effect; before that it is the same one again: from the terminal or Slurm, and then from torchrun."""
+    caught, moments = list[int](), list[float]()
     if threading.current_thread() is not threading.main_thread():
         yield caught  # only the main thread can receive signals
         return
 
     def note(number: int, frame: FrameType | None) -> None:
         caught.append(number)
-        signal.signal(number, usual[signal.Signals(number)])
+        moments.append(time.monotonic())
+        if moments[-1] - moments[0] > PATIENCE:
+            signal.signal(number, usual[signal.Signals(number)])
+            signal.raise_signal(number)
 
     usual = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
