@@ -6,7 +6,9 @@ import shutil
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from peft import LoraConfig
+from peft.tuners.lora import LoraLayer
+from safetensors.torch import load_file, save_file
 from test_train import config, quiet, tiny_pipe
 from tiny import qwen_pipeline, save_style
 
@@ -99,6 +101,21 @@ def test_the_command_line_samples_with_that_lora(shelf, styled, tmp_path, capsys
     words = ["--model", str(shelf / "base"), "--adapter", str(styled[1] / "adapter"), "--out", str(tmp_path)]
     cli.main(["sample", "--prompt", "a red ring", "--height", "8", *words, "--device", "cpu"])
     assert "1 new pictures" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("prefix", ["", "text_model."], ids=["today's names", "older names"])
+def test_a_lora_of_text_encoders_too_needs_them(prefix, shelf, tmp_path):
+    pipe = open_base(shelf, lora=True)
+    encoder = copy.deepcopy(pipe.text_encoder)
+    encoder.add_adapter(LoraConfig(r=2, init_lora_weights=False, target_modules=["q_proj"]))
+    text = {prefix + name.replace(".default", ""): p for name, p in encoder.state_dict().items() if "lora" in name}
+    style = load_file(shelf / "style" / "pytorch_lora_weights.safetensors")
+    style = {name.removeprefix("transformer."): value for name, value in style.items()}
+    type(pipe).save_lora_weights(tmp_path, transformer_lora_layers=style, text_encoder_lora_layers=text)
+    model = Model(base=str(shelf / "base"), teacher_lora=str(tmp_path))
+    assert any(isinstance(module, LoraLayer) for module in load_pipe(model).text_encoder.modules())
+    with pytest.raises(ValueError, match="changes what this pipeline lacks .*text_encoder.* data.embeddings"):
+        load_pipe(model, text=False)
 
 
 def test_a_lora_that_is_missing_or_fits_nothing_is_named(shelf, tmp_path):

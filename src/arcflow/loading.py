@@ -77,8 +77,11 @@ def _with_lora(pipe: Any, name: str) -> Any:
         )
     try:
         pipe.load_lora_weights(name)
-        there = {f"{root}.{name}" for root in {part.partition(".")[0] for part in parts} for name in _loras(pipe, root)}
-        wrong = f"it has layers that are not here, as {min(parts - there)}" if parts - there else ""
+        modules = pipe.transformer.named_modules()
+        there = {f"transformer.{layer}" for layer, module in modules if isinstance(module, LoraLayer)}
+        # layers of text encoders have had other names, which diffusers knows
+        missing = {part for part in parts if part.startswith("transformer.")} - there
+        wrong = f"it has layers that are not here, as {min(missing)}" if missing else ""
     except (ValueError, RuntimeError) as error:
         wrong = str(error).splitlines()[0]
     if wrong:
@@ -87,10 +90,6 @@ def _with_lora(pipe: Any, name: str) -> Any:
             f"same base; check model.base and model.teacher_lora"
         )
     return pipe
-
-
-def _loras(pipe: Any, part: str) -> list[str]:
-    return [name for name, module in getattr(pipe, part).named_modules() if isinstance(module, LoraLayer)]
 
 
 def _stored_short(model: Model, encoders: list[str]) -> Any | None:

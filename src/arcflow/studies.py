@@ -79,7 +79,7 @@ def _gates() -> list[Entrant]:
 
 
 def _shift() -> list[Entrant]:
-    return [arc(), *(arc(f"shift_{n:g}", f"shift {n:g}", distill={"shift": n}) for n in (1.0, 2.0, 5.0))]
+    return [arc(), *(arc(f"shift_{n:g}", f"shift {n:g}", distill={"shift": n}) for n in (1.0, 2.0, 5.0, 8.0, 14.0))]
 
 
 def _last_step() -> list[Entrant]:
