@@ -3,11 +3,10 @@
 import torch
 from torch import nn
 
-from arcflow.baselines.method import Cost, Method, Training, Turn, as_mixture
+from arcflow.baselines.method import Cost, Method, Training, Turn
 from arcflow.config import Distill
-from arcflow.momentum import Mixture
+from arcflow.momentum import Mixture, column
 from arcflow.path import shift_sigma, step_grid
-from arcflow.rollout import column
 from arcflow.state import Ema
 
 MEAN, SPREAD = 0.7, 1.5
@@ -65,7 +64,7 @@ class Affine(nn.Module):
 
 
 def training(net):
-    return Training(net, Ema(dict(net.named_parameters())), Cost(), as_mixture)
+    return Training(net, Ema(dict(net.named_parameters())), Cost())
 
 
 def learn(method: Method, config: Distill, *, teacher=teacher, iterations=150, batch=64, lr=0.1, net=None):

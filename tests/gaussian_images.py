@@ -6,7 +6,7 @@ import torch
 from tiny import SIDE
 
 from arcflow import backbone, student
-from arcflow.baselines.method import Cost, Training, as_mixture
+from arcflow.baselines.method import Cost, Training
 from arcflow.momentum import Mixture
 from arcflow.state import Ema
 
@@ -34,7 +34,7 @@ def straight(v):
 
 
 def training(net=None, parameters=None):
-    return Training(net, Ema(parameters or {}), Cost(), as_mixture)
+    return Training(net, Ema(parameters or {}), Cost())
 
 
 def counted(flux):

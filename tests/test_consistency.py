@@ -7,8 +7,9 @@ import torch
 from arcflow.baselines.consistency import INTERVALS, KEEP, METHOD, clean, sample
 from arcflow.baselines.method import Turn
 from arcflow.config import Distill
+from arcflow.momentum import column
 from arcflow.path import step_grid
-from arcflow.rollout import column, euler
+from arcflow.rollout import euler
 
 CONFIG = Distill()
 

@@ -5,7 +5,7 @@ import torch
 from gaussian_images import MEAN, STD, counted, draws, learnable, learned, straight, teacher, training, velocity
 from torch import nn
 
-from arcflow.baselines import dmd
+from arcflow.baselines import consistency, dmd
 from arcflow.baselines.method import Turn
 from arcflow.config import Distill
 
@@ -96,7 +96,7 @@ def test_a_student_learns_the_mean_and_spread_of_the_data(steps, monkeypatch):
 
     def spread():
         x = torch.randn(500, 8, 16, generator=draws(7))
-        end = dmd.sample(pupil, x, {}, steps, config, draws(8))
+        end = consistency.sample(pupil, x, {}, steps, config, draws(8))
         return end.mean().item(), end.std().item()
 
     assert spread()[1] < 0.85 * STD, "the teacher's own few calls are too narrow"
@@ -116,18 +116,18 @@ def test_a_student_learns_the_mean_and_spread_of_the_data(steps, monkeypatch):
 def test_sampling_is_what_training_simulates():
     config, pupil = Distill(steps=3), Affine([1.0, 0.86, 0.6])
     x = torch.randn(SHAPE, generator=draws())
-    end = dmd.sample(pupil, x, {}, 3, config, draws(1))
+    end = consistency.sample(pupil, x, {}, 3, config, draws(1))
     again, state = draws(1), x
     for here, there in ((1.0, 6.4 / 7.4), (6.4 / 7.4, 3.2 / 5.2)):
         x0 = state - here * pupil(state, torch.full((len(x),), here), {}).velocity(0.0)
         state = (1 - there) * x0 + there * torch.randn(SHAPE, generator=again)
-    torch.testing.assert_close(end, dmd.image(pupil, state, {}, 3.2 / 5.2))
-    assert not torch.equal(end, dmd.sample(pupil, x, {}, 3, config, draws(2)))
+    torch.testing.assert_close(end, consistency.clean(pupil, state, torch.full((len(x),), 3.2 / 5.2), {}))
+    assert not torch.equal(end, consistency.sample(pupil, x, {}, 3, config, draws(2)))
 
 
 def test_each_sample_may_bring_its_own_random_numbers():
     x, several = torch.zeros(3, 2, 4), [draws(i) for i in range(3)]
-    noise = dmd.normal(x, several)
+    noise = consistency.normal(x, several)
     assert torch.equal(noise[1], torch.randn(2, 4, generator=draws(1)))
 
 

@@ -6,7 +6,7 @@ from tiny import perturb
 
 from arcflow import student
 from arcflow.baselines import consistency, progressive, reflow
-from arcflow.baselines.method import Cost, Training, Turn, as_mixture
+from arcflow.baselines.method import Cost, Training, Turn
 from arcflow.config import Distill
 from arcflow.state import Ema
 
@@ -19,7 +19,7 @@ def test_targets_leave_the_network_as_it_is_and_the_gradient_whole(module, net, 
     monkeypatch.setattr(progressive, "START", 4)
     student.build(net, modes=1, rank=2, generator=torch.Generator().manual_seed(0))
     parameters = student.trainable(net)
-    about = Training(net, Ema(parameters), Cost(), as_mixture)
+    about = Training(net, Ema(parameters), Cost())
     perturb(net)
     net.train()
     objective, calls = module.METHOD.objective(CONFIG, about), {"student": 0, "target": 0, "teacher": 0}

@@ -6,7 +6,7 @@ import torch
 from arcflow.baselines import arcflow, linear
 from arcflow.baselines.arcflow import LED, PUBLISHED, REPLAY, led
 from arcflow.baselines.bases import LEGENDRE, ORTHOGONAL
-from arcflow.baselines.method import Cost, Method, Training, Turn, as_mixture
+from arcflow.baselines.method import Cost, Method, Training, Turn
 from arcflow.baselines.piflow import DX, GM
 from arcflow.config import Distill, Optim
 from arcflow.head import MomentumHead
@@ -56,7 +56,7 @@ class Tiny(torch.nn.Module):
 
 
 def training(net) -> Training:
-    return Training(net, Ema(net.named()), Cost(), as_mixture)
+    return Training(net, Ema(net.named()), Cost())
 
 
 def taught(method: Method, config: Distill, iterations: int, batch: int = 128) -> Tiny:

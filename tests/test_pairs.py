@@ -6,7 +6,7 @@ import torch
 from arcflow.baselines import pairs
 from arcflow.baselines.pairs import CALLS, REUSE, Pairs
 from arcflow.baselines.target import as_target
-from arcflow.rollout import column
+from arcflow.momentum import column
 from arcflow.state import Ema
 
 

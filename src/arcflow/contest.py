@@ -234,13 +234,13 @@ def train(bench: Bench, entrant: Entrant, calls: int, seed: int, reference: Refe
     for name, parameter in student.trainable(net).items():
         parameter.requires_grad_(name in parameters)
     average, optimizer, turned = Ema(parameters), adamw(parameters, run.optim), step_directions(parameters, run)
-    cost, read = Cost(), method.read
+    cost = Cost()
 
     def walker(x: Tensor, sigma: Tensor, cond: Cond) -> Any:
         cost.add(len(x), backward=torch.is_grad_enabled())
-        return read(student.predict(net, x, sigma, cond), x, sigma)
+        return student.predict(net, x, sigma, cond)
 
-    objective = method.objective(run.distill, Training(net, average, cost, read))
+    objective = method.objective(run.distill, Training(net, average, cost))
     data = captions(contest, run.optim.batch)
     data.seed = seed  # their order, and the noise
     teacher, end = bench.teacher(net, cost), ender(method.sample, walker, run.distill, calls)

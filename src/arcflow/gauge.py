@@ -21,7 +21,7 @@ from arcflow.backbone import Cond, decode
 from arcflow.config import Run
 from arcflow.data import micro_batches, rows
 from arcflow.parallel import Ranks
-from arcflow.path import step_grid
+from arcflow.path import sampler_grid, step_grid
 from arcflow.rollout import Student, Teacher, arcs, euler
 from arcflow.state import write_atomic
 
@@ -64,7 +64,7 @@ class Gauge:
         return {"distance": self._error(self.latest)} | others
 
     def _student_end(self, walker: Student, steps: int) -> Tensor:
-        sigmas = step_grid(steps, self.distill.shift, self.distill.final_step_scale)
+        sigmas = sampler_grid(steps, self.distill)
         return self._all([arcs(walker, self.x[p], rows(self.cond, p), sigmas) for p in self.parts])
 
     def pictures(self, pipe: Any, count: int, size: tuple[int, int]) -> UInt8[np.ndarray, "rows columns 3"]:

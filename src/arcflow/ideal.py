@@ -31,9 +31,9 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 
-from arcflow.head import start_gains
 from arcflow.momentum import Mixture, phi
 from arcflow.path import SHIFT, segments, shift_sigma, unshift_sigma
+from arcflow.series import gains
 
 CUTOFF = 1e-6
 """Singular values below this share of the largest are left out: float32 rounding, which a network's output does not
@@ -97,7 +97,7 @@ def ideal_errors(
         moved = arc.displacement(0.0, float(s[-1]))
         x = x - moved
         found.end.append(float((part[0] - moved - part[-1]).square().mean()))
-        found.directions.append(int(torch.linalg.matrix_rank(_curves(_start(modes), s), rtol=cutoff)))
+        found.directions.append(int(torch.linalg.matrix_rank(_curves(gains(modes), s), rtol=cutoff)))
     return Errors(found.velocity, found.end, float((x - path[-1]).square().mean()), found.directions)
 
 
@@ -112,7 +112,7 @@ def fit(
     cutoff: float = CUTOFF,
 ) -> Mixture:
     """The mixture whose mean velocities between the noise levels `s` left behind are closest to `u`, float64."""
-    y, g = rearrange(u.double(), "n ... (c p) -> ... p n c", p=pixels), _start(modes).to(u.device)
+    y, g = rearrange(u.double(), "n ... (c p) -> ... p n c", p=pixels), gains(modes).to(u.device)
     root = weight.double().sqrt()[:, None]
     if refine and modes > 1:
         g = _refined(y, s, root, g.repeat(*y.shape[:-2], 1), refine, cutoff)
@@ -144,11 +144,6 @@ def _refined(y: Tensor, s: Tensor, root: Tensor, g: Tensor, steps: int, cutoff: 
         left.sum().backward()
         optimizer.step()
     return best
-
-
-def _start(modes: int) -> Float[Tensor, " modes"]:
-    """Log momentum factors of a new head, the straight line first."""
-    return torch.cat([torch.zeros(1), start_gains(modes).log()]).double()
 
 
 def _curves(g: Float[Tensor, "*batch modes"], s: Float[Tensor, " points"]) -> Float[Tensor, "*batch intervals modes"]:

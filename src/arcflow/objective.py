@@ -24,7 +24,7 @@ from arcflow.config import Distill
 from arcflow.data import repeat
 from arcflow.momentum import Draws
 from arcflow.path import noised, segments, shift_sigma
-from arcflow.rollout import Arc, Schedule, Student, Teacher, left_behind, schedule, visit
+from arcflow.rollout import Arc, Schedule, Student, Teacher, left_behind, level, schedule, visit
 
 LOSS_SCALE = 30.0
 SUBSTEPS = 128
@@ -87,7 +87,7 @@ def distill(
     for segment in segments(config.steps, config.final_step_scale):
         sigma_src = float(shift_sigma(segment.tau_src, config.shift))
         x = x if clean is None else noised(clean, eps, sigma_src)
-        arc = student(x, torch.full((len(x),), sigma_src, dtype=x.dtype, device=x.device), cond)
+        arc = student(x, level(sigma_src, x), cond)
         roll = arc.detach()
         if config.mode_dropout:
             roll = cast(Droppable, roll).drop_modes(config.mode_dropout, generator)

@@ -11,7 +11,7 @@ from torch.distributed.tensor import DTensor
 
 from arcflow import basis
 from arcflow.config import Optim, Run
-from arcflow.path import step_grid
+from arcflow.path import sampler_grid
 from arcflow.state import Parameters, Progress
 
 MEMORY = 0.98
@@ -44,7 +44,7 @@ def step_directions(
     """What an optimizer step runs in, see `optim.directions`."""
     if config.optim.directions == "modes":
         return nullcontext
-    grid = step_grid(min(config.distill.all_steps), config.distill.shift, config.distill.final_step_scale)
+    grid = sampler_grid(min(config.distill.all_steps), config.distill)
     means = [p for name, p in parameters.items() if "_means." in name]
     mix = basis.directions(config.model.modes, float((grid[:-1] - grid[1:]).max()))
     return lambda: basis.along(mix, means)

@@ -16,6 +16,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from arcflow.config import Distill
+
 SHIFT = 3.2
 ROUNDING = 1e-4
 """Noise levels this near are the same point of a grid."""
@@ -55,6 +57,11 @@ def step_grid(steps: int, shift: float = SHIFT, final_step_scale: float = 1.0) -
     if not shift > 0:
         raise ValueError(f"shift is {shift}; it must be above 0 (1 = no shift, 3.2 in the published adapters).")
     return shift_sigma(tau_grid(steps, final_step_scale).float(), shift)
+
+
+def sampler_grid(steps: int, config: Distill) -> Float[Tensor, " points"]:
+    """Noise levels that a student of this configuration visits in so many calls."""
+    return step_grid(steps, config.shift, config.final_step_scale)
 
 
 def step_end(sigma: Float[Tensor, " batch"], sigmas: Float[Tensor, " points"]) -> Float[Tensor, " batch"]:

@@ -19,7 +19,7 @@ from torch import Tensor
 from arcflow.backbone import Cond
 from arcflow.config import Solver, Spread
 from arcflow.data import beside, repeat
-from arcflow.momentum import Draws, Policy, uniform
+from arcflow.momentum import Draws, Policy, column, uniform
 from arcflow.path import Segment, shift_sigma
 
 
@@ -30,11 +30,6 @@ class Arc(Policy, Protocol):
 
 Teacher = Callable[[Tensor, Tensor, Cond], Tensor]
 Student = Callable[[Tensor, Tensor, Cond], Arc]
-
-
-def column(value: Float[Tensor, " batch"], like: Float[Tensor, "batch *rest"]) -> Float[Tensor, "batch *ones"]:
-    """Per-sample numbers, shaped to multiply `like`."""
-    return value.reshape(-1, *[1] * (like.ndim - 1))
 
 
 def guided(teacher: Teacher, negative: Cond, scale: float) -> Teacher:
@@ -64,7 +59,7 @@ def euler(
     trace: bool = False,
 ) -> Float[Tensor, "*trace_batch_rest"]:
     """End of the teacher's Euler path over `sigmas`; with `trace` every point of it, the start included."""
-    return _walk(lambda x, here, there: x + (there - here) * teacher(x, _level(here, x), cond), x, sigmas, trace)
+    return _walk(lambda x, here, there: x + (there - here) * teacher(x, level(here, x), cond), x, sigmas, trace)
 
 
 @torch.no_grad()
@@ -78,7 +73,7 @@ def arcs(
     """End of the student's path over `sigmas`, one call per step, each walked in closed form."""
 
     def step(x: Tensor, here: float, there: float) -> Tensor:
-        return x - student(x, _level(here, x), cond).at(x).displacement(0.0, here - there)
+        return x - student(x, level(here, x), cond).at(x).displacement(0.0, here - there)
 
     return _walk(step, x, sigmas, trace)
 
@@ -92,7 +87,8 @@ def _walk(step: Callable[[Tensor, float, float], Tensor], x: Tensor, sigmas: Ten
     return torch.stack(points) if trace else x
 
 
-def _level(sigma: float, x: Tensor) -> Tensor:
+def level(sigma: float, x: Tensor) -> Float[Tensor, " batch"]:
+    """One noise level for all samples of `x`."""
     return torch.full((len(x),), sigma, dtype=x.dtype, device=x.device)
 
 

@@ -22,7 +22,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from arcflow.head import start_gains
-from arcflow.momentum import phi
+from arcflow.momentum import ByMeans, float64_ends, phi
 
 NODES = 32
 """Points at which the exponentials are made orthogonal: their products are integrated to the last bit."""
@@ -84,7 +84,7 @@ def gauss(count: int) -> tuple[Float[Tensor, " count"], Float[Tensor, " count"]]
 
 
 @dataclass(frozen=True)
-class Series:
+class Series(ByMeans):
     """A velocity that is a sum of fixed shapes of time over a step."""
 
     c: Float[Tensor, "*batch modes width"]
@@ -101,22 +101,11 @@ class Series:
         between = [1] * (v.ndim - 3)
         return cls(solved.view(len(solved), *between, *solved.shape[1:]) @ v.to(solved), length, means)
 
-    def velocity(self, s: float | Tensor) -> Float[Tensor, "*batch width"]:
-        """Velocity after the noise level has fallen by `s` since the call."""
-        return self.mean_velocity(s, s)
-
-    def displacement(self, a: float | Tensor, b: float | Tensor) -> Float[Tensor, "*batch width"]:
-        """Path traveled from `a` to `b`. Exact: additive in [a, b]."""
-        span = b - a
-        moved = self.mean_velocity(a, b)
-        return moved * (span.to(moved).reshape(-1, *[1] * (moved.ndim - 1)) if isinstance(span, Tensor) else span)
-
     def mean_velocity(self, a: float | Tensor, b: float | Tensor) -> Float[Tensor, "*batch width"]:
         """Displacement over b - a, without the division: over an empty interval it is the velocity."""
         length = self.length.detach().cpu().double()
-        ends = [torch.as_tensor(end, dtype=torch.float64, device="cpu").expand_as(length) for end in (a, b)]
         c = self.c.to(torch.promote_types(self.c.dtype, torch.float32))
-        w = self.means(c.shape[-2], length, *ends).to(c)
+        w = self.means(c.shape[-2], length, *float64_ends(a, b, length)).to(c)
         return (w.view(len(w), *[1] * (c.ndim - 3), w.shape[-1], 1) * c).sum(-2)
 
     def detach(self) -> "Series":

@@ -1,8 +1,7 @@
 """ArcFlow itself, and what it shares with all who match a path to the teacher's velocities.
 
-Its rivals of this kind differ in one thing: what path a call describes. Where that path spans the step, its reading
-needs to know where the step ends, which `Method.read` is not told. Then the objective and the sampler, who know the
-step grid, read it themselves (`laid`). Source: arXiv 2602.09014.
+Its rivals of this kind differ in one thing: what path a call describes. That path may span the step, so objective and
+sampler, who know the step grid, make it of what the head said (`laid`). Source: arXiv 2602.09014.
 """
 
 from collections import deque

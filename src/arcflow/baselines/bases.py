@@ -11,13 +11,13 @@ from arcflow.baselines.arcflow import along, matching
 from arcflow.baselines.method import Method
 from arcflow.config import Distill
 from arcflow.momentum import Mixture
-from arcflow.path import step_end, step_grid
+from arcflow.path import sampler_grid, step_end
 from arcflow.series import Means, Series, exponential_means, legendre_means
 
 
 def laid_over(mixture: Mixture, x: Tensor, sigma: Tensor, config: Distill, *, means: Means) -> Series:
     """The head's velocities as a series over the step that starts at `sigma`."""
-    end = step_end(sigma, step_grid(config.steps, config.shift, config.final_step_scale))
+    end = step_end(sigma, sampler_grid(config.steps, config))
     return Series.of(mixture.v, sigma - end, means)
 
 

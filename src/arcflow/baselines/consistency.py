@@ -14,7 +14,8 @@ the teacher's own, not a range that the student is told; f needs no skip weights
 tells a velocity. Sources: arXiv 2310.04378, algorithm 1; 2303.01469, algorithm 1 (sampler).
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
 
 import torch
 from jaxtyping import Float
@@ -25,10 +26,10 @@ from arcflow.baselines.method import Method, Objective, Training, Turn
 from arcflow.baselines.pairs import Pairs
 from arcflow.baselines.target import as_target
 from arcflow.config import Distill
-from arcflow.momentum import uniform
+from arcflow.momentum import Draws, column, uniform
 from arcflow.objective import Part
-from arcflow.path import step_grid
-from arcflow.rollout import Student, Teacher, column
+from arcflow.path import noised, sampler_grid, step_grid
+from arcflow.rollout import Student, Teacher, level
 from arcflow.state import Ema
 
 INTERVALS = 50
@@ -39,11 +40,43 @@ HUBER = 1e-3
 """c, below which an error counts squared, as in the authors' training: all but an absolute error."""
 
 
+def normal(x: Float[Tensor, "batch *rest"], draws: Draws) -> Float[Tensor, "batch *rest"]:
+    """Noise in the shape of `x`."""
+    if isinstance(draws, Sequence):
+        return torch.stack([normal(row, one) for row, one in zip(x, draws, strict=True)])
+    return torch.randn(x.shape, generator=draws, device=draws.device).to(x)
+
+
+def guess(
+    u: Float[Tensor, "batch *rest"], x: Float[Tensor, "batch *rest"], sigma: Float[Tensor, " batch"]
+) -> Float[Tensor, "batch *rest"]:
+    """The image that a velocity at `x` points to."""
+    return x - column(sigma, x) * u
+
+
 def clean(
     student: Student, x: Float[Tensor, "batch *rest"], sigma: Float[Tensor, " batch"], cond: Cond
 ) -> Float[Tensor, "batch *rest"]:
     """f, the picture that the network sees."""
-    return x - column(sigma, x) * student(x, sigma, cond).velocity(0.0)
+    return guess(student(x, sigma, cond).velocity(0.0), x, sigma)
+
+
+@torch.no_grad()
+def simulate(
+    student: Student, x: Float[Tensor, "batch *rest"], cond: Cond, sigmas: Sequence[float], draws: Draws
+) -> Float[Tensor, "batch *rest"]:
+    """The sampler's state at the last of `sigmas`, from noise at the first: guess, noise again, guess, ..."""
+    for here, there in pairwise(sigmas):
+        x = noised(clean(student, x, level(here, x), cond), normal(x, draws), there)
+    return x
+
+
+@torch.no_grad()
+def sample(student: Student, x: Tensor, cond: Cond, steps: int, config: Distill, generator: torch.Generator) -> Tensor:
+    """The last guess of a sampler that noises its guesses again."""
+    *sigmas, _ = sampler_grid(steps, config).tolist()
+    x = simulate(student, x, cond, sigmas, generator)
+    return clean(student, x, level(sigmas[-1], x), cond)
 
 
 def consistency(config: Distill, training: Training) -> Objective:
@@ -65,18 +98,6 @@ def consistency(config: Distill, training: Training) -> Objective:
         yield Part(loss, {"loss": loss.detach(), "distance": error.detach().square().mean()})
 
     return objective
-
-
-@torch.no_grad()
-def sample(student: Student, x: Tensor, cond: Cond, steps: int, config: Distill, generator: torch.Generator) -> Tensor:
-    """Picture, fresh noise of the next level, picture, ..."""
-    sigmas = step_grid(steps, config.shift, config.final_step_scale).to(x)
-    for here, there in zip(sigmas[:-1], sigmas[1:], strict=True):
-        x = clean(student, x, here.expand(len(x)), cond)
-        if there > 0:
-            eps = torch.randn(x.shape, generator=generator, dtype=x.dtype, device=generator.device).to(x.device)
-            x = torch.lerp(x, eps, there)
-    return x
 
 
 METHOD = Method(

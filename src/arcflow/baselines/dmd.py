@@ -19,7 +19,6 @@ shifted as everywhere here. Sources: arXiv 2405.14867, and 2311.18828 for the gr
 import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
 import torch
@@ -27,12 +26,13 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from arcflow.backbone import Cond
+from arcflow.baselines.consistency import clean, guess, normal, sample, simulate
 from arcflow.baselines.method import Method, Training, Turn
 from arcflow.config import Distill
-from arcflow.momentum import Draws, uniform
+from arcflow.momentum import Draws, column, uniform
 from arcflow.objective import Part
-from arcflow.path import noised, shift_sigma, step_grid
-from arcflow.rollout import Student, Teacher, column
+from arcflow.path import sampler_grid, shift_sigma
+from arcflow.rollout import Student, Teacher, level
 from arcflow.student import predict, trainable
 
 FAKE_UPDATES = 5
@@ -68,20 +68,6 @@ def second_network(net: Any) -> Fake:
     return Fake(velocity, parameters)
 
 
-def normal(x: Float[Tensor, "batch *rest"], draws: Draws) -> Float[Tensor, "batch *rest"]:
-    """Noise in the shape of `x`."""
-    if isinstance(draws, Sequence):
-        return torch.stack([normal(row, one) for row, one in zip(x, draws, strict=True)])
-    return torch.randn(x.shape, generator=draws, device=draws.device).to(x)
-
-
-def guess(
-    u: Float[Tensor, "batch *rest"], x: Float[Tensor, "batch *rest"], sigma: Float[Tensor, " batch"]
-) -> Float[Tensor, "batch *rest"]:
-    """The image that a velocity at `x` points to."""
-    return x - column(sigma, x) * u
-
-
 def pull(
     x0: Float[Tensor, "batch *rest"], fake: Float[Tensor, "batch *rest"], real: Float[Tensor, "batch *rest"]
 ) -> Float[Tensor, "batch *rest"]:
@@ -90,35 +76,12 @@ def pull(
     return (fake - real) / column(size, x0)
 
 
-def image(student: Student, x: Float[Tensor, "batch *rest"], cond: Cond, sigma: float) -> Float[Tensor, "batch *rest"]:
-    """The student's guess from noise level `sigma`."""
-    level = torch.full((len(x),), sigma, dtype=x.dtype, device=x.device)
-    return guess(student(x, level, cond).velocity(0.0), x, level)
-
-
-@torch.no_grad()
-def simulate(
-    student: Student, x: Float[Tensor, "batch *rest"], cond: Cond, sigmas: Sequence[float], draws: Draws
-) -> Float[Tensor, "batch *rest"]:
-    """The sampler's state at the last of `sigmas`, from noise at the first: guess, noise again, guess, ..."""
-    for here, there in pairwise(sigmas):
-        x = noised(image(student, x, cond, here), normal(x, draws), there)
-    return x
-
-
-@torch.no_grad()
-def sample(student: Student, x: Tensor, cond: Cond, steps: int, config: Distill, generator: torch.Generator) -> Tensor:
-    """The last guess of a sampler that noises its guesses again."""
-    *sigmas, _ = step_grid(steps, config.shift, config.final_step_scale).tolist()
-    return image(student, simulate(student, x, cond, sigmas, generator), cond, sigmas[-1])
-
-
 class Dmd2:
     """Five steps of the fake network, each on pictures of its own, and one of the student before the last of them."""
 
     def __init__(self, config: Distill, training: Training, fake: Fake) -> None:
         self.config, self.cost, self.fake = config, training.cost, fake
-        *self.sigmas, _ = step_grid(config.steps, config.shift, config.final_step_scale).tolist()
+        *self.sigmas, _ = sampler_grid(config.steps, config).tolist()
         self.optimizer = torch.optim.AdamW(fake.parameters, FAKE_RATE, weight_decay=0.0)
 
     def __call__(self, student: Student, teacher: Teacher, x: Tensor, cond: Cond, turn: Turn) -> Iterator[Part]:
@@ -128,7 +91,7 @@ class Dmd2:
             count = 1 + int(uniform((len(x), 1), draws)[0] * len(self.sigmas))  # calls; the same for all samples
             state = simulate(student, x if last else normal(x, draws), cond, self.sigmas[:count], draws)
             with torch.set_grad_enabled(last):
-                x0 = image(student, state, cond, self.sigmas[count - 1])
+                x0 = clean(student, state, level(self.sigmas[count - 1], x), cond)
             if last:
                 yield self._lead(teacher, x0, cond, draws)
             self._follow(x0.detach(), cond, draws)

@@ -1,6 +1,6 @@
 """What a few-step method is, so that all of them can be trained and sampled by the same code.
 
-A method says how many velocities the head has, what these mean (`read`), what is learned in an iteration (`objective`)
+A method says how many velocities the head has, what is learned in an iteration (`objective`)
 and how the trained student samples (`sample`). Network, LoRA, prompts, optimizer, averaging and budget are the same for
 all. Student and teacher are the two callables of `rollout`, and count what they cost; the budget of a training is in
 forward-equivalents, one sample once through the transformer. A backward pass counts two.
@@ -15,9 +15,9 @@ from torch import Tensor
 
 from arcflow.backbone import Cond
 from arcflow.config import Distill
-from arcflow.momentum import Draws, Mixture, Policy
+from arcflow.momentum import Draws
 from arcflow.objective import Part
-from arcflow.path import step_grid
+from arcflow.path import sampler_grid
 from arcflow.rollout import Student, Teacher, arcs
 from arcflow.state import Ema
 
@@ -42,7 +42,6 @@ class Training:
     """Of the trained weights; `with average.applied()` the network has them."""
     cost: Cost
     """Where calls of networks other than student and teacher are to be counted."""
-    read: "Read"
 
 
 @dataclass(frozen=True)
@@ -71,21 +70,12 @@ class Sampler(Protocol):
     ) -> Tensor: ...
 
 
-Read = Callable[[Mixture, Tensor, Tensor], Policy]
-"""(what the head said, state, noise level) -> what this means as a path."""
-
-
-def as_mixture(mixture: Mixture, x: Tensor, sigma: Tensor) -> Policy:
-    """The head's output as ArcFlow means it."""
-    return mixture
-
-
 @torch.no_grad()
 def along_arcs(
     student: Student, x: Tensor, cond: Cond, steps: int, config: Distill, generator: torch.Generator
 ) -> Tensor:
     """Every step to its end by the path that the student lays down at its start."""
-    return arcs(student, x, cond, step_grid(steps, config.shift, config.final_step_scale))
+    return arcs(student, x, cond, sampler_grid(steps, config))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,7 +92,6 @@ class Method:
     """K of the head; 1 is a plain velocity."""
     objective: Callable[[Distill, Training], Objective]
     """A fresh objective for one training; it may keep what it needs between iterations."""
-    read: Read = field(default=as_mixture)
     sample: Sampler = field(default=along_arcs)
     per_calls: bool = True
     """Whether a training is for one number of calls (`Distill.steps`); else the same student takes any."""

@@ -37,17 +37,16 @@ from arcflow.baselines.arcflow import along, matching
 from arcflow.baselines.method import Method
 from arcflow.config import Distill
 from arcflow.head import start_gains
-from arcflow.momentum import Draws, Mixture, without_modes
+from arcflow.momentum import ByMeans, Draws, Mixture, column, float64_ends, without_modes
 from arcflow.objective import SUBSTEPS
-from arcflow.path import SHIFT, shift_sigma, step_end, step_grid, unshift_sigma
-from arcflow.rollout import column
+from arcflow.path import SHIFT, sampler_grid, shift_sigma, step_end, unshift_sigma
 
 SPREAD, RANGE = 0.1, 10.0
 """Standard deviation of a new student's Gaussians, and the factor by which it may grow or shrink."""
 
 
 @dataclass(frozen=True)
-class GaussianMixture:
+class GaussianMixture(ByMeans):
     """The pictures behind the state of a call, and the velocity that they give a later state."""
 
     means: Float[Tensor, "*batch modes width"]
@@ -60,16 +59,6 @@ class GaussianMixture:
     x: Float[Tensor, "*batch width"]
     """The state that is looked at; it is where an interval starts."""
     shift: float = SHIFT
-
-    def velocity(self, s: float | Tensor) -> Float[Tensor, "*batch width"]:
-        """Velocity of the state, after the noise level has fallen by `s` since the call."""
-        return self.mean_velocity(s, s)
-
-    def displacement(self, a: float | Tensor, b: float | Tensor) -> Float[Tensor, "*batch width"]:
-        """Path traveled from the state, at `a`, to `b`."""
-        span = b - a
-        moved = self.mean_velocity(a, b)
-        return moved * (column(span.to(moved), moved) if isinstance(span, Tensor) else span)
 
     def mean_velocity(self, a: float | Tensor, b: float | Tensor) -> Float[Tensor, "*batch width"]:
         """Displacement over b - a, without the division: over an empty interval it is the velocity."""
@@ -109,7 +98,7 @@ class GaussianMixture:
         """Of the sub-steps from `a` to `b`: lengths, shares of the interval, and all that the formulas multiply (H and
         h over w, u by its parts), shaped to multiply `x`."""
         sigma = self.sigma.detach().cpu().double()
-        start, end = (torch.as_tensor(s, dtype=torch.float64, device="cpu").expand_as(sigma) for s in (a, b))
+        start, end = float64_ends(a, b, sigma)
         above, below = (unshift_sigma((sigma - s).clamp(min=0), self.shift) for s in (start, end))
         count = max(math.ceil(SUBSTEPS * float((above - below).max()) - 1e-3), 1)
         taus = above + (below - above) * torch.arange(count + 1, dtype=above.dtype)[:, None] / count
@@ -127,7 +116,7 @@ class GaussianMixture:
 
 
 @dataclass(frozen=True)
-class DenoisedCurve:
+class DenoisedCurve(ByMeans):
     """A picture that moves while the noise level falls, and the velocity towards it."""
 
     x0: Float[Tensor, "*batch modes width"]
@@ -141,20 +130,10 @@ class DenoisedCurve:
         if self.x0.shape[-2] < 2:
             raise ValueError(f"{self.x0.shape[-2]} picture is no curve: expected 2 or more modes (10 in `DX`).")
 
-    def velocity(self, s: float | Tensor) -> Float[Tensor, "*batch width"]:
-        """Velocity of the state, after the noise level has fallen by `s` since the call."""
-        return self.mean_velocity(s, s)
-
-    def displacement(self, a: float | Tensor, b: float | Tensor) -> Float[Tensor, "*batch width"]:
-        """Path traveled from the state, at `a`, to `b`. Exact: additive in [a, b]."""
-        span = b - a
-        moved = self.mean_velocity(a, b)
-        return moved * (column(span.to(moved), moved) if isinstance(span, Tensor) else span)
-
     def mean_velocity(self, a: float | Tensor, b: float | Tensor) -> Float[Tensor, "*batch width"]:
         """Displacement over b - a, without the division: over an empty interval it is the velocity."""
         sigma, end = (level.detach().cpu().double() for level in (self.sigma, self.end))
-        there = [torch.as_tensor(s, dtype=torch.float64, device="cpu").expand_as(sigma) for s in (a, b)]
+        there = float64_ends(a, b, sigma)
         levels = sigma + (end - sigma) * torch.linspace(0, 1, self.x0.shape[-2], dtype=sigma.dtype)[:, None]
         weights = pull(levels.T, *(sigma - s for s in there))
         x = self.x.to(torch.promote_types(self.x.dtype, torch.float32))
@@ -210,7 +189,7 @@ def gaussian_mixture(mixture: Mixture, x: Tensor, sigma: Tensor, config: Distill
 
 def denoised_curve(mixture: Mixture, x: Tensor, sigma: Tensor, config: Distill) -> DenoisedCurve:
     """The head's output as the DX policy over the step that starts at `sigma`; gates and momentum factors go unused."""
-    end = step_end(sigma, step_grid(config.steps, config.shift, config.final_step_scale))
+    end = step_end(sigma, sampler_grid(config.steps, config))
     return DenoisedCurve(pictures(mixture, x, sigma), sigma, end, x)
 
 

@@ -27,7 +27,7 @@ from arcflow.baselines.target import as_target
 from arcflow.config import Distill
 from arcflow.objective import Part
 from arcflow.path import shift_sigma, tau_grid
-from arcflow.rollout import Student, Teacher, euler
+from arcflow.rollout import Student, Teacher, euler, level
 from arcflow.state import Ema
 
 START = 32
@@ -82,7 +82,7 @@ def progressive(config: Distill, training: Training) -> Objective:
         for i in range(0, 2 * steps, 2):
             here, there = float(sigmas[i]), float(sigmas[i + 2])
             end = two_steps(x, sigmas[i : i + 3])
-            u = student(x, torch.full((len(x),), here, dtype=x.dtype, device=x.device), cond).velocity(0.0)
+            u = student(x, level(here, x), cond).velocity(0.0)
             error = (u - (x - end) / (here - there)).square().mean()
             loss = error / steps
             yield Part(loss, {"loss": loss.detach(), "distance": error.detach()})

@@ -22,10 +22,10 @@ from arcflow.backbone import Cond
 from arcflow.baselines.method import Method, Objective, Training, Turn
 from arcflow.baselines.pairs import Pairs
 from arcflow.config import Distill
-from arcflow.momentum import uniform
+from arcflow.momentum import column, uniform
 from arcflow.objective import Part
 from arcflow.path import shift_sigma
-from arcflow.rollout import Student, Teacher, column
+from arcflow.rollout import Student, Teacher
 
 ONE_STEP_FROM = 0.75
 """Share of the budget after which some samples are taken at sigma 1."""

@@ -30,14 +30,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from arcflow.backbone import Cond
-from arcflow.baselines.dmd import guess, normal
+from arcflow.baselines.consistency import guess, normal
 from arcflow.baselines.method import Method, Objective, Training, Turn
 from arcflow.config import Distill
 from arcflow.data import rows
-from arcflow.momentum import uniform
+from arcflow.momentum import column, uniform
 from arcflow.objective import Part
-from arcflow.path import step_grid
-from arcflow.rollout import Student, Teacher, column
+from arcflow.path import sampler_grid
+from arcflow.rollout import Student, Teacher, level
 
 H = 0.01
 """Noise level over which the teacher is followed, before the network's own way."""
@@ -112,8 +112,8 @@ def moved(f: Float[Tensor, "batch *rest"], by: Float[Tensor, "batch *rest"]) -> 
 @torch.no_grad()
 def sample(student: Student, x: Tensor, cond: Cond, steps: int, config: Distill, generator: torch.Generator) -> Tensor:
     """From level to level of the grid by the mean velocity between them."""
-    for here, there in pairwise(step_grid(steps, config.shift, config.final_step_scale).tolist()):
-        t, r = (torch.full((len(x),), level, dtype=x.dtype, device=x.device) for level in (here, there))
+    for here, there in pairwise(sampler_grid(steps, config).tolist()):
+        t, r = level(here, x), level(there, x)
         x = guess(mean_velocity(student, x, t, r, cond), x, t - r)
     return x
 
