@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from test_train import config, quiet, tiny_pipe
-from tiny import torchrun
+from tiny import save_style, torchrun
 
 from arcflow import backbone, parallel
 from arcflow.adapter import load_adapter
@@ -113,10 +113,23 @@ BASES = {
 
 
 def on_all_bases(folder):
-    """Trainings on a base that is not plain, in the folder where it lies."""
+    """Trainings on a base that is not plain, in the folder where it lies, one after the other in the same processes."""
     for name, changes in BASES.items():
         run = config(folder / name, model__base="base", model__dropout=0.0, optim__iterations=3, pictures=0, **changes)
         train(run, log=quiet)
+
+
+@pytest.mark.slow
+def test_a_base_that_is_not_plain_is_shared_out_too(tmp_path, monkeypatch):
+    pipe = tiny_pipe()
+    pipe.save_pretrained(tmp_path / "base")
+    save_style(pipe, tmp_path / "style", ["to_q", "ff.net.2"])
+    monkeypatch.chdir(tmp_path)
+    torchrun(2, __file__, "bases", tmp_path / "2", folder=tmp_path)
+    on_all_bases(tmp_path / "1")
+    for name in BASES:
+        rounding = 1e-3 if name == "bfloat16" else 1e-5  # its products differ with the size of the batch
+        assert curve(tmp_path / "2" / name) == pytest.approx(curve(tmp_path / "1" / name), rel=rounding)
 
 
 def curve(folder):

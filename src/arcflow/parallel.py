@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from itertools import count as counted
 from typing import Any, TypeVar
 
 import torch
@@ -23,6 +24,8 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 T = TypeVar("T")
+STARTS = counted()
+"""Numbers the runs that are started in these processes, one after the other."""
 
 
 @dataclass(frozen=True)
@@ -104,7 +107,11 @@ def start(device: torch.device, shard: int | None = None) -> Iterator[Ranks]:
         torch.cuda.set_device(device)
     ours = not dist.is_initialized()
     if ours:
-        dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
+        # A store of its own: one that has served another run in these processes still tells where that one's were.
+        store, rank, _ = next(dist.rendezvous("env://"))
+        store = dist.PrefixStore(f"arcflow/{next(STARTS)}", store)
+        backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+        dist.init_process_group(backend, store=store, rank=rank, world_size=count)
     # FLUX's single blocks give views; nothing changes them in place, which is what FSDP fears.
     warnings.filterwarnings("ignore", ".*returned a view tensor.*", UserWarning)
     try:
