@@ -32,6 +32,7 @@ def found(folder, name, results):
     return findings(folder)
 
 
+AHEAD = "Ahead of its rivals at 2 calls and equal training"
 BENDS, SOONER = "Momentum beats straight lines at 2 calls", "Converges over 4 times faster than TwinFlow"
 
 
@@ -42,6 +43,18 @@ BENDS, SOONER = "Momentum beats straight lines at 2 calls", "Converges over 4 ti
 def test_a_claim_of_being_better_holds_only_outside_the_noise(tmp_path, straight, holds):
     results = comparison(means([0.10, 0.11, 0.12]), linear=means(straight))
     assert found(tmp_path, "methods", results)[BENDS].holds == holds
+
+
+def test_ahead_of_its_rivals_leaves_out_second_networks_and_its_own_variant(tmp_path):
+    near, far = means([0.05, 0.05, 0.06]), means([0.20, 0.21, 0.22])
+    results = comparison(means([0.10, 0.11, 0.12]), dmd=near, orthogonal=near, linear=far)
+    results["rows"]["dmd"]["second_network"] = True
+    finding = found(tmp_path, "methods", results)[AHEAD]
+    assert finding.holds == "holds" and "nearer: none" in finding.measured
+    assert "made orthogonal over it, reach 0.0533" in finding.why
+    results["rows"]["dmd"]["second_network"] = False
+    finding = found(tmp_path, "methods", results)[AHEAD]
+    assert finding.holds == "does not hold" and "nearer: dmd" in finding.measured
 
 
 @pytest.mark.parametrize(("reached", "holds"), [(20, "holds"), (50, "holds in part"), (None, "does not hold")])

@@ -27,6 +27,7 @@ def _methods() -> list[Entrant]:
         *(Entrant(method=module.METHOD) for module in others),
         Entrant(method=piflow.GM),
         Entrant(method=piflow.DX),
+        Entrant(method=bases.ORTHOGONAL),
     ]
 
 

@@ -28,4 +28,4 @@ def _method(name: str, title: str, means: Means) -> Method:
 
 
 LEGENDRE = _method("legendre", "Legendre polynomials", legendre_means)
-ORTHOGONAL = _method("orthogonal", "Orthogonal exponentials", exponential_means)
+ORTHOGONAL = _method("orthogonal", "ArcFlow, exponentials made orthogonal", exponential_means)
