@@ -9,7 +9,7 @@ from arcflow.momentum import Mixture, column
 from arcflow.path import shift_sigma, step_grid
 from arcflow.state import Ema
 
-MEAN, SPREAD = 0.7, 1.5
+MEAN, SPREAD, NARROW = 0.7, 1.5, 0.4
 KNOTS = 16
 
 
@@ -17,15 +17,23 @@ def noise(count=256, seed=0):
     return torch.randn(count, 1, 4, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-def width(sigma):
+def width(sigma, spread=SPREAD):
     """k: on its way a noise eps is at (1 - sigma) MEAN + k eps."""
-    return ((1 - sigma) ** 2 * SPREAD**2 + sigma**2) ** 0.5
+    return ((1 - sigma) ** 2 * spread**2 + sigma**2) ** 0.5
+
+
+def velocity(x, sigma, mean=MEAN, spread=SPREAD):
+    """The exact one, in a form without a division by sigma: -mean + k'/k (x - (1 - sigma) mean)."""
+    sigma = column(sigma, x)
+    return -mean + (sigma - (1 - sigma) * spread**2) / width(sigma, spread) ** 2 * (x - (1 - sigma) * mean)
 
 
 def teacher(x, sigma, cond):
-    """The exact velocity, in a form without a division by sigma: -MEAN + k'/k (x - (1 - sigma) MEAN)."""
-    sigma = column(sigma, x)
-    return -MEAN + (sigma - (1 - sigma) * SPREAD**2) / width(sigma) ** 2 * (x - (1 - sigma) * MEAN)
+    return velocity(x, sigma)
+
+
+def narrow_teacher(x, sigma, cond):
+    return velocity(x, sigma, spread=NARROW)
 
 
 def end(eps):
@@ -63,8 +71,8 @@ class Affine(nn.Module):
         return policy(column(a, x) * x + column(b, x))
 
 
-def training(net):
-    return Training(net, Ema(dict(net.named_parameters())), Cost())
+def training(net=None):
+    return Training(net, Ema(dict(net.named_parameters()) if net else {}), Cost())
 
 
 def learn(method: Method, config: Distill, *, teacher=teacher, iterations=150, batch=64, lr=0.1, net=None):

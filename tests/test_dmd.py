@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from gaussian_images import MEAN, STD, counted, draws, learnable, learned, straight, teacher, training, velocity
+from counted import counted, draws, learnable, learned
+from gaussian import MEAN, NARROW, narrow_teacher, policy, training, velocity
 from torch import nn
 
 from arcflow.baselines import consistency, dmd
@@ -19,12 +20,12 @@ class Affine(nn.Module):
         super().__init__()
         self.sigmas = torch.tensor(sigmas)
         levels = self.sigmas[:, None, None]
-        at = [velocity(torch.full_like(levels, x), self.sigmas).flatten() for x in (0.0, 1.0)]
+        at = [velocity(torch.full_like(levels, x), self.sigmas, spread=NARROW).flatten() for x in (0.0, 1.0)]
         self.offset, self.slope = nn.Parameter(at[0]), nn.Parameter(at[1] - at[0])
 
     def forward(self, x, sigma, cond):
         call = (self.sigmas - sigma[:, None]).abs().argmin(-1)
-        return straight(self.slope[call, None, None] * x + self.offset[call, None, None])
+        return policy(self.slope[call, None, None] * x + self.offset[call, None, None])
 
 
 def known(*spreads):
@@ -54,14 +55,14 @@ def test_no_pull_where_the_two_guesses_agree():
 def test_the_loss_of_the_student_has_the_pull_as_its_gradient():
     x0 = torch.randn(SHAPE, generator=draws()).requires_grad_(True)
     method = dmd.Dmd2(Distill(steps=1), training(), known(1.0))
-    method._lead(teacher, x0, {}, draws(5)).loss.backward()
+    method._lead(narrow_teacher, x0, {}, draws(5)).loss.backward()
 
     again = draws(5)
     tau = dmd.TAU[0] + (dmd.TAU[1] - dmd.TAU[0]) * torch.rand(len(x0), generator=again)
     sigma = 3.2 * tau / (1 + 2.2 * tau)
     s = sigma[:, None, None]
     x = (1 - s) * x0.detach() + s * torch.randn(SHAPE, generator=again)
-    fake, real = x - s * velocity(x, sigma, MEAN, 1.0), x - s * teacher(x, sigma, {})
+    fake, real = x - s * velocity(x, sigma, MEAN, 1.0), x - s * narrow_teacher(x, sigma, {})
     expected = (fake - real) / (x0.detach() - real).abs().mean((1, 2), keepdim=True)
     torch.testing.assert_close(x0.grad * x0.numel(), expected, rtol=1e-4, atol=1e-5)
 
@@ -73,12 +74,12 @@ def test_with_an_exact_fake_network_the_gradient_is_that_of_the_divergence(sigma
     eps, noise = (torch.randn(2, 500, 500, generator=draws(seed), dtype=torch.float64) for seed in (1, 2))
     x0 = mean + std * eps
     x = ((1 - sigma) * x0 + sigma * noise).detach()
-    fake, real = (x - sigma * velocity(x, level, *to) for to in ((mean.detach(), std.detach()), (MEAN, STD)))
+    fake, real = (x - sigma * velocity(x, level, *to) for to in ((mean.detach(), std.detach()), (MEAN, NARROW)))
     x0.backward(dmd.pull(x0.detach(), fake, real))
     mine = mean.grad, std.grad
 
     a, b = (value.detach().clone().requires_grad_(True) for value in (mean, std))
-    spread, wanted = ((1 - sigma) ** 2 * c**2 + sigma**2 for c in (b, STD))
+    spread, wanted = ((1 - sigma) ** 2 * c**2 + sigma**2 for c in (b, NARROW))
     divergence = 0.5 * ((spread / wanted) - 1 - (spread / wanted).log() + ((1 - sigma) * (a - MEAN)) ** 2 / wanted)
     divergence.backward()
     assert mine[0] < 0 < mine[1], "too low a mean rises, too wide a spread shrinks, by descent"
@@ -89,7 +90,7 @@ def test_with_an_exact_fake_network_the_gradient_is_that_of_the_divergence(sigma
 def test_a_student_learns_the_mean_and_spread_of_the_data(steps, monkeypatch):
     monkeypatch.setattr(dmd, "FAKE_RATE", 0.03)
     config, generator, iterations = Distill(steps=steps), draws(), 100 * steps
-    method = dmd.Dmd2(config, training(), known(*(STD, 0.9 * STD)[:steps]))
+    method = dmd.Dmd2(config, training(), known(*(NARROW, 0.9 * NARROW)[:steps]))
     pupil = Affine(method.sigmas)
     optimizer = torch.optim.Adam(pupil.parameters(), 0.02)
     rate = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, iterations)
@@ -99,18 +100,18 @@ def test_a_student_learns_the_mean_and_spread_of_the_data(steps, monkeypatch):
         end = consistency.sample(pupil, x, {}, steps, config, draws(8))
         return end.mean().item(), end.std().item()
 
-    assert spread()[1] < 0.85 * STD, "the teacher's own few calls are too narrow"
+    assert spread()[1] < 0.85 * NARROW, "the teacher's own few calls are too narrow"
     for i in range(iterations):
         x = torch.randn(SHAPE, generator=generator)
-        for part in method(pupil, teacher, x, {}, Turn(i / iterations, generator)):
+        for part in method(pupil, narrow_teacher, x, {}, Turn(i / iterations, generator)):
             part.loss.backward()
         optimizer.step()
         optimizer.zero_grad()
         rate.step()
-    assert spread() == pytest.approx((MEAN, STD), abs=0.02)
+    assert spread() == pytest.approx((MEAN, NARROW), abs=0.02)
     means, log_stds = method.fake.parameters
     assert means.tolist() == pytest.approx([MEAN] * steps, abs=0.05)
-    assert log_stds.exp().tolist() == pytest.approx([STD] * steps, abs=0.05), "and the fake network has followed"
+    assert log_stds.exp().tolist() == pytest.approx([NARROW] * steps, abs=0.05), "and the fake network has followed"
 
 
 def test_sampling_is_what_training_simulates():

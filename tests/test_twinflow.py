@@ -4,7 +4,8 @@ import math
 
 import pytest
 import torch
-from gaussian_images import MEAN, STD, counted, draws, learnable, learned, straight, teacher, training, velocity
+from counted import counted, draws, learnable, learned
+from gaussian import MEAN, NARROW, narrow_teacher, policy, training, velocity, width
 from torch import nn
 
 from arcflow.baselines import twinflow
@@ -24,24 +25,20 @@ def noise(seed=0, count=BATCH):
     return torch.randn(count, *SHAPE[1:], generator=draws(seed))
 
 
-def spread(t, std=STD):
-    return ((1 - t) ** 2 * std**2 + t**2).sqrt()
-
-
-def mean_velocity(x, t, r, std=STD):
+def mean_velocity(x, t, r, std=NARROW):
     """From t to r along the ODE of Gaussian data; at r = t the velocity."""
     t, r = t[:, None, None], r[:, None, None]
-    end = (1 - r) * MEAN + spread(r, std) / spread(t, std) * (x - (1 - t) * MEAN)
-    return torch.where(t - r < 1e-4, velocity(x, t.flatten(), std=std), (x - end) / (t - r).clamp(min=1e-4))
+    end = (1 - r) * MEAN + width(r, std) / width(t, std) * (x - (1 - t) * MEAN)
+    return torch.where(t - r < 1e-4, velocity(x, t.flatten(), spread=std), (x - end) / (t - r).clamp(min=1e-4))
 
 
-def exact(own=STD, real=STD):
+def exact(own=NARROW, real=NARROW):
     """A student that has learned all there is: `own` is the spread its twin tells of, `real` that of the data."""
 
     def network(x, sigma, cond):
         r = sigma - (cond["guidance"] - GUIDANCE)
         u = mean_velocity(x, sigma.abs(), r.abs(), real)
-        return straight(torch.where(sigma[:, None, None] < 0, velocity(x, sigma.abs(), MEAN, own), u))
+        return policy(torch.where(sigma[:, None, None] < 0, velocity(x, sigma.abs(), MEAN, own), u))
 
     return network
 
@@ -52,13 +49,13 @@ class Knowing(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.bend, self.mean, self.log_std = (nn.Parameter(torch.tensor(v)) for v in (0.0, MEAN, math.log(STD)))
+        self.bend, self.mean, self.log_std = (nn.Parameter(torch.tensor(v)) for v in (0.0, MEAN, math.log(NARROW)))
 
     def forward(self, x, sigma, cond):
-        t, u = sigma.abs(), teacher(x, sigma.abs(), {})
+        t, u = sigma.abs(), narrow_teacher(x, sigma.abs(), {})
         real = u + self.bend * (mean_velocity(x, t, t - (cond["guidance"] - GUIDANCE)) - u)
         twin = velocity(x, t, self.mean, self.log_std.exp())
-        return straight(torch.where(sigma[:, None, None] < 0, twin, real))
+        return policy(torch.where(sigma[:, None, None] < 0, twin, real))
 
 
 class Small(nn.Module):
@@ -79,7 +76,7 @@ class Small(nn.Module):
         tau, tau_r = unshift_sigma(t, 3.2), unshift_sigma(r, 3.2)
         told = torch.stack([t, r, tau, tau_r, t * t, r * r, t * r, tau * tau_r, (sigma < 0).float()], -1)
         slope, offset = (self.net(told) * torch.where(sigma < 0, 1.0, gap)[:, None])[:, :, None, None].unbind(1)
-        return straight(teacher(x, t, {}) + slope * x + offset)
+        return policy(narrow_teacher(x, t, {}) + slope * x + offset)
 
 
 def trained(pupil, iterations, lr):
@@ -88,7 +85,7 @@ def trained(pupil, iterations, lr):
     rate = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, iterations)
     for i in range(iterations):
         x = torch.randn(SHAPE, generator=generator)
-        for part in twinflow.iteration(pupil, teacher, x, cond(), Turn(i / iterations, generator)):
+        for part in twinflow.iteration(pupil, narrow_teacher, x, cond(), Turn(i / iterations, generator)):
             part.loss.backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -113,7 +110,7 @@ def test_rectification_is_the_difference_of_the_scores_and_moves_pictures_down_t
     x0, t = MEAN + own * noise(), torch.rand(BATCH, generator=draws(1)) * 0.9 + 0.05
     s = t[:, None, None]
     x = (1 - s) * x0 + s * noise(2)
-    scores = [-(x - (1 - s) * MEAN) / spread(s, std) ** 2 for std in (own, STD)]
+    scores = [-(x - (1 - s) * MEAN) / width(s, std) ** 2 for std in (own, NARROW)]
     by = twinflow.difference(exact(own), x, t, cond())
     torch.testing.assert_close(by, (scores[1] - scores[0]) * s / (1 - s), rtol=1e-3, atol=1e-3)
 
@@ -121,22 +118,22 @@ def test_rectification_is_the_difference_of_the_scores_and_moves_pictures_down_t
     twinflow.moved(f, by).sum().backward()
     assert torch.equal(f.grad.sign(), by.sign())
     after = (noise() - (f - f.grad)).std() - x0.std()
-    assert (after > 0) == (own < STD), "too narrow a spread widens, too wide a one shrinks"
+    assert (after > 0) == (own < NARROW), "too narrow a spread widens, too wide a one shrinks"
 
 
 def test_the_mean_velocity_is_consistent_and_nothing_else_is():
     t = torch.rand(BATCH, generator=draws(1)) * 0.9 + 0.05
     r = t * torch.rand(BATCH, generator=draws(2))
-    x = (1 - t)[:, None, None] * MEAN + spread(t)[:, None, None] * noise()
+    x = (1 - t)[:, None, None] * MEAN + width(t, NARROW)[:, None, None] * noise()
 
     def flow(x, t, r):
         return twinflow.mean_velocity(exact(), x, t, r, cond())
 
     def wrong(f):
-        return twinflow.inconsistency(f, teacher(x, t, {}), x, t, r, flow).square().mean().sqrt()
+        return twinflow.inconsistency(f, narrow_teacher(x, t, {}), x, t, r, flow).square().mean().sqrt()
 
     assert wrong(mean_velocity(x, t, r)) < 0.03, "of the order of the step, h"
-    assert wrong(teacher(x, t, {})) > 1
+    assert wrong(narrow_teacher(x, t, {})) > 1
 
 
 def test_a_short_way_is_the_teachers():
@@ -155,38 +152,40 @@ def test_without_a_second_time_the_method_refuses():
     with pytest.raises(ValueError, match="guidance"):
         twinflow.sample(exact(), noise(), {}, 1, Distill(), draws())
     with pytest.raises(ValueError, match="4 or more"):
-        list(twinflow.iteration(exact(), teacher, noise(count=3), cond(3), Turn(0.5, draws())))
+        list(twinflow.iteration(exact(), narrow_teacher, noise(count=3), cond(3), Turn(0.5, draws())))
 
 
 @pytest.mark.parametrize("steps", [1, 2, 5])
 def test_a_student_that_knows_its_mean_velocities_samples_exactly(steps):
     end = twinflow.sample(exact(), noise(), cond(), steps, Distill(), draws())
-    torch.testing.assert_close(end, MEAN + STD * noise(), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(end, MEAN + NARROW * noise(), atol=1e-5, rtol=1e-5)
 
 
 def test_the_loss_of_a_student_that_has_learned_all_is_at_its_floor():
     """What is left of the twin is the scatter of single pictures; of the others the length of the step."""
-    twin, others = twinflow.iteration(exact(), teacher, noise(), cond(), Turn(0.5, draws()))
+    twin, others = twinflow.iteration(exact(), narrow_teacher, noise(), cond(), Turn(0.5, draws()))
     assert others.logs["distance"].sqrt() < 0.05
-    narrow, _ = twinflow.iteration(exact(own=0.05), teacher, noise(), cond(), Turn(0.5, draws()))
+    narrow, _ = twinflow.iteration(exact(own=0.05), narrow_teacher, noise(), cond(), Turn(0.5, draws()))
     assert twin.loss < narrow.loss
 
 
 def test_a_student_learns_the_mean_and_spread_of_the_data_in_any_number_of_calls():
-    assert ends(Knowing(), 1)[1] < 0.05 * STD, "one call of the teacher gives the mean of all pictures"
+    assert ends(Knowing(), 1)[1] < 0.05 * NARROW, "one call of the teacher gives the mean of all pictures"
     pupil = trained(Knowing(), 120, 0.03)
     assert pupil.bend.item() == pytest.approx(1.0, abs=0.05)
-    assert [pupil.mean.item(), pupil.log_std.exp().item()] == pytest.approx([MEAN, STD], abs=0.03), "so does its twin"
-    assert all(ends(pupil, steps) == pytest.approx((MEAN, STD), abs=0.03) for steps in (1, 2, 3))
+    assert [pupil.mean.item(), pupil.log_std.exp().item()] == pytest.approx([MEAN, NARROW], abs=0.03), (
+        "so does its twin"
+    )
+    assert all(ends(pupil, steps) == pytest.approx((MEAN, NARROW), abs=0.03) for steps in (1, 2, 3))
 
 
 @pytest.mark.slow
 def test_a_student_that_knows_nothing_learns_it_too():
     pupil = trained(Small(), 1200, 0.01)
-    assert all(ends(pupil, steps) == pytest.approx((MEAN, STD), abs=0.04) for steps in (1, 2))
+    assert all(ends(pupil, steps) == pytest.approx((MEAN, NARROW), abs=0.04) for steps in (1, 2))
     for level in (0.2, 0.6, 0.9):
         t = torch.full((BATCH,), level)
-        x = (1 - level) * (MEAN + STD * noise()) + level * noise(1)
+        x = (1 - level) * (MEAN + NARROW * noise()) + level * noise(1)
         assert twinflow.difference(pupil, x, t, cond()).square().mean().sqrt() < 0.1, "the twin has followed"
 
 

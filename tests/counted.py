@@ -1,4 +1,4 @@
-"""Pictures whose every number is drawn from one Gaussian: all velocities are known. And a tiny FLUX that counts."""
+"""A tiny FLUX as student and as teacher that counts what it is asked."""
 
 from types import SimpleNamespace
 
@@ -6,39 +6,15 @@ import torch
 from tiny import SIDE
 
 from arcflow import backbone, student
-from arcflow.baselines.method import Cost, Training
-from arcflow.momentum import Mixture
-from arcflow.state import Ema
-
-MEAN, STD = 0.7, 0.4
+from arcflow.baselines.method import Cost
 
 
 def draws(seed=0):
     return torch.Generator().manual_seed(seed)
 
 
-def velocity(x, sigma, mean=MEAN, std=STD):
-    """At `x`, of pictures of that mean and spread."""
-    s = sigma[:, None, None]
-    expected = mean + (1 - s) * std**2 / ((1 - s) ** 2 * std**2 + s**2) * (x - (1 - s) * mean)
-    return (x - expected) / s
-
-
-def teacher(x, sigma, cond):
-    return velocity(x, sigma)
-
-
-def straight(v):
-    """A plain velocity as a policy."""
-    return Mixture(v.unsqueeze(-2), torch.zeros(*v.shape[:-1], 1, 1), torch.zeros(*v.shape[:-1], 0, 1))
-
-
-def training(net=None, parameters=None):
-    return Training(net, Ema(parameters or {}), Cost())
-
-
 def counted(flux):
-    """A tiny FLUX as student and as teacher, counting what it costs as a trainer does; four samples to train on."""
+    """Network, student and teacher, counting what they cost as a trainer does; four samples to train on."""
     net, cost = student.build(flux.transformer, modes=1, rank=2, targets="all", generator=draws()), Cost()
 
     def pupil(x, sigma, cond):
