@@ -57,13 +57,16 @@ def test_ahead_of_its_rivals_leaves_out_second_networks_and_its_own_variant(tmp_
     assert finding.holds == "does not hold" and "nearer: dmd" in finding.measured
 
 
-@pytest.mark.parametrize(("reached", "holds"), [(20, "holds"), (50, "holds in part"), (None, "does not hold")])
+@pytest.mark.parametrize(
+    ("reached", "holds"), [(20, "holds"), (50, "holds in part"), (100, "does not hold"), (None, "does not hold")]
+)
 def test_sooner_is_told_from_the_curves(tmp_path, reached, holds):
     curve = [[spent, 0.1 if reached and spent >= reached else 0.4] for spent in (10, 20, 50, 100)]
     twin = means([0.2, 0.21], curve=[[10, 0.5], [100, 0.2]])
     finding = found(tmp_path, "methods", comparison(means([0.1, 0.11], curve=curve), twinflow=twin))[SOONER]
     assert finding.holds == holds
-    assert (f"{100 / reached:.1f} times sooner" if reached else "ends at 0.4000") in finding.measured
+    told = {100: "no sooner", None: "ends at 0.4000"}.get(reached, f"at least {100 / (reached or 1):.1f} times sooner")
+    assert told in finding.measured
 
 
 def test_what_was_not_run_is_not_measured_and_says_what_makes_it(tmp_path):

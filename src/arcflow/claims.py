@@ -184,9 +184,10 @@ def _sooner(rows: dict[str, Any], name: str, other: str, factor: float = 4.0) ->
     ratio = end[0] / reached[0]
     measured = (
         f"after {reached[0]:,.0f} of {end[0]:,.0f} forward-equivalents it is where the other is at the end "
-        f"({end[1]:.4f}): at least {ratio:.1f} times sooner"
+        f"({end[1]:.4f}): " + (f"at least {ratio:.1f} times sooner" if ratio > 1 else "no sooner")
     )
-    return Finding("holds" if ratio >= factor else "holds in part", measured, "Measured at a few points of the budget.")
+    holds: Holds = "does not hold" if ratio == 1 else "holds" if ratio >= factor else "holds in part"
+    return Finding(holds, measured, "Measured at a few points of the budget.")
 
 
 def diverse(results: Results) -> Finding:
