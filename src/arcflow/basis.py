@@ -27,8 +27,8 @@ MOST = 60.0
 def directions(modes: int, span: float) -> Float[Tensor, "modes modes"]:
     """T, for the momentum factors gamma that a head starts with and noise levels 0 to `span` left behind; float64.
 
-    The shapes are those of exp(gamma s), which bend more than the mixture's exp(log gamma s): no better for a bend of
-    second order, several times better for one of first order (docs/log.md, 2026-11-25)."""
+    The shapes are those of exp(gamma s), which bend more than the mixture's exp(log gamma s): several times worse for
+    a bend of second order, several times better for one of first order (docs/log.md, 2026-11-25)."""
     s = torch.linspace(0, span, 256, dtype=torch.float64)
     curves = torch.exp(torch.cat([torch.zeros(1), start_gains(modes)]).double() * s[:, None]) / modes
     _, size, shapes = torch.linalg.svd(curves, full_matrices=False)
