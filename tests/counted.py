@@ -3,14 +3,10 @@
 from types import SimpleNamespace
 
 import torch
-from tiny import SIDE
+from tiny import SIDE, draws
 
 from arcflow import backbone, student
 from arcflow.baselines.method import Cost
-
-
-def draws(seed=0):
-    return torch.Generator().manual_seed(seed)
 
 
 def counted(flux):

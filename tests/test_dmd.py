@@ -2,8 +2,9 @@
 
 import pytest
 import torch
-from counted import counted, draws, learnable, learned
-from gaussian import MEAN, NARROW, narrow_teacher, policy, training, velocity
+from counted import counted, learnable, learned
+from gaussian import MEAN, NARROW, narrow_teacher, policy, training, velocity, width
+from tiny import draws
 from torch import nn
 
 from arcflow.baselines import consistency, dmd
@@ -36,7 +37,7 @@ def known(*spreads):
 
     def mixed(x, sigma, cond):
         s, stds = sigma[:, None, None, None], log_stds.exp()
-        spread = (1 - s) ** 2 * stds**2 + s**2
+        spread = width(s, stds) ** 2
         likely = -0.5 * ((x.unsqueeze(-1) - (1 - s) * means) ** 2 / spread + spread.log()).sum((1, 2))
         said = torch.stack([velocity(x, sigma, mean, std) for mean, std in zip(means, stds, strict=True)], -1)
         return (said * likely.softmax(-1)[:, None, None]).sum(-1)
@@ -79,7 +80,7 @@ def test_with_an_exact_fake_network_the_gradient_is_that_of_the_divergence(sigma
     mine = mean.grad, std.grad
 
     a, b = (value.detach().clone().requires_grad_(True) for value in (mean, std))
-    spread, wanted = ((1 - sigma) ** 2 * c**2 + sigma**2 for c in (b, NARROW))
+    spread, wanted = (width(sigma, c) ** 2 for c in (b, NARROW))
     divergence = 0.5 * ((spread / wanted) - 1 - (spread / wanted).log() + ((1 - sigma) * (a - MEAN)) ** 2 / wanted)
     divergence.backward()
     assert mine[0] < 0 < mine[1], "too low a mean rises, too wide a spread shrinks, by descent"

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from tiny import draws
 
 from arcflow.baselines import arcflow, linear
 from arcflow.baselines.arcflow import LED, PUBLISHED, REPLAY, led
@@ -21,10 +22,6 @@ METHODS = [arcflow.METHOD, linear.METHOD, GM, DX, LEGENDRE, ORTHOGONAL]
 CENTERS = 3 * torch.stack([(torch.arange(8) * torch.pi / 4).cos(), (torch.arange(8) * torch.pi / 4).sin()], -1)
 
 each = pytest.mark.parametrize("method", METHODS, ids=lambda method: method.name)
-
-
-def draws(seed=0):
-    return torch.Generator().manual_seed(seed)
 
 
 def teacher(x, sigma, cond):

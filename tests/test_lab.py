@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tiny import draws
 
 from arcflow.lab import Gaussians, Net, circle, distance, exact, learn, noise, walked
 from arcflow.momentum import Mixture
@@ -13,10 +14,6 @@ from arcflow.rollout import arcs, euler
 
 EXAMPLE = Path(__file__).parent.parent / "examples" / "laboratory.py"
 LEVELS = [0.2, 0.7, 0.95]
-
-
-def draws(seed=0):
-    return torch.Generator().manual_seed(seed)
 
 
 def places(spread=0.5):

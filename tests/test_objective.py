@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tiny import draws
 
 from arcflow.config import Distill
 from arcflow.momentum import Mixture
@@ -15,10 +16,6 @@ from arcflow.rollout import Schedule, arcs, euler, schedule
 
 PLAIN = Distill(mode_dropout=0.0)
 BATCH, TOKENS, MODES, WIDTH, PIXELS = 3, 2, 4, 8, 4
-
-
-def draws(seed=0):
-    return torch.Generator().manual_seed(seed)
 
 
 def weights(seed=0, dtype=torch.float64):

@@ -4,8 +4,9 @@ import math
 
 import pytest
 import torch
-from counted import counted, draws, learnable, learned
+from counted import counted, learnable, learned
 from gaussian import MEAN, NARROW, narrow_teacher, policy, training, velocity, width
+from tiny import draws
 from torch import nn
 
 from arcflow.baselines import twinflow

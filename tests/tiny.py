@@ -222,6 +222,10 @@ def save_style(pipe, folder, layers: list[str]):
     return folder
 
 
+def draws(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
 def torchrun(processes, *command, folder="."):
     """A command on several CPU processes, run in a folder."""
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]

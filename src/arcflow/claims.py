@@ -105,10 +105,12 @@ def ahead(results: Results) -> Finding:
     nearer = [rows[name]["title"] for name, means in rivals.items() if verdict(means, "distance") == "lower"]
     truer = [rows[name]["title"] for name, means in rivals.items() if verdict(means, "accuracy") == "higher"]
     ours = rows[first]["calls"]["2"]
-    told = [f"distance {_number(ours, 'distance')}, accuracy {ours['accuracy']['mean']:.1%}"]
-    told += [f"beyond noise nearer: {', '.join(nearer) or 'none'}", f"more often right: {', '.join(truer) or 'none'}"]
+    measured = (
+        f"distance {_number(ours, 'distance')}, accuracy {ours['accuracy']['mean']:.1%}; "
+        f"beyond noise nearer: {', '.join(nearer) or 'none'}; more often right: {', '.join(truer) or 'none'}"
+    )
     holds: Holds = "does not hold" if nearer else "holds in part" if truer else "holds"
-    return Finding(holds, "; ".join(told), mended(rows))
+    return Finding(holds, measured, mended(rows))
 
 
 def mended(rows: dict[str, Any]) -> str:
