@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from arcflow import backbone, config
+from arcflow import backbone, recipes
 from arcflow.backbone import Cond, family_of
 from arcflow.data import open_prompts
 from arcflow.evaluate import about, save_results
@@ -32,7 +32,7 @@ REFINED = (2, 4)
 def teacher_paths(count: int, steps: int, fewer: list[int]) -> tuple[Tensor, Tensor, int, dict[int, float]]:
     """Every point of the teacher's paths from the noises of held-out prompts, the noise levels, pixels in a token, and
     the end errors of plain Euler in fewer steps."""
-    run = config.world()
+    run = recipes.world()
     held_out = open_prompts(replace(run.data, held_out_count=count), seed=run.seed, batch=count).held_out
     pipe = load_pipe(run.model)
     net, (height, width) = pipe.transformer.eval(), held_out.size

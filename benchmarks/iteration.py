@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from arcflow import backbone, config, student
+from arcflow import backbone, recipes, student
 from arcflow.data import repeat, rows
 from arcflow.feed import Feed, Sample
 from arcflow.loading import load_pipe
@@ -40,7 +40,7 @@ class Bench:
     """One batch, and the three ways to spend an iteration on it."""
 
     def __init__(self, batch: int) -> None:
-        world = config.world()
+        world = recipes.world()
         self.run = dataclasses.replace(
             world,
             distill=dataclasses.replace(world.distill, hold=0, decay=0, replay=0),

@@ -20,18 +20,18 @@ import torch.nn.functional as F
 from diffusers import FluxTransformer2DModel, QwenImageTransformer2DModel
 from torch import Tensor, nn
 
-from arcflow import config, student
+from arcflow import config, recipes, student
 from arcflow.memory import CONTEXT, NF4
 from arcflow.objective import distill
 from arcflow.train import views
 from benchmarks.memory import SIDE, TEXT, Alive, tensor
 
 RECIPES: dict[str, Callable[[], config.Run]] = {
-    "flux": config.flux,
-    "flux-48gb": config.flux_48gb,
-    "flux-24gb": config.flux_24gb,
-    "qwen-image": config.qwen_image,
-    "qwen-image-48gb": config.qwen_image_48gb,
+    "flux": recipes.flux,
+    "flux-48gb": recipes.flux_48gb,
+    "flux-24gb": recipes.flux_24gb,
+    "qwen-image": recipes.qwen_image,
+    "qwen-image-48gb": recipes.qwen_image_48gb,
 }
 TOKENS = (SIDE // 16) ** 2
 

@@ -37,10 +37,10 @@ def student_pipe(pipe: Any, folder: Path) -> Any:
     """A second pipeline, the student with fused LoRA; an untrained one of the world recipe when there is no adapter."""
     ours = copy.deepcopy(pipe)
     if not (folder / "arcflow.json").exists():
-        from arcflow import config
+        from arcflow import recipes
 
         print("no adapter: an untrained student of the world recipe")
-        model, folder = config.world().model, Path(tempfile.mkdtemp())
+        model, folder = recipes.world().model, Path(tempfile.mkdtemp())
         net = student.build(copy.deepcopy(pipe.transformer), modes=model.modes, rank=model.rank, targets=model.targets)
         adapter.save_adapter(net, folder)
     return pipeline.attach(ours, folder, fuse=True)

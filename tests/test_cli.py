@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 import arcflow
-from arcflow import cli, config
+from arcflow import cli, config, recipes
 from arcflow.commands import sampling, training
 from arcflow.doctor import diagnose
 
@@ -115,15 +115,15 @@ def test_a_recipe_takes_overrides() -> None:
     command = tyro.cli(cli.Command, args=args, config=(tyro.conf.OmitSubcommandPrefixes,))  # type: ignore[arg-type]
     assert isinstance(command, cli.Train)
     assert (command.recipe.optim.lr, command.recipe.model.modes, command.recipe.out) == (0.5, 4, "elsewhere")
-    assert command.recipe.optim.iterations == config.world().optim.iterations
+    assert command.recipe.optim.iterations == recipes.world().optim.iterations
 
 
-@pytest.mark.parametrize("recipe", config.RECIPES)
+@pytest.mark.parametrize("recipe", recipes.RECIPES)
 def test_the_command_of_a_run_makes_that_run_again(recipe) -> None:
     import tyro
 
-    run = config.RECIPES[recipe]()
-    assert config.command(json.loads(config.to_json(run))) == f"arcflow train {recipe}"
+    run = recipes.RECIPES[recipe]()
+    assert recipes.command(json.loads(config.to_json(run))) == f"arcflow train {recipe}"
     changed = dataclasses.replace(
         run,
         seed=3,
@@ -134,14 +134,14 @@ def test_the_command_of_a_run_makes_that_run_again(recipe) -> None:
     )
     settings = json.loads(config.to_json(changed))
     del settings["out"]
-    words = shlex.split(config.command(settings))
-    assert words[:2] == ["arcflow", "train"] and words[2] in config.RECIPES
+    words = shlex.split(recipes.command(settings))
+    assert words[:2] == ["arcflow", "train"] and words[2] in recipes.RECIPES
     again = tyro.cli(cli.Command, args=words[1:], config=(tyro.conf.OmitSubcommandPrefixes,))  # type: ignore[arg-type]
     assert isinstance(again, cli.Train) and dataclasses.replace(again.recipe, out=run.out) == changed
 
 
 def test_the_quick_demo_is_the_same_recipe_but_short() -> None:
-    short, full = training.shorten(config.world_quick()), config.world_quick()
+    short, full = training.shorten(recipes.world_quick()), recipes.world_quick()
     assert short.optim.iterations < 0.1 * full.optim.iterations
     assert (short.model, short.optim.lr) == (full.model, full.optim.lr)
 

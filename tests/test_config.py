@@ -4,7 +4,8 @@ import dataclasses
 
 import pytest
 
-from arcflow.config import Data, Distill, Model, Optim, Run, flux, from_json, qwen_image, to_json, world, world_quick
+from arcflow.config import Data, Distill, Model, Optim, Run, from_json, to_json
+from arcflow.recipes import flux, qwen_image, world, world_quick
 
 RECIPES = (world, world_quick, flux, qwen_image)
 

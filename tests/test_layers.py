@@ -10,7 +10,7 @@ import arcflow
 
 ROOT = Path(arcflow.__file__).parent
 ORDER = """
-    config rules parallel path momentum backbone head basis series student scheduler state checkpoint hub
+    config recipes rules parallel path momentum backbone head basis series student scheduler state checkpoint hub
     adapter pipeline
     world.scene world.render world.check world.text world.autoencoder world.teacher world.pretrain
     prompts data rollout objective baselines.method baselines.arcflow baselines.linear baselines.piflow baselines.bases
@@ -23,6 +23,7 @@ ORDER = """
 """.split()
 TORCH_FREE = (
     "config",
+    "recipes",
     "rules",
     "world.scene",
     "world.commands",

@@ -12,7 +12,8 @@ from tiny import perturb, sample
 
 import arcflow
 from arcflow import adapter, publish, student
-from arcflow.config import flux, to_json
+from arcflow.config import to_json
+from arcflow.recipes import flux
 
 RECORD = {
     "settings": {

@@ -1,14 +1,13 @@
 """What a run is: typed, frozen, complete.
 
 Five small dataclasses say everything a distillation needs to know: the model, the objective, the prompts, the
-optimizer and the run around them. A recipe is a function that returns a whole `Run`; the command line is generated
-from the same types, and the run folder keeps the resolved JSON. Noise level and raw time run from 1 (noise) to 0
-(image). Published values: arXiv 2602.09014 and the configuration released with it.
+optimizer and the run around them. The command line is generated from the same types, and the run folder keeps the
+resolved JSON. Noise level and raw time run from 1 (noise) to 0 (image). Published values: arXiv 2602.09014 and the
+configuration released with it.
 """
 
 import dataclasses
 import json
-import shlex
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_type_hints
 
@@ -327,123 +326,6 @@ class Run:
             check(plain, "distill.replay", self.distill.replay, "0 with a streamed data set or with buckets", remedy)
 
 
-def world() -> Run:
-    """The shipped small teacher in two steps, as well as it goes: at most 90 minutes on two CPU cores."""
-    return Run(
-        out="runs/world",
-        eval_every=500,
-        stop_after=88.0,
-        model=Model(rank=32, dropout=0.0, targets="all"),
-        distill=Distill(
-            states=6,
-            spread="stratified",
-            solver="adams",
-            handover="student",
-            hold=6500,
-            decay=300,
-            replay=3,
-            replay_batches=128,
-        ),
-        data=Data(count=16_384),
-        optim=Optim(
-            iterations=7700,
-            batch=32,
-            lr=3e-3,
-            lr_log_gamma=2e-5,
-            directions="segment",
-            warmup=20,
-            cooldown="linear",
-            cooldown_iterations=5700,
-            clip_from=20,
-            ema_from=20,
-        ),
-    )
-
-
-def world_quick() -> Run:
-    """The shipped small teacher in two steps, in the time of a coffee: five to six minutes on two CPU cores."""
-    replace, long = dataclasses.replace, world()
-    return replace(
-        long,
-        out="runs/world_quick",
-        eval_every=250,
-        save_every=250,
-        stop_after=8.0,
-        model=replace(long.model, rank=16),
-        distill=replace(long.distill, hold=1150, replay=4, replay_batches=32),
-        data=replace(long.data, count=8192),
-        optim=replace(long.optim, iterations=1150, batch=16, cooldown="cosine", cooldown_iterations=700),
-    )
-
-
-def flux() -> Run:
-    """FLUX.1-dev with the published values. Bring a file of prompts: `data.prompts`."""
-    return Run(
-        out="runs/flux",
-        eval_every=500,
-        save_every=250,
-        log_every=10,
-        model=Model(base="black-forest-labs/FLUX.1-dev", dtype="bfloat16", gradient_checkpointing=True),
-        distill=Distill(decay=2000),
-        data=Data(prompts="prompts.txt", held_out_count=16, height=1024, width=1024, cache=False),
-        optim=Optim(iterations=10_000, batch=384, micro_batch=4),
-    )
-
-
-def qwen_image() -> Run:
-    """Qwen-Image with the published values: true CFG 4 in the teacher, none in the student."""
-    return Run(
-        out="runs/qwen_image",
-        eval_every=500,
-        save_every=250,
-        log_every=10,
-        model=Model(base="Qwen/Qwen-Image", dtype="bfloat16", gradient_checkpointing=True),
-        distill=Distill(decay=1000, teacher_cfg=4.0),
-        data=Data(prompts="prompts.txt", held_out_count=16, height=1024, width=1024, cache=False),
-        optim=Optim(iterations=15_000, batch=384, micro_batch=2),
-    )
-
-
-def flux_24gb() -> Run:
-    """FLUX.1-dev on one card of 24 GB: as for 48 GB, with the base in nf4 and AdamW's moments in 8 bits."""
-    run = _on_one_card(flux(), quantize="nf4", text_device="cpu")
-    return dataclasses.replace(run, optim=dataclasses.replace(run.optim, bits=8))
-
-
-def flux_48gb() -> Run:
-    """FLUX.1-dev on one card of 48 GB: the base in bfloat16, the text encoders on the CPU, a small batch."""
-    return _on_one_card(flux(), text_device="cpu")
-
-
-def qwen_image_48gb() -> Run:
-    """Qwen-Image on one card of 48 GB: the base in nf4, the text encoder on the CPU, a small batch."""
-    return _on_one_card(qwen_image(), quantize="nf4", text_device="cpu")
-
-
-RECIPES = {
-    "world": world,
-    "world-quick": world_quick,
-    "flux": flux,
-    "flux-48gb": flux_48gb,
-    "flux-24gb": flux_24gb,
-    "qwen-image": qwen_image,
-    "qwen-image-48gb": qwen_image_48gb,
-}
-"""By the names they have on the command line."""
-
-
-def _on_one_card(run: Run, **model: Any) -> Run:  # noqa: ANN401
-    """Batches of 16, one sample at a time. The paper's authors: 8 to 16 converge, with a longer decay."""
-    replace = dataclasses.replace
-    return replace(
-        run,
-        out=f"{run.out}_one_card",
-        model=replace(run.model, **model),
-        distill=replace(run.distill, decay=2 * run.distill.decay),
-        optim=replace(run.optim, iterations=2 * run.optim.iterations, batch=16, micro_batch=1, spike=10.0),
-    )
-
-
 def to_json(run: Run) -> str:
     """The resolved configuration as it stands in `run.json`."""
     return json.dumps(dataclasses.asdict(run), indent=2) + "\n"
@@ -455,26 +337,6 @@ def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     for name, value in values.items():
         found |= flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
     return found
-
-
-def command(settings: dict[str, Any]) -> str:
-    """The command line that makes these settings (all of a run's, but `out`): the nearest recipe and what differs."""
-    wanted = flat(settings)
-
-    def differing(recipe: str) -> dict[str, Any]:
-        there = flat(json.loads(to_json(RECIPES[recipe]())))
-        return {name: value for name, value in wanted.items() if there.get(name, value) != value}
-
-    recipe = min(RECIPES, key=lambda name: len(differing(name)))
-    words = ["arcflow", "train", recipe]
-    for name, value in differing(recipe).items():
-        option = name.replace("_", "-")
-        if isinstance(value, bool):
-            group, dot, last = option.rpartition(".")
-            words.append(f"--{option}" if value else f"--{group}{dot}no-{last}")
-        else:
-            words += [f"--{option}", *(str(one) for one in (value if isinstance(value, list) else [value]))]
-    return shlex.join(words)
 
 
 def from_json(text: str) -> Run:

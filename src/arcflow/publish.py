@@ -16,7 +16,7 @@ from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
 
 from arcflow import student
 from arcflow.adapter import FILES, AdapterInfo, Layout, load_adapter, read_info, save_adapter
-from arcflow.config import command
+from arcflow.recipes import command
 from arcflow.report import curves_figure, markdown_table
 from arcflow.state import read_log, write_atomic
 

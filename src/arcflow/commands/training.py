@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 from tyro.conf import Positional, subcommand
 
-from arcflow import config
+from arcflow import config, recipes
 from arcflow.commands.judging import Evaluate
 from arcflow.commands.sampling import SHIPPED, open_pipe, open_transformer
 
-RECIPES = {name: make() for name, make in config.RECIPES.items()}
+RECIPES = {name: make() for name, make in recipes.RECIPES.items()}
 ABOUT_RECIPES = {
     "world": "The shipped small teacher, as well as it goes: 90 minutes on two CPU cores.",
     "world-quick": "The same in seven minutes; what `arcflow demo` trains.",
@@ -61,7 +61,7 @@ class Demo:
         from arcflow.train import train
 
         keep_buffers()
-        recipe = dataclasses.replace(config.world_quick(), out=str(self.out / "run"))
+        recipe = dataclasses.replace(recipes.world_quick(), out=str(self.out / "run"))
         if self.quick:
             recipe = shorten(recipe)
         folder = train(recipe)
