@@ -109,7 +109,8 @@ class Distill:
     decay: int = 2000
     """Iterations over which the teacher ratio falls from 1 (the teacher's path) to 0 (the student's own)."""
     replay: int = 0
-    """While the ratio is held: iterations on kept walks after each one that asks the teacher; 0 asks it every time."""
+    """While the ratio is held: iterations on kept walks after each one that asks the teacher; 0 asks it every time.
+    Twice the iterations in the same time, but a kept walk is soon learned by heart (docs/log.md, 2026-11-26)."""
     replay_batches: int = 32
     """How many batches of walks are kept for that."""
 
