@@ -203,6 +203,15 @@ def test_a_signal_saves_and_exits(run, tmp_path, number):
     assert_same(finished(tmp_path), finished(run[0]))
 
 
+@pytest.fixture
+def interruptible():
+    """SIGINT as a terminal gives it; a job in the background may have been started without."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_whoever_insists_is_obeyed(monkeypatch):
     monkeypatch.setattr(arcflow.train, "PATIENCE", 0.0)
     with pytest.raises(KeyboardInterrupt), stop_signals() as caught:  # noqa: PT012
