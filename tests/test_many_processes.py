@@ -26,9 +26,9 @@ from arcflow.train import build_student, train, views
 PROMPTS = ["a red circle", "two blue squares", "a green star above a circle", "a square"]
 
 
-def run_of(folder):
+def run_of(folder, shard=None):
     """Replayed walks, the optimizer's own directions, then the student's path: all that a run can do, in short."""
-    changes = {"model__dropout": 0.0, "keep": 10, "eval_every": 6, "pictures": 0}
+    changes = {"model__dropout": 0.0, "keep": 10, "eval_every": 6, "pictures": 0, "shard": shard}
     distillation = {"distill__hold": 6, "distill__decay": 3, "distill__replay": 1, "distill__replay_batches": 2}
     return config(folder, **changes, **distillation, optim__directions="segment")
 
@@ -45,6 +45,7 @@ def gradients(folder, shard):
         draws = [torch.Generator().manual_seed(i) for i in range(len(PROMPTS))][mine]
         for part in distill(walker, teacher, x, cond, config=run.distill, ratio=0.5, generator=draws):
             part.loss.backward()
+        ranks.average(parameters.values())
         whole = {name: parallel.whole(p.grad).contiguous() for name, p in parameters.items() if p.grad is not None}
         held = {name: parallel.local(p.detach()).numel() for name, p in pipe.transformer.named_parameters()}
         whole["held"] = torch.tensor(sum(held.values()))
@@ -54,7 +55,7 @@ def gradients(folder, shard):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("shard", [2, 1], ids=["one copy (FSDP)", "a copy each (HSDP)"])
+@pytest.mark.parametrize("shard", [2, 1], ids=["one copy (FSDP)", "a copy each"])
 def test_two_processes_have_the_gradient_of_one(tmp_path, shard):
     torchrun(2, __file__, "gradients", tmp_path, shard)
     alone, together = gradients(tmp_path, None), load_file(tmp_path / f"2-{shard}.safetensors")
@@ -72,15 +73,16 @@ def length(gradient):
 
 
 @pytest.mark.slow
-def test_a_run_is_taken_up_by_another_number_of_processes(tmp_path):
+@pytest.mark.parametrize("shard", [2, 1], ids=["one copy (FSDP)", "a copy each"])
+def test_a_run_is_taken_up_by_another_number_of_processes(tmp_path, shard):
     alone = curve(train(run_of(tmp_path / "1"), tiny_pipe(), quiet))
-    torchrun(2, __file__, "train", tmp_path / "2")
+    torchrun(2, __file__, "train", tmp_path / "2", shard)
     assert curve(tmp_path / "2") == pytest.approx(alone, rel=1e-5)
     for count in (1, 4):
         folder = shutil.copytree(tmp_path / "2", tmp_path / f"2-{count}")
         for later in ("00000009", "00000012"):
             shutil.rmtree(folder / "checkpoints" / later)
-        torchrun(count, __file__, "train", folder)
+        torchrun(count, __file__, "train", folder, min(shard, count))
         assert curve(folder) == pytest.approx(alone, rel=1e-5)
     adapters = [load_file(tmp_path / run / "adapter" / "adapter.safetensors") for run in ("1", "2", "2-4")]
     for name, value in adapters[0].items():
@@ -160,4 +162,4 @@ if __name__ == "__main__":
     elif task == "bases":
         on_all_bases(folder)
     else:
-        train(run_of(folder), tiny_pipe(), quiet)
+        train(run_of(folder, int(sys.argv[3])), tiny_pipe(), quiet)

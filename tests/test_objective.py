@@ -153,8 +153,19 @@ def test_the_second_segment_starts_where_the_first_walk_ends_or_the_arc(config, 
     assert [float(sigma[0]) for _, sigma in seen] == pytest.approx(step_grid(2)[:-1].tolist())
 
 
-@pytest.mark.parametrize(("ratio", "calls"), [(0.0, [6, 6]), (0.5, [3] * 4), (1.0, [3] * 4)])
-def test_the_teacher_is_asked_for_half_the_states_at_a_time_once_the_ratio_is_zero(ratio, calls):
+STATE_BY_STATE, HALVES = [3] * 4, [6, 6]
+
+
+@pytest.mark.parametrize(
+    ("ratio", "led", "calls"),
+    [
+        (0.0, 0, HALVES + HALVES),
+        (0.5, 0, STATE_BY_STATE + STATE_BY_STATE),
+        (1.0, 0, STATE_BY_STATE + STATE_BY_STATE),
+        (0.0, 1, STATE_BY_STATE + HALVES),
+    ],
+)
+def test_the_teacher_is_asked_for_half_the_states_at_a_time_where_the_student_leads(ratio, led, calls):
     sizes = []
 
     def counting(x, sigma, cond):
@@ -162,8 +173,9 @@ def test_the_teacher_is_asked_for_half_the_states_at_a_time_once_the_ratio_is_ze
         return teacher(x, sigma, cond)
 
     arc = Mixture(*weights())
-    list(distill(lambda *_: arc, counting, noise(), {}, config=PLAIN, ratio=ratio, generator=draws()))
-    assert sizes == calls * 2
+    config = dataclasses.replace(PLAIN, led=led)
+    list(distill(lambda *_: arc, counting, noise(), {}, config=config, ratio=ratio, generator=draws()))
+    assert sizes == calls
 
 
 @pytest.mark.slow

@@ -1,8 +1,11 @@
 """Walking along paths: Euler, arcs, and the mixed walk to the states, on teachers with a known flow."""
 
+from typing import get_args
+
 import pytest
 import torch
 
+from arcflow.config import Spread
 from arcflow.momentum import Mixture
 from arcflow.path import Segment, shift_sigma, step_grid
 from arcflow.rollout import Schedule, arcs, euler, guided, schedule, visit
@@ -77,7 +80,7 @@ def test_both_prompts_are_asked_in_one_call_where_their_texts_are_equally_long(e
     torch.testing.assert_close(u, no + 4.0 * (yes - no))
 
 
-@pytest.mark.parametrize("spread", ["uniform", "stratified"])
+@pytest.mark.parametrize("spread", get_args(Spread))
 @pytest.mark.parametrize("ratio", [0.0, 0.3, 1.0])
 def test_the_walk_never_goes_back_and_leaves_the_window_free(ratio, spread):
     drawn = times(ratio, batch=200, spread=spread)
@@ -86,7 +89,7 @@ def test_the_walk_never_goes_back_and_leaves_the_window_free(ratio, spread):
     assert (flat <= SEGMENT.tau_src).all() and (flat >= SEGMENT.tau_dst + WINDOW - 1e-12).all()
 
 
-@pytest.mark.parametrize("spread", ["uniform", "stratified"])
+@pytest.mark.parametrize("spread", get_args(Spread))
 @pytest.mark.parametrize("ratio", [0.3, 1.0])
 def test_the_teacher_has_its_share_of_the_way(ratio, spread):
     drawn = times(ratio, spread=spread)
@@ -106,6 +109,16 @@ def test_stratified_times_leave_no_long_step():
     led = times(1.0, batch=200, spread="stratified")
     assert ((led.tau - led.tau_next) < room / 2).all()
     assert ((times(1.0, batch=200).tau - times(1.0, batch=200).tau_next) > room / 2).any()
+
+
+def test_systematic_times_leave_equal_steps():
+    step = (SEGMENT.length - WINDOW) / 4
+    alone = times(0.0, batch=200, spread="systematic").tau.diff(dim=0)
+    assert torch.allclose(alone, torch.full_like(alone, -step))
+    led = times(1.0, batch=200, spread="systematic")
+    first, *between, last = led.tau - led.tau_next
+    assert torch.allclose(torch.stack(between), torch.full((2, 200), step, dtype=torch.float64))
+    assert torch.allclose(first + last, torch.full_like(first, 2 * step)) and first.std() > step / 10
 
 
 def test_the_first_state_of_a_teacher_only_walk_is_the_start():

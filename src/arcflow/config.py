@@ -15,7 +15,7 @@ Dtype = Literal["float32", "bfloat16", "float16"]
 Device = Literal["auto", "cpu", "cuda", "mps"]
 Cooldown = Literal["none", "linear", "cosine"]
 Directions = Literal["modes", "segment"]
-Spread = Literal["uniform", "stratified"]
+Spread = Literal["uniform", "stratified", "systematic"]
 Solver = Literal["euler", "adams"]
 Handover = Literal["walk", "student"]
 Targets = Literal["feed_forward", "all", "full"]
@@ -95,8 +95,8 @@ class Distill:
     window: int = 3
     """Length of the matching window in 1/128 of raw time; velocities are matched in the mean over it."""
     spread: Spread = "uniform"
-    """How the states' random times are drawn: "uniform", as published, or "stratified", one in each of N equal parts,
-    which leaves the teacher no long step."""
+    """How the states' random times are drawn: "uniform", as published; "stratified", one in each of N equal parts,
+    which leaves the teacher no long step; or "systematic", all at one place in their parts: equal steps."""
     solver: Solver = "euler"
     """How the teacher walks between states: "euler", as published, or "adams", the two-step Adams-Bashforth rule, which
     takes as many calls and follows the teacher's path more closely."""
@@ -108,6 +108,9 @@ class Distill:
     """Iterations before the teacher ratio begins to fall."""
     decay: int = 2000
     """Iterations over which the teacher ratio falls from 1 (the teacher's path) to 0 (the student's own)."""
+    led: int = 0
+    """First segments in which the teacher ratio stays at 1 for good. The first decides what is drawn, and on its own
+    path a student may settle that otherwise than its teacher."""
     replay: int = 0
     """While the ratio is held: iterations on kept walks after each one that asks the teacher; 0 asks it every time.
     Twice the iterations in the same time, but a kept walk is soon learned by heart (docs/log.md, 2026-11-26)."""
@@ -128,6 +131,9 @@ class Distill:
         check(0 <= dropout < 1, "distill.mode_dropout", dropout, "0 <= p < 1", "the published value is 0.1")
         check(self.hold >= 0, "distill.hold", self.hold, "0 or more", "0 lets the ratio fall from the start")
         check(self.decay >= 0, "distill.decay", self.decay, "0 or more", "0 starts on the student's own path")
+        most = min(self.all_steps)
+        expected = f"0 to {most}, the fewest segments"
+        check(0 <= self.led <= most, "distill.led", self.led, expected, "the published value is 0")
         check(self.replay >= 0, "distill.replay", self.replay, "0 or more", "0 asks the teacher in every iteration")
         if self.replay:
             check(self.hold > 0, "distill.hold", self.hold, "1 or more with replay", "walks are kept while it lasts")
@@ -297,7 +303,7 @@ class Run:
     """Keep those of every so manieth iteration for good; None keeps none of them."""
     shard: int | None = None
     """Processes that share one copy of the network (FSDP); None: all that torchrun started. With fewer there are
-    several copies side by side (HSDP)."""
+    several copies side by side (HSDP), with 1 a whole one on each."""
     tracker: Tracker = "none"
     """Where the curves go beside log.jsonl and TensorBoard: "wandb" or "trackio"."""
     log_every: int = 1

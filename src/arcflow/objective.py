@@ -84,7 +84,7 @@ def distill(
     Logs: `loss` as it is and `distance`, the mean squared error of the velocity without any weight.
     """
     window, eps = config.window / SUBSTEPS, x
-    for segment in segments(config.steps, config.final_step_scale):
+    for i, segment in enumerate(segments(config.steps, config.final_step_scale)):
         sigma_src = float(shift_sigma(segment.tau_src, config.shift))
         x = x if clean is None else noised(clean, eps, sigma_src)
         arc = student(x, level(sigma_src, x), cond)
@@ -96,7 +96,7 @@ def distill(
             len(x),
             states=config.states,
             window=window,
-            ratio=ratio,
+            ratio=1.0 if i < config.led else ratio,
             generator=generator,
             spread=config.spread,
         )

@@ -31,7 +31,9 @@ def adamw(parameters: dict[str, torch.nn.Parameter], optim: Optim) -> torch.opti
 
 def _eight_bit(parameters: Parameters) -> Any:
     if any(isinstance(p, DTensor) for p in parameters.values()):
-        raise ValueError("optim.bits = 8 works on one GPU, not on parts of a network: take 32 with several processes")
+        raise ValueError(
+            "optim.bits = 8 needs whole weights, not parts: expected one process to a copy; set shard to 1"
+        )
     try:
         return importlib.import_module("bitsandbytes.optim").AdamW8bit  # an extra
     except ImportError as error:

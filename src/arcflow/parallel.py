@@ -3,13 +3,14 @@
 `torchrun` starts the processes, FSDP2 shares the network out among them: each holds a part of every tensor, the frozen
 base (which is teacher and student at once) like the trained weights, and sees its own rows of every batch. Gradients
 are averaged, so that a run on any number of processes follows the same losses. With `shard` processes to a copy there
-are several copies side by side (HSDP). A process alone goes the same way: every function here then gives back what it
-was given. Engine: torch.distributed (`fully_shard`, DTensor, gloo and nccl).
+are several copies side by side (HSDP); with one, each process has a whole network, and only gradients travel. A process
+alone goes the same way: every function here then gives back what it was given. Engine: torch.distributed
+(`fully_shard`, DTensor, gloo and nccl).
 """
 
 import os
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import count as counted
@@ -35,7 +36,7 @@ class Ranks:
     rank: int = 0
     count: int = 1
     mesh: DeviceMesh | None = None
-    """(copies, processes to a copy)."""
+    """(copies, processes to a copy); None where each has a copy of its own."""
     side: Any = None
     """A process group (gloo) for the thread that reads prompts."""
     files: Any = None
@@ -77,6 +78,17 @@ class Ranks:
         dist.all_gather(parts, x.contiguous())
         return torch.cat(parts)
 
+    def average(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Average their gradients over the processes; FSDP has done it for a network that is shared out."""
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        if self.count == 1 or self.mesh or not gradients:
+            return
+        flat = torch.cat([gradient.flatten() for gradient in gradients])
+        dist.all_reduce(flat)
+        pieces = (flat / self.count).split([gradient.numel() for gradient in gradients])
+        for gradient, piece in zip(gradients, pieces, strict=True):
+            gradient.copy_(piece.view_as(gradient))
+
     def agree(self, make: Callable[[], T], group: Any = None) -> T:
         """What `make` gives on the first process, for all; it must be something that can be pickled."""
         if self.count == 1:
@@ -115,7 +127,8 @@ def start(device: torch.device, shard: int | None = None) -> Iterator[Ranks]:
     # FLUX's single blocks give views; nothing changes them in place, which is what FSDP fears.
     warnings.filterwarnings("ignore", ".*returned a view tensor.*", UserWarning)
     try:
-        mesh = init_device_mesh(device.type, (count // each, each), mesh_dim_names=("copies", "shard"))
+        shape = (count // each, each)
+        mesh = init_device_mesh(device.type, shape, mesh_dim_names=("copies", "shard")) if each > 1 else None
         alone = Ranks(rank=dist.get_rank(), count=count, mesh=mesh)
         yield replace(alone, side=dist.new_group(backend="gloo"), files=dist.new_group(backend="gloo"))
     finally:
@@ -143,9 +156,14 @@ def whole(x: Tensor) -> Tensor:
     return x.full_tensor() if isinstance(x, DTensor) else x
 
 
+def is_shared(network: nn.Module) -> bool:
+    """Whether this process holds a part of a network that is shared out."""
+    return any(isinstance(p, DTensor) for p in network.parameters())
+
+
 def writes(network: nn.Module) -> bool:
     """Whether this process is to write a network that all have gathered; each writes one that it holds alone."""
-    return not any(isinstance(p, DTensor) for p in network.parameters()) or dist.get_rank() == 0
+    return not is_shared(network) or dist.get_rank() == 0
 
 
 def local(x: Tensor) -> Tensor:

@@ -114,12 +114,14 @@ def schedule(
     """Random times of a segment's states: a share `ratio` of the way is the teacher's, the last `window` is free.
 
     Between sorted uniform times lie long steps, and the teacher's Euler path over them is not its own; `stratified`
-    times are one in each of as many equal parts."""
+    times are one in each of as many equal parts, `systematic` ones all at the same place in theirs."""
 
     def uniforms(count: int, parts: int) -> Float[Tensor, "batch count"]:
         drawn = uniform((batch, count), generator).cpu().double()
         if spread == "uniform":
             return drawn.sort(-1).values
+        if spread == "systematic":
+            drawn = drawn[:, :1]
         centers = (torch.arange(count, dtype=torch.float64) + (parts - count + 1) / 2) / parts
         return centers + (drawn - 0.5) / parts
 

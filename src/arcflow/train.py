@@ -133,6 +133,7 @@ def _train(config: Run, pipe: Any, device: torch.device, ranks: Ranks, log: Call
                 progress.data = sample.position
                 draws = [seed_of(config.seed, "draws", first + i) for i in range(len(sample.x))]
                 logs, fresh = accumulate(walker, ask, sample, config=config, step=step, draws=draws)
+            ranks.average(parameters.values())
             limit = optim.clip if step >= optim.clip_from else math.inf
             norm = float(parallel.whole(torch.nn.utils.clip_grad_norm_(parameters.values(), limit)))
             if accepted(progress, norm, step, optim):
@@ -174,7 +175,8 @@ def _train(config: Run, pipe: Any, device: torch.device, ranks: Ranks, log: Call
     if told:
         raise SystemExit(128 + next(iter(caught), signal.SIGTERM))
     ema.swap()
-    save_adapter(pipe.transformer, folder / "adapter", config, progress)
+    if ranks.first or parallel.is_shared(pipe.transformer):
+        save_adapter(pipe.transformer, folder / "adapter", config, progress)
     return folder
 
 
