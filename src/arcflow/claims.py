@@ -62,7 +62,7 @@ def two_calls(results: Results) -> Finding:
         f"{teacher['accuracy']['overall']:.1%}, distance {ours['mse_to_teacher']:.3f} (Euler in 4 calls "
         f"{euler['mse_to_teacher']:.3f})"
     )
-    why = f"The shipped student reaches {share:.0%} of the teacher's accuracy; {KEPT:.0%} would count as its quality."
+    why = f"The shipped student reaches {share:.1%} of the teacher's accuracy; {KEPT:.0%} would count as its quality."
     return Finding("holds" if share >= KEPT else "holds in part", measured, why)
 
 
