@@ -7,10 +7,10 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
-from torch.distributed.tensor import DTensor
 
 from arcflow import basis
 from arcflow.config import Optim, Run
+from arcflow.parallel import in_parts
 from arcflow.path import sampler_grid
 from arcflow.state import Parameters, Progress
 
@@ -30,7 +30,7 @@ def adamw(parameters: dict[str, torch.nn.Parameter], optim: Optim) -> torch.opti
 
 
 def _eight_bit(parameters: Parameters) -> Any:
-    if any(isinstance(p, DTensor) for p in parameters.values()):
+    if in_parts(parameters.values()):
         raise ValueError(
             "optim.bits = 8 needs whole weights, not parts: expected one process to a copy; set shard to 1"
         )

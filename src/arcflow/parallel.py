@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 T = TypeVar("T")
 STARTS = counted()
@@ -83,11 +84,9 @@ class Ranks:
         gradients = [p.grad for p in parameters if p.grad is not None]
         if self.count == 1 or self.mesh or not gradients:
             return
-        flat = torch.cat([gradient.flatten() for gradient in gradients])
-        dist.all_reduce(flat)
-        pieces = (flat / self.count).split([gradient.numel() for gradient in gradients])
-        for gradient, piece in zip(gradients, pieces, strict=True):
-            gradient.copy_(piece.view_as(gradient))
+        total = parameters_to_vector(gradients)
+        dist.all_reduce(total)
+        vector_to_parameters(total / self.count, gradients)
 
     def agree(self, make: Callable[[], T], group: Any = None) -> T:
         """What `make` gives on the first process, for all; it must be something that can be pickled."""
@@ -156,14 +155,14 @@ def whole(x: Tensor) -> Tensor:
     return x.full_tensor() if isinstance(x, DTensor) else x
 
 
-def is_shared(network: nn.Module) -> bool:
-    """Whether this process holds a part of a network that is shared out."""
-    return any(isinstance(p, DTensor) for p in network.parameters())
+def in_parts(tensors: Iterable[Tensor]) -> bool:
+    """Whether this process holds only its part of some of them."""
+    return any(isinstance(x, DTensor) for x in tensors)
 
 
 def writes(network: nn.Module) -> bool:
     """Whether this process is to write a network that all have gathered; each writes one that it holds alone."""
-    return not is_shared(network) or dist.get_rank() == 0
+    return not in_parts(network.parameters()) or dist.get_rank() == 0
 
 
 def local(x: Tensor) -> Tensor:

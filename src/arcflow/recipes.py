@@ -46,7 +46,7 @@ def world() -> Run:
 
 
 def world_quick() -> Run:
-    """The shipped small teacher in two steps, in the time of a coffee: six to seven minutes on two CPU cores."""
+    """The shipped small teacher in two steps, as `arcflow demo` trains it: six to seven minutes on two CPU cores."""
     replace, long = dataclasses.replace, world()
     return replace(
         long,
@@ -62,7 +62,7 @@ def world_quick() -> Run:
 
 
 def flux() -> Run:
-    """FLUX.1-dev with the published values. Bring a file of prompts: `data.prompts`."""
+    """FLUX.1-dev with the published values. Needs --data.prompts FILE and large GPUs."""
     return Run(
         out="runs/flux",
         eval_every=500,
@@ -76,7 +76,7 @@ def flux() -> Run:
 
 
 def qwen_image() -> Run:
-    """Qwen-Image with the published values: true CFG 4 in the teacher, none in the student."""
+    """Qwen-Image with the published values, true CFG 4 in the teacher. Needs --data.prompts FILE and large GPUs."""
     return Run(
         out="runs/qwen_image",
         eval_every=500,

@@ -175,7 +175,7 @@ def _train(config: Run, pipe: Any, device: torch.device, ranks: Ranks, log: Call
     if told:
         raise SystemExit(128 + next(iter(caught), signal.SIGTERM))
     ema.swap()
-    if ranks.first or parallel.is_shared(pipe.transformer):
+    if ranks.first or ranks.mesh:  # all give their part of a network that is shared out
         save_adapter(pipe.transformer, folder / "adapter", config, progress)
     return folder
 

@@ -15,15 +15,7 @@ from arcflow.commands.judging import Evaluate
 from arcflow.commands.sampling import SHIPPED, open_pipe, open_transformer
 
 RECIPES = {name: make() for name, make in recipes.RECIPES.items()}
-ABOUT_RECIPES = {
-    "world": "The shipped small teacher, as well as it goes: 75 minutes on two CPU cores.",
-    "world-quick": "The same in six to seven minutes; what `arcflow demo` trains.",
-    "flux": "FLUX.1-dev with the published settings. Needs --data.prompts FILE and large GPUs.",
-    "flux-48gb": "FLUX.1-dev on one card of 48 GB: small batches, text encoders on the CPU.",
-    "flux-24gb": "FLUX.1-dev on one card of 24 GB: the same, the base in nf4.",
-    "qwen-image": "Qwen-Image with the published settings. Needs --data.prompts FILE and large GPUs.",
-    "qwen-image-48gb": "Qwen-Image on one card of 48 GB: small batches, the base in nf4.",
-}
+ABOUT_RECIPES = {name: make.__doc__ or "" for name, make in recipes.RECIPES.items()}
 
 
 if TYPE_CHECKING:
