@@ -8,6 +8,8 @@ goes on from its last checkpoint to the same bits. Settings: arXiv 2602.09014.
 import dataclasses
 import json
 import math
+import os
+import shutil
 import signal
 import threading
 import time
@@ -73,7 +75,7 @@ def _train(config: Run, pipe: Any, device: torch.device, ranks: Ranks, log: Call
     curves = Tracker(config.tracker, folder, json.loads(to_json(config))) if tracked else None
     pipe = load_pipe(config.model, not config.data.embeddings) if pipe is None else pipe
     encode, negative = encoder(settle(pipe, config.model, device, ranks), config, data, device)
-    parameters = build_student(pipe.transformer, config, ranks)
+    parameters = build_student(pipe.transformer, config, ranks, log)
     walker, teacher = views(pipe.transformer, negative, config.distill.teacher_cfg)
     ema, optimizer = Ema(parameters), adamw(parameters, optim)
     turned = step_directions(parameters, config)
@@ -214,8 +216,10 @@ def claim(config: Run, ranks: Ranks) -> Path:
     return folder
 
 
-def build_student(net: Any, config: Run, ranks: Ranks) -> dict[str, torch.nn.Parameter]:
-    """Put head and LoRA on the transformer and share it out; the trainable parameters."""
+def build_student(
+    net: Any, config: Run, ranks: Ranks, log: Callable[[str], None] = _silent
+) -> dict[str, torch.nn.Parameter]:
+    """Put head and LoRA on the transformer, compile it if wanted and share it out; the trainable parameters."""
     model, start = config.model, Generator().manual_seed(seed_of(config.seed, "student"))
     student.build(
         net,
@@ -228,9 +232,16 @@ def build_student(net: Any, config: Run, ranks: Ranks) -> dict[str, torch.nn.Par
     )
     if model.gradient_checkpointing:
         net.enable_gradient_checkpointing()
-    if model.compile:
+    if model.compile and not compiler():
+        log("no C++ compiler found (g++ or clang++, or CXX): going on without model.compile, a fifth slower")
+    elif model.compile:
         net.compile_repeated_blocks()
     return student.trainable(parallel.shard(net, ranks))
+
+
+def compiler() -> str | None:
+    """The C++ compiler that `torch.compile` would use on a CPU, as it builds its launchers for other devices."""
+    return next(filter(None, map(shutil.which, (os.environ.get("CXX", "c++"), "c++", "g++", "clang++"))), None)
 
 
 def views(net: Any, negative: Cond | None, scale: float) -> tuple[Student, Teacher]:
