@@ -20,7 +20,7 @@ from arcflow.backbone import Cond
 from arcflow.baselines.method import Cost
 from arcflow.contest import FIRST_SEED, TEACHER_STEPS, Bench
 from arcflow.metrics import squared_error
-from arcflow.path import shift_sigma, step_grid
+from arcflow.path import shift_sigma, step_grid, unshift_sigma
 from arcflow.rollout import arcs, euler
 from arcflow.rules import Contest
 from arcflow.world import check
@@ -53,7 +53,7 @@ class Tipping:
         grid = step_grid(TEACHER_STEPS, self.shift).double()
         inside = grid[(grid < start - 1e-6) & (grid > stop + 1e-6)]
         if steps:
-            high, low = (level / (self.shift - (self.shift - 1) * level) for level in (start, stop))
+            high, low = (unshift_sigma(level, self.shift) for level in (start, stop))
             inside = shift_sigma(torch.linspace(high, low, steps + 1, dtype=torch.float64), self.shift)[1:-1]
         sigmas = torch.cat([torch.tensor([start]).double(), inside, torch.tensor([stop]).double()])
         return lambda x, cond: euler(self.teacher, x, cond, sigmas)

@@ -15,7 +15,7 @@ from tiny import qwen_pipeline, save_style
 import arcflow
 from arcflow import backbone, cli, publish, train
 from arcflow.adapter import read_info
-from arcflow.config import Model
+from arcflow.config import Model, Run
 from arcflow.loading import load_pipe
 from arcflow.state import read_log
 
@@ -137,6 +137,14 @@ def test_a_lora_that_is_missing_or_fits_nothing_is_named(shelf, tmp_path):
             load_pipe(Model(base=str(shelf / "base"), teacher_lora=name))
     with pytest.raises(ValueError, match="model.teacher_lora = 'style': expected None where every weight is trained"):
         Model(teacher_lora="style", targets="full")
+
+
+def test_compiling_without_a_compiler_is_refused_before_any_work(monkeypatch, tmp_path):
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    run = Run(out=str(tmp_path / "run"), device="cpu", model=Model(compile=True))
+    with pytest.raises(ValueError, match=r"model.compile = True: expected a C\+\+ compiler on the path; install g\+\+"):
+        train.train(run, log=quiet)
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.slow

@@ -52,7 +52,6 @@ def test_the_published_values():
         (lambda: Distill(window=128), r"distill.window = 128: expected 0 to 127"),
         (lambda: Distill(mode_dropout=-0.1), r"distill.mode_dropout = -0.1"),
         (lambda: Distill(led=3), r"distill.led = 3: expected 0 to 2, the fewest segments"),
-        (lambda: Distill(early=2.0), r"distill.early = 2.0: expected 0 or more, and 0 without distill.led"),
         (lambda: Distill(teacher_cfg=0.0), r"distill.teacher_cfg = 0.0: expected 1 or more; 1 switches it off"),
         (lambda: Data(prompts="prompts.doc"), r'data.prompts = .*expected "world", a file \(.txt, .jsonl'),
         (lambda: Data(prompts="owner/name"), r"data.cache = True: expected False for a streamed data set"),

@@ -1,7 +1,6 @@
 """The distillation objective on analytic teachers: value and gradient against first principles."""
 
 import dataclasses
-import math
 import sys
 from pathlib import Path
 
@@ -11,15 +10,7 @@ from tiny import draws
 
 from arcflow.config import Distill
 from arcflow.momentum import Mixture
-from arcflow.objective import (
-    distill,
-    matched,
-    matching_end,
-    rehearse,
-    state_weights,
-    teacher_ratio,
-    velocity_error,
-)
+from arcflow.objective import distill, matched, matching_end, rehearse, teacher_ratio, velocity_error
 from arcflow.path import Segment, shift_sigma, step_grid
 from arcflow.rollout import Schedule, arcs, euler, schedule
 
@@ -213,24 +204,6 @@ def test_a_kept_walk_gives_the_same_loss_and_gradient_without_the_teacher():
         assert other.logs["distance"].item() == pytest.approx(one.logs["distance"].item(), rel=1e-12)
     gradients = [torch.autograd.grad(sum(part.loss for part in side), weight)[0] for side in (parts, again)]
     assert torch.allclose(*gradients, rtol=1e-12)
-
-
-def test_early_states_of_a_led_segment_count_more_and_on_average_as_much():
-    segment = Segment(1.0, 0.5)
-    even = torch.linspace(1.0, 0.5, 1001, dtype=torch.float64)[:, None]
-    weight = state_weights(Schedule(segment, even, even), early=2.0)
-    assert weight.mean().item() == pytest.approx(1.0, abs=1e-3)
-    assert (weight[0] / weight[-1]).item() == pytest.approx(math.exp(2.0))
-
-    def losses(**settings):
-        config = dataclasses.replace(PLAIN, **settings)
-        arc = Mixture(*weights())
-        parts = distill(lambda *_: arc, teacher, noise(), {}, config=config, ratio=1.0, generator=draws())
-        return [(part.loss.item(), part.logs["distance"].item(), part.walk.times) for part in parts]
-
-    plain, early = losses(led=1), losses(led=1, early=2.0)
-    assert early[0][0] != plain[0][0] and early[0][1] == plain[0][1]
-    assert early[1][:2] == plain[1][:2]
 
 
 def test_mode_dropout_changes_where_the_teacher_is_asked_but_not_what_learns():

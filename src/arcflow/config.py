@@ -111,9 +111,6 @@ class Distill:
     led: int = 0
     """First segments in which the teacher ratio stays at 1 for good. The first decides what is drawn, and on its own
     path a student may settle that otherwise than its teacher."""
-    early: float = 0.0
-    """How much more the early states of led segments count: each by exp(-early p), p the share of the segment passed,
-    1 on average. A small error at the start tips a layout, a larger one later does not; 0 is as published."""
     replay: int = 0
     """While the ratio is held: iterations on kept walks after each one that asks the teacher; 0 asks it every time.
     Twice the iterations in the same time, but a kept walk is soon learned by heart (docs/log.md, 2026-11-26)."""
@@ -137,9 +134,6 @@ class Distill:
         most = min(self.all_steps)
         expected = f"0 to {most}, the fewest segments"
         check(0 <= self.led <= most, "distill.led", self.led, expected, "the published value is 0")
-        expected = "0 or more, and 0 without distill.led"
-        known = self.early >= 0 and (self.led > 0 or not self.early)
-        check(known, "distill.early", self.early, expected, "the published value is 0")
         check(self.replay >= 0, "distill.replay", self.replay, "0 or more", "0 asks the teacher in every iteration")
         if self.replay:
             check(self.hold > 0, "distill.hold", self.hold, "1 or more with replay", "walks are kept while it lasts")

@@ -11,7 +11,6 @@ The teacher's walk costs more than the student's call. A part therefore carries 
 kept walks without asking the teacher: with the teacher's share at 1 its velocities do not depend on the student.
 """
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol, cast
@@ -107,9 +106,9 @@ def distill(
             length = sigma_src - float(shift_sigma(segment.tau_dst, config.shift))
             x = start - arc.detach().at(start).displacement(0.0, length)
         a, b = (ends.to(targets) for ends in matched(times, window=window, shift=config.shift))
-        errors = velocity_error([arc.at(state) for state in states], targets, a, b)
+        error = velocity_error([arc.at(state) for state in states], targets, a, b).mean()
         del arc  # the caller's backward pass must be able to free it
-        yield _part(errors, Walk(start, times, targets, states), config.early if i < config.led else 0.0)
+        yield _part(error, Walk(start, times, targets, states))
 
 
 def rehearse(student: Student, walks: Sequence[Walk], cond: Cond, *, config: Distill) -> list[Part]:
@@ -123,21 +122,13 @@ def rehearse(student: Student, walks: Sequence[Walk], cond: Cond, *, config: Dis
     a, b = (torch.cat(ends, 1).to(targets) for ends in zip(*between, strict=True))
     known = [walk.states for walk in walks if walk.states is not None]
     arcs = [arc.at(state) for state in torch.cat(known, 1)] if len(known) == len(walks) else [arc] * len(targets)
-    errors = velocity_error(arcs, targets, a, b).split([len(w.x) for w in walks], dim=1)
-    early = [config.early if i < config.led else 0.0 for i in range(len(walks))]
-    return [_part(*each) for each in zip(errors, walks, early, strict=True)]
+    errors = velocity_error(arcs, targets, a, b).split([len(w.x) for w in walks])
+    return [_part(error.mean(), walk) for error, walk in zip(errors, walks, strict=True)]
 
 
-def _part(errors: Float[Tensor, "states batch"], walk: Walk, early: float) -> Part:
-    weighed = errors * state_weights(walk.times, early).to(errors) if early else errors
-    loss = walk.times.segment.length * LOSS_SCALE * 0.5 * weighed.mean()
-    return Part(loss, {"loss": loss.detach(), "distance": errors.detach().mean()}, walk)
-
-
-def state_weights(times: Schedule, early: float) -> Float[Tensor, "states batch"]:
-    """exp(-early p) at the share p of the segment that has passed, over its mean for p from 0 to 1."""
-    passed = (times.segment.tau_src - times.tau) / times.segment.length
-    return torch.exp(-early * passed) * (early / -math.expm1(-early))
+def _part(error: Float[Tensor, ""], walk: Walk) -> Part:
+    loss = walk.times.segment.length * LOSS_SCALE * 0.5 * error
+    return Part(loss, {"loss": loss.detach(), "distance": error.detach()}, walk)
 
 
 def velocity_error(
@@ -145,12 +136,12 @@ def velocity_error(
     targets: Float[Tensor, "states batch *rest"],
     a: Float[Tensor, "states batch"],
     b: Float[Tensor, "states batch"],
-) -> Float[Tensor, "states batch"]:
-    """Mean squared difference, per state and sample, of the arcs' mean velocities from `a` to `b` and the teacher's at
-    `a`: for each state the arc that goes on from there."""
+) -> Float[Tensor, " batch"]:
+    """Mean squared difference, per sample, of the arcs' mean velocities from `a` to `b` and the teacher's at `a`: for
+    each state the arc that goes on from there."""
     matches = zip(arcs, targets, a, b, strict=True)
     errors = [(arc.mean_velocity(*ends) - target).square().flatten(1).mean(1) for arc, target, *ends in matches]
-    return torch.stack(errors)
+    return torch.stack(errors).mean(0)
 
 
 def matched(

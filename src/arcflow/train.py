@@ -26,7 +26,7 @@ from tqdm import tqdm
 from arcflow import adapter, backbone, parallel, student
 from arcflow.backbone import Cond
 from arcflow.checkpoint import Checkpoints
-from arcflow.config import Run, flat, from_json, to_json
+from arcflow.config import Run, check, flat, from_json, to_json
 from arcflow.data import PromptData, Prompts, micro_batches, open_prompts, read_pictures, rows
 from arcflow.feed import Feed, Sample
 from arcflow.gauge import Gauge
@@ -57,6 +57,9 @@ def train(config: Run, pipe: Any = None, log: Callable[[str], None] = tqdm.write
     with averaged weights. SIGINT and SIGTERM save, say how to go on, and exit.
     """
     device = torch_device(config.device)
+    if config.model.compile and device.type == "cpu":
+        compiler = any(map(shutil.which, (os.environ.get("CXX", "c++"), "g++", "clang++", "cl")))
+        check(compiler, "model.compile", True, "a C++ compiler on the path", "install g++ or clang++, or leave it out")
     with parallel.start(device, config.shard) as ranks:
         return _train(config, pipe, device, ranks, log if ranks.first else _silent)
 
@@ -75,7 +78,7 @@ def _train(config: Run, pipe: Any, device: torch.device, ranks: Ranks, log: Call
     curves = Tracker(config.tracker, folder, json.loads(to_json(config))) if tracked else None
     pipe = load_pipe(config.model, not config.data.embeddings) if pipe is None else pipe
     encode, negative = encoder(settle(pipe, config.model, device, ranks), config, data, device)
-    parameters = build_student(pipe.transformer, config, ranks, log)
+    parameters = build_student(pipe.transformer, config, ranks)
     walker, teacher = views(pipe.transformer, negative, config.distill.teacher_cfg)
     ema, optimizer = Ema(parameters), adamw(parameters, optim)
     turned = step_directions(parameters, config)
@@ -216,10 +219,8 @@ def claim(config: Run, ranks: Ranks) -> Path:
     return folder
 
 
-def build_student(
-    net: Any, config: Run, ranks: Ranks, log: Callable[[str], None] = _silent
-) -> dict[str, torch.nn.Parameter]:
-    """Put head and LoRA on the transformer, compile it if wanted and share it out; the trainable parameters."""
+def build_student(net: Any, config: Run, ranks: Ranks) -> dict[str, torch.nn.Parameter]:
+    """Put head and LoRA on the transformer and share it out; the trainable parameters."""
     model, start = config.model, Generator().manual_seed(seed_of(config.seed, "student"))
     student.build(
         net,
@@ -232,16 +233,9 @@ def build_student(
     )
     if model.gradient_checkpointing:
         net.enable_gradient_checkpointing()
-    if model.compile and not compiler():
-        log("no C++ compiler found (g++ or clang++, or CXX): going on without model.compile, a fifth slower")
-    elif model.compile:
+    if model.compile:
         net.compile_repeated_blocks()
     return student.trainable(parallel.shard(net, ranks))
-
-
-def compiler() -> str | None:
-    """The C++ compiler that `torch.compile` would use on a CPU, as it builds its launchers for other devices."""
-    return next(filter(None, map(shutil.which, (os.environ.get("CXX", "c++"), "c++", "g++", "clang++"))), None)
 
 
 def views(net: Any, negative: Cond | None, scale: float) -> tuple[Student, Teacher]:
