@@ -3,15 +3,16 @@
 import pytest
 import torch
 
+from arcflow.commands.sampling import SHIPPED, adapter_of
 from arcflow.path import shift_sigma
-from benchmarks.tipping import SHIPPED, Tipping
+from benchmarks.tipping import Tipping
 
 pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
 def two():
-    return Tipping(SHIPPED, count=2)
+    return Tipping(adapter_of(SHIPPED, SHIPPED), count=2)
 
 
 @pytest.mark.parametrize("raw_time", [0.9, 0.5])

@@ -152,7 +152,7 @@ class Bench:
         latents = self._each(end, self.prompts, FIRST_SEED)
         broken = int((~latents.isfinite()).flatten(1).any(1).sum())
         latents = latents.nan_to_num(0.0, 0.0, 0.0)
-        pictures = self._pictures(latents)
+        pictures = self.pictures(latents)
         alike = self._each(end, self.alike, ALIKE_SEED).nan_to_num(0.0, 0.0, 0.0)
         return {
             "distance": squared_error(latents, reference.latents).tolist(),
@@ -177,9 +177,10 @@ class Bench:
         return torch.cat(ends)
 
     def _diversity(self, latents: Tensor) -> Tensor:
-        return diversity(self.features(self._pictures(latents)), self.contest.pictures)
+        return diversity(self.features(self.pictures(latents)), self.contest.pictures)
 
-    def _pictures(self, latents: Tensor) -> UInt8[np.ndarray, "count rows columns 3"]:
+    def pictures(self, latents: Tensor) -> UInt8[np.ndarray, "count rows columns 3"]:
+        """What final latents show."""
         parts = [backbone.decode(self.pipe, part.to(self.device), SIZE, SIZE) for part in latents.split(BATCH)]
         return np.concatenate(parts)
 
