@@ -1,6 +1,6 @@
 """The exact step at FLUX size against the same formula in image layout.
 
-    python -m benchmarks.exact_step [--repeats 9]
+    python -m benchmarks.exact_step [--repeats 9] [--device cuda]
 
 One image of 1024 x 1024: 4096 tokens, K = 16 modes, D = 64, P = 4, float32, from noise to sigma 0.762. Ours stays in
 token space and takes exponentials once per latent pixel. The other way is the formula as it is usually written for
@@ -12,6 +12,7 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 
 import torch
 from einops import rearrange
@@ -43,9 +44,12 @@ def image_layout(x: Tensor, v: Tensor, logits: Tensor, log_gamma: Tensor, length
     return x - (gates * v * factor).sum(1)
 
 
-def seconds(call: Callable[[], Tensor]) -> float:
+def seconds(call: Callable[[], Tensor], device: torch.device) -> float:
+    wait = torch.cuda.synchronize if device.type == "cuda" else nullcontext
+    wait()
     start = time.perf_counter()
     call()
+    wait()
     return time.perf_counter() - start
 
 
@@ -53,29 +57,34 @@ def seconds(call: Callable[[], Tensor]) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--repeats", type=int, default=9)
-    repeats = parser.parse_args().repeats
+    parser.add_argument("--device", type=torch.device, default=torch.device("cpu"))
+    options = parser.parse_args()
+    repeats, device = options.repeats, options.device
     generator = torch.Generator().manual_seed(0)
 
     def normal(*shape: int) -> Tensor:
-        return torch.randn(*shape, generator=generator)
+        return torch.randn(*shape, generator=generator).to(device)
 
     x, v, logits = normal(1, TOKENS, WIDTH), normal(1, TOKENS, MODES, WIDTH), normal(1, TOKENS, MODES, PIXELS)
-    log_gamma = torch.linspace(0.2, 4.0, MODES - 1).log()[:, None] + 0.1 * normal(1, TOKENS, MODES - 1, PIXELS)
+    log_gamma = torch.linspace(0.2, 4.0, MODES - 1, device=device).log()[:, None] + 0.1 * normal(
+        1, TOKENS, MODES - 1, PIXELS
+    )
     mixture = Mixture(v, logits, log_gamma)
     image = to_image(x[:, :, None])[:, 0], to_image(v), to_image(logits), to_image(log_gamma)
     sigmas = step_grid(2)
     length = float(sigmas[0] - sigmas[1])
 
     difference = to_image(ours(x, mixture, length)[:, :, None])[:, 0] - image_layout(*image, length)
-    print(f"{TOKENS} tokens, K = {MODES}, D = {WIDTH}, P = {PIXELS}, {torch.get_num_threads()} threads")
+    print(f"{TOKENS} tokens, K = {MODES}, D = {WIDTH}, P = {PIXELS}, {device}, {torch.get_num_threads()} threads")
     print(f"largest difference of the results: {difference.abs().max():.1e}")
     pairs = []
     for repeat in range(repeats + 2):  # two to warm up
-        pair = seconds(lambda: ours(x, mixture, length)), seconds(lambda: image_layout(*image, length))
+        calls = (lambda: ours(x, mixture, length)), (lambda: image_layout(*image, length))
+        pair = seconds(calls[0], device), seconds(calls[1], device)
         if repeat >= 2:
             pairs.append(pair)
             fast, slow = 1e3 * pair[0], 1e3 * pair[1]
-            print(f"token space {fast:7.1f} ms   image layout {slow:7.1f} ms   {slow / fast:5.1f}x")
+            print(f"token space {fast:7.2f} ms   image layout {slow:7.2f} ms   {slow / fast:5.1f}x")
     print(f"exact step: median {statistics.median(b / a for a, b in pairs):.1f} times faster")
 
 

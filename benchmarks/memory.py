@@ -117,20 +117,31 @@ def measure(transformer: Any, text: list[nn.Module], vae: Any, inputs: dict[str,
     )
 
 
+def flux_modules() -> tuple[Any, list[nn.Module], Any]:
+    """Transformer, text encoders and autoencoder of FLUX.1-dev, on the device that is set."""
+    t5 = T5Config(d_model=4096, d_ff=10240, d_kv=64, num_heads=64, num_layers=24, feed_forward_proj="gated-gelu")
+    clip = CLIPTextConfig(hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12)
+    blocks: dict[str, Any] = {
+        "down_block_types": ("DownEncoderBlock2D",) * 4,
+        "up_block_types": ("UpDecoderBlock2D",) * 4,
+        "block_out_channels": (128, 256, 512, 512),
+    }
+    vae = AutoencoderKL(
+        **blocks,
+        layers_per_block=2,
+        latent_channels=16,
+        scaling_factor=0.3611,
+        shift_factor=0.1159,
+        use_quant_conv=False,
+        use_post_quant_conv=False,
+    )
+    return FluxTransformer2DModel(guidance_embeds=True), [T5EncoderModel(t5), CLIPTextModel(clip)], vae
+
+
 def flux() -> Parts:
     """FLUX.1-dev."""
     tokens = (SIDE // 16) ** 2
     with torch.device("meta"):
-        t5 = T5Config(d_model=4096, d_ff=10240, d_kv=64, num_heads=64, num_layers=24, feed_forward_proj="gated-gelu")
-        clip = CLIPTextConfig(hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12)
-        blocks: dict[str, Any] = {
-            "down_block_types": ("DownEncoderBlock2D",) * 4,
-            "up_block_types": ("UpDecoderBlock2D",) * 4,
-            "block_out_channels": (128, 256, 512, 512),
-        }
-        vae = AutoencoderKL(
-            **blocks, layers_per_block=2, latent_channels=16, use_quant_conv=False, use_post_quant_conv=False
-        )
         inputs = {
             "hidden_states": tensor(1, tokens, 64),
             "encoder_hidden_states": tensor(1, TEXT, 4096),
@@ -139,10 +150,7 @@ def flux() -> Parts:
             "img_ids": tensor(tokens, 3),
             "txt_ids": tensor(TEXT, 3),
         }
-        text = [T5EncoderModel(t5), CLIPTextModel(clip)]
-        return measure(
-            FluxTransformer2DModel(guidance_embeds=True), text, vae, inputs, tensor(1, 16, SIDE // 8, SIDE // 8)
-        )
+        return measure(*flux_modules(), inputs, tensor(1, 16, SIDE // 8, SIDE // 8))
 
 
 def qwen_image() -> Parts:

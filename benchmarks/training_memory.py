@@ -11,6 +11,7 @@ segments kept for one backward pass, as the paper's authors do.
 
 import argparse
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -63,7 +64,7 @@ class Use:
         return sum(dataclasses.astuple(self)) + CONTEXT
 
 
-def conditioning(run: config.Run, batch: int) -> dict[str, Tensor]:
+def conditioning(run: config.Run, batch: int, tensor: Callable[..., Tensor] = tensor) -> dict[str, Tensor]:
     if run.model.base.startswith("Qwen"):
         return {
             "encoder_hidden_states": tensor(batch, TEXT, 3584),
@@ -87,6 +88,11 @@ def build(run: config.Run) -> Any:
         else:
             net = FluxTransformer2DModel(guidance_embeds=True)
     net = net.to(torch.bfloat16)
+    return make_student(net, run)
+
+
+def make_student(net: Any, run: config.Run) -> Any:
+    """A transformer as the recipe trains it."""
     model = run.model
     student.build(net, modes=model.modes, rank=model.rank, dropout=model.dropout, targets=model.targets)
     if model.gradient_checkpointing:

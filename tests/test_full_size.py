@@ -1,12 +1,15 @@
-"""The large models at their true shapes, on the meta device."""
+"""The large models at their true shapes: on the meta device, and what is measured on a GPU."""
 
 import dataclasses
 import sys
 from pathlib import Path
 
 import pytest
+import tiny
+import torch
 
-from arcflow import memory
+from arcflow import adapter, attach, backbone, detach, memory, recipes, student
+from arcflow.sample import euler
 
 sys.path.append(str(Path(__file__).parent.parent))
 
@@ -57,3 +60,26 @@ def test_a_recipe_for_a_card_fits_it(recipe, card) -> None:
     guide = (Path(__file__).parent.parent / "docs/training.md").read_text("utf-8")
     (row,) = [line for line in guide.splitlines() if line.startswith(f"| {recipe} |")]
     assert float(row.split("|")[-3]) == pytest.approx(mine.total, abs=0.06) and mine.total < card
+
+
+def test_what_is_measured_on_a_gpu_draws_with_and_without_a_student_and_trains_it(flux, tmp_path) -> None:
+    """The pieces of `benchmarks.on_gpu`, on a tiny model."""
+    from benchmarks.on_gpu import Sampling, Training, build
+
+    pipe = build(lambda: (flux.transformer, [flux.text_encoder_2, flux.text_encoder], flux.vae), "cpu")
+    here = Sampling(pipe, repeats=1, side=tiny.SIDE)
+    text = here.encode()
+    with euler(pipe):
+        assert here.draw(text, 3).calls["transformer"] == 3
+    adapter.save_adapter(student.build(pipe.transformer, modes=4, rank=2), tmp_path)
+    student.remove(pipe.transformer)
+    attach(pipe, tmp_path, fuse=True)
+    assert here.draw(text, 2).calls["transformer"] == 2 and here.medians(text, 2)["transformer"] > 0
+    detach(pipe)
+
+    cond = backbone.encode_prompts(flux, ["a red cube"], height=tiny.SIDE, width=tiny.SIDE, max_sequence_length=8)
+    training = Training(pipe.transformer, recipes.flux_48gb(), backbone.noise(flux, [0], tiny.SIDE, tiny.SIDE), cond)
+    before = [p.detach().clone() for p in training.parameters.values()]
+    for ratio in (1.0, 0.0):
+        training.iteration(ratio)
+    assert not all(torch.equal(p, kept) for p, kept in zip(training.parameters.values(), before, strict=True))

@@ -31,7 +31,7 @@ from arcflow.parallel import Ranks
 from arcflow.path import step_grid
 from arcflow.rollout import arcs
 from arcflow.state import HELD_OUT, Progress, read_log
-from arcflow.train import claim, stop_signals, train
+from arcflow.train import attention, claim, stop_signals, train
 
 ITERATIONS = 12
 
@@ -561,3 +561,14 @@ def test_a_missing_device_is_named_with_what_is_there():
 
 if __name__ == "__main__":
     kill_often(Path(sys.argv[1]))
+
+
+def test_attention_on_a_gpu_is_not_cudnns_while_a_run_lasts():
+    """Its backward pass fails for FLUX on an H100."""
+    chosen = torch.backends.cuda.cudnn_sdp_enabled
+    before = chosen()
+    with attention(torch.device("cuda")):
+        assert not chosen() and torch.backends.cuda.flash_sdp_enabled()
+    with attention(torch.device("cpu")):
+        assert chosen() == before
+    assert chosen() == before

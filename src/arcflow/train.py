@@ -14,13 +14,14 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager, nullcontext
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import torch
 from torch import Generator, Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm import tqdm
 
 from arcflow import adapter, backbone, parallel, student
@@ -60,8 +61,14 @@ def train(config: Run, pipe: Any = None, log: Callable[[str], None] = tqdm.write
     if config.model.compile and device.type == "cpu":
         compiler = any(map(shutil.which, (os.environ.get("CXX", "c++"), "g++", "clang++", "cl")))
         check(compiler, "model.compile", True, "a C++ compiler on the path", "install g++ or clang++, or leave it out")
-    with parallel.start(device, config.shard) as ranks:
+    with parallel.start(device, config.shard) as ranks, attention(device):
         return _train(config, pipe, device, ranks, log if ranks.first else _silent)
+
+
+def attention(device: torch.device) -> AbstractContextManager[None]:
+    """On a GPU any but cuDNN's, which PyTorch may prefer: its backward pass fails on an H100 (FLUX, PyTorch 2.11)."""
+    own = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+    return sdpa_kernel(own) if device.type == "cuda" else nullcontext()
 
 
 def _silent(message: str) -> None:
