@@ -43,7 +43,7 @@ class Bench:
         world = recipes.world()
         self.run = dataclasses.replace(
             world,
-            distill=dataclasses.replace(world.distill, hold=0, decay=0, replay=0),
+            distill=dataclasses.replace(world.distill, hold=0, decay=0),
             optim=dataclasses.replace(world.optim, batch=batch),
         )
         pipe = load_pipe(world.model)

@@ -10,12 +10,12 @@ import arcflow
 
 ROOT = Path(arcflow.__file__).parent
 ORDER = """
-    config recipes rules parallel path momentum backbone head basis series student scheduler state checkpoint hub
-    adapter pipeline
+    config recipes rules signals parallel path momentum backbone head basis series student scheduler state checkpoint
+    hub adapter pipeline
     world.scene world.render world.check world.text world.autoencoder world.teacher world.pretrain
     prompts data rollout objective baselines.method baselines.arcflow baselines.linear baselines.piflow baselines.bases
     baselines.solvers baselines.target baselines.pairs baselines.progressive baselines.reflow baselines.consistency
-    baselines.dmd baselines.twinflow replay optim gauge cache loading feed speed train
+    baselines.dmd baselines.twinflow optim gauge cache loading feed speed train together
     lab ideal sample features streaming metrics evaluate page report publish memory doctor world.commands
     suites.official suites.table suites.scorers suites.measure suites.assess suites.run
     contest studies compare ranking claims

@@ -20,8 +20,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from test_data import with_pictures
 
-import arcflow.train
-from arcflow import attach, backbone, cache, student
+from arcflow import attach, backbone, cache, signals, student
 from arcflow.adapter import read_info
 from arcflow.config import Data, Distill, Model, Optim, Run, from_json
 from arcflow.data import open_prompts
@@ -30,8 +29,9 @@ from arcflow.optim import accepted, adamw, rate
 from arcflow.parallel import Ranks
 from arcflow.path import step_grid
 from arcflow.rollout import arcs
+from arcflow.signals import stop_signals
 from arcflow.state import HELD_OUT, Progress, read_log
-from arcflow.train import attention, claim, stop_signals, train
+from arcflow.train import attention, claim, train
 
 ITERATIONS = 12
 
@@ -213,7 +213,7 @@ def interruptible():
 
 @pytest.mark.usefixtures("interruptible")
 def test_whoever_insists_is_obeyed(monkeypatch):
-    monkeypatch.setattr(arcflow.train, "PATIENCE", 0.0)
+    monkeypatch.setattr(signals, "PATIENCE", 0.0)
     with pytest.raises(KeyboardInterrupt), stop_signals() as caught:  # noqa: PT012
         signal.raise_signal(signal.SIGINT)
         assert caught == [signal.SIGINT]
@@ -351,37 +351,6 @@ def test_a_spike_is_skipped_and_what_is_usual_follows_the_norm():
     assert 70 < progress.usual_norm < 100 and (progress.skipped, progress.in_a_row) == (1, 0)
     assert not accepted(progress, 1001.0, 7, optim) and progress.in_a_row == 1
     assert accepted(progress, 1001.0, 7, Optim())
-
-
-REPLAY = {"distill__hold": 9, "distill__replay": 2, "distill__replay_batches": 2}
-
-
-def test_kept_walks_are_trained_on_without_the_teacher(tmp_path):
-    pipe = tiny_pipe()
-    inner, calls = pipe.transformer.forward, []
-
-    def forward(*args, **kwargs):
-        (out,) = inner(*args, **kwargs)
-        calls.append(len(out) if out.requires_grad else 0)
-        return (out,)
-
-    pipe.transformer.forward = forward
-    folder = train(config(tmp_path, eval_every=100, **REPLAY), pipe, quiet)
-    by_iteration = [size for size in calls if size]
-    walking, kept = [4, 4], [8]  # a call for each segment, or one for both
-    assert by_iteration == (walking + kept * 2) * 3 + walking * 3  # on kept walks only while the ratio is held
-    assert len([size for size in calls[calls.index(4) : -2] if not size]) == 2 * 4 * 6  # segments, states, times asked
-    losses = [line["loss"] for line in read_log(folder / "log.jsonl") if "loss" in line]
-    assert losses[-1] < losses[0]
-
-
-@pytest.mark.slow
-def test_a_run_on_kept_walks_that_was_stopped_goes_on_to_the_same_bits(tmp_path):
-    whole = train(config(tmp_path / "whole", **REPLAY), tiny_pipe(), quiet)
-    for _ in range(3):
-        train(config(tmp_path / "stopped", stop_after=1e-6, **REPLAY), tiny_pipe(), quiet)  # an iteration each
-    train(config(tmp_path / "stopped", **REPLAY), tiny_pipe(), quiet)
-    assert_same(finished(tmp_path / "stopped"), finished(whole))
 
 
 def test_gradient_checkpointing_changes_memory_not_gradients(tmp_path):

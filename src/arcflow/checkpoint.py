@@ -1,7 +1,7 @@
 """Checkpoints: all that a run needs to go on to the same bits, written while it goes on.
 
-A checkpoint is a folder named by its iteration. It holds the trained weights, their average, the optimizer's moments
-and the replay's walks as safetensors, one file for each process, written and read by PyTorch's distributed
+A checkpoint is a folder named by its iteration. It holds the trained weights, their average and the optimizer's moments
+as safetensors, one file for each process, written and read by PyTorch's distributed
 checkpointing, so that any number of processes can take them up; and `progress.json`, written last, with the numbers of
 the run and the size and SHA-256 of every file. The tensors are copied, then a thread writes them beside the training.
 Until it is whole the folder has another name; a broken one is named and passed over. Nothing is unpickled. Random
@@ -23,13 +23,13 @@ import torch.distributed.checkpoint as dcp
 from torch import Tensor
 
 from arcflow.parallel import Ranks
-from arcflow.state import Ema, Memory, Parameters, Progress, sync, write_atomic
+from arcflow.state import Ema, Parameters, Progress, sync, write_atomic
 
 # One process that reads and writes alone is what `no_dist` asks for; the thread that writes would say it too.
 warnings.filterwarnings("ignore", "torch.distributed is disabled, unavailable or uninitialized", UserWarning)
 
 RECORD = "progress.json"
-EXTRA = ("optimizer.", "memory.")
+EXTRA = "optimizer."
 
 
 class Checkpoints:
@@ -41,14 +41,13 @@ class Checkpoints:
         parameters: Parameters,
         ema: Ema,
         optimizer: torch.optim.Optimizer,
-        memory: Memory | None = None,
         *,
         keep: int = 2,
         milestones: int | None = None,
         ranks: Ranks | None = None,
         log: Callable[[str], None] = print,
     ) -> None:
-        self.folder, self.parameters, self.ema, self.optimizer, self.memory = folder, parameters, ema, optimizer, memory
+        self.folder, self.parameters, self.ema, self.optimizer = folder, parameters, ema, optimizer
         self.keep, self.milestones, self.ranks, self.log = keep, milestones, ranks or Ranks(), log
         self.alone = self.ranks.count == 1
         self.writer = ThreadPoolExecutor(1, "checkpoint")
@@ -96,7 +95,7 @@ class Checkpoints:
         for name, p in self.parameters.items():
             state = self.optimizer.state[p]
             tensors |= {f"optimizer.{key}.{name}": _with_axes(value) for key, value in state.items()}
-        return tensors | {f"memory.{name}": v for name, v in (self.memory.state() if self.memory else {}).items()}
+        return tensors
 
     def _seal(self, upload: Future[Any], draft: Path, progress: str) -> None:
         """Wait for all files, note what they are, give the folder its name, and remove the oldest ones."""
@@ -145,23 +144,18 @@ class Checkpoints:
 
     def _room(self, name: str, saved: Any) -> Tensor:
         """An empty tensor for what only the checkpoint knows of."""
-        p = self.parameters.get(name.split(".", 2)[-1]) if name.startswith("optimizer.") else None
-        if p is not None and saved.size == p.shape:
+        p = self.parameters[name.split(".", 2)[-1]]
+        if saved.size == p.shape:
             return torch.empty_like(p, dtype=saved.properties.dtype)
         return torch.empty(saved.size, dtype=saved.properties.dtype)
 
     def _hand_out(self, extra: dict[str, Tensor]) -> None:
         fused = bool(self.optimizer.param_groups[0].get("fused"))
         for name, value in extra.items():
-            kind, rest = name.split(".", 1)
-            if kind == "optimizer":
-                key, parameter = rest.split(".", 1)
-                p = self.parameters[parameter]
-                moved = value if key == "step" and not fused else value.to(p.device)
-                self.optimizer.state[p][key] = _number(moved) if key == "step" else moved
-        if self.memory:
-            kept = {name: value for name, value in extra.items() if name.startswith("memory.")}
-            self.memory.load({name.removeprefix("memory."): value for name, value in kept.items()})
+            _, key, parameter = name.split(".", 2)
+            p = self.parameters[parameter]
+            moved = value if key == "step" and not fused else value.to(p.device)
+            self.optimizer.state[p][key] = _number(moved) if key == "step" else moved
 
 
 def _with_axes(value: Tensor | int) -> Tensor:

@@ -111,11 +111,6 @@ class Distill:
     led: int = 0
     """First segments in which the teacher ratio stays at 1 for good. The first decides what is drawn, and on its own
     path a student may settle that otherwise than its teacher."""
-    replay: int = 0
-    """While the ratio is held: iterations on kept walks after each one that asks the teacher; 0 asks it every time.
-    Twice the iterations in the same time, but a kept walk is soon learned by heart (docs/log.md, 2026-11-26)."""
-    replay_batches: int = 32
-    """How many batches of walks are kept for that."""
 
     def __post_init__(self) -> None:
         check(self.steps >= 1, "distill.steps", self.steps, "1 or more", "the published adapters use 2")
@@ -134,13 +129,6 @@ class Distill:
         most = min(self.all_steps)
         expected = f"0 to {most}, the fewest segments"
         check(0 <= self.led <= most, "distill.led", self.led, expected, "the published value is 0")
-        check(self.replay >= 0, "distill.replay", self.replay, "0 or more", "0 asks the teacher in every iteration")
-        if self.replay:
-            check(self.hold > 0, "distill.hold", self.hold, "1 or more with replay", "walks are kept while it lasts")
-            remedy = "kept walks have one number of segments; set distill.replay to 0"
-            check(not self.also_steps, "distill.also_steps", self.also_steps, "none with replay", remedy)
-        kept = self.replay_batches
-        check(kept >= 1, "distill.replay_batches", kept, "1 or more", "set distill.replay to 0 to keep none")
 
     @property
     def all_steps(self) -> tuple[int, ...]:
@@ -327,10 +315,6 @@ class Run:
             check(value is None or value >= 1, name, value, "1 or more", "leave it out for none")
         limit = self.stop_after
         check(limit is None or limit > 0, "stop_after", limit, "a positive number of minutes", "leave it out for none")
-        if self.distill.replay:
-            plain = not (self.data.streamed or self.data.buckets)
-            remedy = "walks are kept by sample number and in one size; set distill.replay to 0"
-            check(plain, "distill.replay", self.distill.replay, "0 with a streamed data set or with buckets", remedy)
 
 
 def to_json(run: Run) -> str:

@@ -136,10 +136,6 @@ class PromptData:
         images = [str(self.folder / row.image) for row in rows] if self.folder else []
         return Batch([row.text for row in rows], seeds, size, images)
 
-    def prompt(self, sample: int) -> str:
-        """Prompt of a sample, by its number in the run, where all pictures have one size."""
-        return self._row(sample).text
-
     def _row(self, sample: int) -> Row:
         epoch, place = divmod(sample, len(self.train))
         return self.train[self._order(len(self.train), "order", epoch)[place]]

@@ -32,18 +32,12 @@ SUBSTEPS = 128
 
 @dataclass(frozen=True)
 class Walk:
-    """What the teacher said along a segment: from `x`, its velocities at the states of `times`."""
+    """What the teacher said along a segment: from `x`, its velocities at the states of `times`, and these states."""
 
     x: Float[Tensor, "batch *rest"]
     times: Schedule
     targets: Float[Tensor, "states batch *rest"]
-    states: Float[Tensor, "states batch *rest"] | None = None
-    """Where it was asked; only a path that steers needs to know."""
-
-    def __getitem__(self, part: slice) -> "Walk":
-        """The walk of some samples."""
-        times = Schedule(self.times.segment, self.times.tau[:, part], self.times.tau_next[:, part])
-        return Walk(self.x[part], times, self.targets[:, part], None if self.states is None else self.states[:, part])
+    states: Float[Tensor, "states batch *rest"]
 
 
 @dataclass(frozen=True)
@@ -113,15 +107,13 @@ def distill(
 
 def rehearse(student: Student, walks: Sequence[Walk], cond: Cond, *, config: Distill) -> list[Part]:
     """The parts of walks that are known already, one walk per segment, from a single call of the student. Their graph
-    is one: sum the losses before `backward`. `cond` is that of one walk's batch. Without their states the walks serve
-    paths that were laid down at the call."""
+    is one: sum the losses before `backward`. `cond` is that of one walk's batch."""
     sigmas = [torch.full_like(w.times.tau[0], shift_sigma(w.times.segment.tau_src, config.shift)) for w in walks]
     x, targets = torch.cat([w.x for w in walks]), torch.cat([w.targets for w in walks], 1)
     arc = student(x, torch.cat(sigmas).to(x), repeat(cond, len(walks)))
     between = [matched(w.times, window=config.window / SUBSTEPS, shift=config.shift) for w in walks]
     a, b = (torch.cat(ends, 1).to(targets) for ends in zip(*between, strict=True))
-    known = [walk.states for walk in walks if walk.states is not None]
-    arcs = [arc.at(state) for state in torch.cat(known, 1)] if len(known) == len(walks) else [arc] * len(targets)
+    arcs = [arc.at(state) for state in torch.cat([w.states for w in walks], 1)]
     errors = velocity_error(arcs, targets, a, b).split([len(w.x) for w in walks])
     return [_part(error.mean(), walk) for error, walk in zip(errors, walks, strict=True)]
 

@@ -19,12 +19,12 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any, Protocol, runtime_checkable
+from typing import IO, Any
 
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor, nn
+from torch import nn
 
 from arcflow.parallel import local
 
@@ -99,15 +99,6 @@ class Progress:
     """The last measured distance to the teacher."""
     data: dict[str, Any] = field(default_factory=dict)
     """Where a streamed data set stands."""
-
-
-@runtime_checkable
-class Memory(Protocol):
-    """Tensors beside the weights that a run cannot go on without."""
-
-    def state(self) -> dict[str, Tensor]: ...
-
-    def load(self, state: dict[str, Tensor]) -> None: ...
 
 
 def write_atomic(path: Path, write: Callable[[Path], object]) -> None:

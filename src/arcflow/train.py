@@ -11,12 +11,10 @@ import math
 import os
 import shutil
 import signal
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import AbstractContextManager, closing, nullcontext
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
@@ -28,16 +26,15 @@ from arcflow import adapter, backbone, parallel, student
 from arcflow.backbone import Cond
 from arcflow.checkpoint import Checkpoints
 from arcflow.config import Run, check, flat, from_json, to_json
-from arcflow.data import PromptData, Prompts, micro_batches, open_prompts, read_pictures, rows
+from arcflow.data import Prompts, micro_batches, open_prompts, read_pictures, rows
 from arcflow.feed import Feed, Sample
 from arcflow.gauge import Gauge
 from arcflow.loading import Encode, encoder, load_pipe, settle, torch_device
-from arcflow.objective import Part, Walk, distill, rehearse, teacher_ratio
+from arcflow.objective import Part, distill, teacher_ratio
 from arcflow.optim import accepted, adamw, diagnosis, rate, set_rate, step_directions
 from arcflow.parallel import Ranks
-from arcflow.path import segments
-from arcflow.replay import Replay
 from arcflow.rollout import Student, Teacher, guided
+from arcflow.signals import stop_signals
 from arcflow.speed import Speed
 from arcflow.state import Ema, Log, Progress, Tracker, ema_beta, seed_of, write_atomic
 
@@ -46,8 +43,6 @@ FREE = (
     *("shard", "tracker", "model.compile", "model.text_device"),
 )
 """Settings that may change when a run is taken up again."""
-PATIENCE = 5.0
-"""Seconds."""
 
 
 def train(config: Run, pipe: Any = None, log: Callable[[str], None] = tqdm.write) -> Path:
@@ -65,7 +60,7 @@ def train(config: Run, pipe: Any = None, log: Callable[[str], None] = tqdm.write
         return _train(config, pipe, device, ranks, log if ranks.first else _silent)
 
 
-def attention(device: torch.device) -> AbstractContextManager[None]:
+def attention(device: torch.device) -> AbstractContextManager[Any]:
     """On a GPU any but cuDNN's, which PyTorch may prefer: its backward pass fails on an H100 (FLUX, PyTorch 2.11)."""
     own = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
     return sdpa_kernel(own) if device.type == "cuda" else nullcontext()
@@ -89,9 +84,8 @@ def _train(config: Run, pipe: Any, device: torch.device, ranks: Ranks, log: Call
     walker, teacher = views(pipe.transformer, negative, config.distill.teacher_cfg)
     ema, optimizer = Ema(parameters), adamw(parameters, optim)
     turned = step_directions(parameters, config)
-    replay = Replay(config.distill.replay_batches, segments(config.distill.steps, config.distill.final_step_scale))
     keep = {"keep": config.keep, "milestones": config.milestones}
-    checkpoints = Checkpoints(folder / "checkpoints", parameters, ema, optimizer, replay, ranks=ranks, log=log, **keep)
+    checkpoints = Checkpoints(folder / "checkpoints", parameters, ema, optimizer, ranks=ranks, log=log, **keep)
     progress = checkpoints.restore()
     if progress.data:
         data.load(progress.data)
@@ -133,18 +127,10 @@ def _train(config: Run, pipe: Any, device: torch.device, ranks: Ranks, log: Call
             if step == 0:
                 measure()
             torch.manual_seed(seed_of(config.seed, "dropout", step, *([ranks.rank] if ranks.rank else [])))
-            walked, fresh = walks_before(step, config), list[list[Walk]]()
-            if walks_before(step + 1, config) == walked and replay.batches:
-                assert isinstance(data, PromptData)  # `Run` has seen to it
-                drawn = Generator().manual_seed(seed_of(config.seed, "replay", step))
-                samples, kept = replay.draw(optim.batch, drawn, device)
-                cond = encode([data.prompt(sample) for sample in samples[mine]], held_out.size)
-                logs = rehearsal(walker, [walk[mine] for walk in kept], cond, config=config)
-            else:
-                sample, first = fetch(walked), walked * optim.batch + mine.start
-                progress.data = sample.position
-                draws = [seed_of(config.seed, "draws", first + i) for i in range(len(sample.x))]
-                logs, fresh = accumulate(walker, ask, sample, config=config, step=step, draws=draws)
+            sample, first = fetch(step), step * optim.batch + mine.start
+            progress.data = sample.position
+            draws = [seed_of(config.seed, "draws", first + i) for i in range(len(sample.x))]
+            logs = accumulate(walker, ask, sample, config=config, step=step, draws=draws)
             ranks.average(parameters.values())
             limit = optim.clip if step >= optim.clip_from else math.inf
             norm = float(parallel.whole(torch.nn.utils.clip_grad_norm_(parameters.values(), limit)))
@@ -153,8 +139,6 @@ def _train(config: Run, pipe: Any, device: torch.device, ranks: Ranks, log: Call
                 with turned():
                     optimizer.step()
                 ema.update(ema_beta(step, optim.ema_from, optim.ema_power))
-                if fresh:
-                    replay.keep(walked * optim.batch, fresh, ranks)
             elif progress.in_a_row >= optim.most_skipped:
                 raise ValueError(diagnosis(progress, norm, logs, parameters))
             optimizer.zero_grad()
@@ -205,7 +189,7 @@ def feed_of(pipe: Any, data: Prompts, encode: Encode, config: Run, device: torch
         return Sample(x, encode(batch.prompts[mine], batch.size), position, clean)
 
     in_memory = config.data.cache and not config.data.embeddings
-    return Feed(make, device, ahead=not in_memory and not config.distill.replay)
+    return Feed(make, device, ahead=not in_memory)
 
 
 def claim(config: Run, ranks: Ranks) -> Path:
@@ -257,22 +241,15 @@ def views(net: Any, negative: Cond | None, scale: float) -> tuple[Student, Teach
     return walker, teacher if negative is None else guided(teacher, negative, scale)
 
 
-def walks_before(step: int, config: Run) -> int:
-    """How many iterations before `step` ask the teacher: one in `replay` + 1 while the ratio is held, then all."""
-    held = min(step, config.distill.hold)
-    return math.ceil(held / (config.distill.replay + 1)) + step - held
-
-
 def accumulate(
     walker: Student, teacher: Teacher, sample: Sample, *, config: Run, step: int, draws: list[int]
-) -> tuple[dict[str, float], list[list[Walk]]]:
-    """Add a batch's gradient to the parameters, one backward pass per segment and micro-batch: the losses to log, and
-    each segment's walks if they are to be kept. `draws` seeds the random numbers of each sample."""
+) -> dict[str, float]:
+    """Add a batch's gradient to the parameters, one backward pass per segment and micro-batch: the losses to log.
+    `draws` seeds the random numbers of each sample."""
     x, ratio = sample.x, teacher_ratio(step, config.distill.decay, config.distill.hold)
     steps = config.distill.all_steps[step % len(config.distill.all_steps)]
     settings = dataclasses.replace(config.distill, steps=steps, also_steps=())
     tally = Tally(steps, x.device)
-    walks: list[list[Walk]] = [[] for _ in range(steps)] if config.distill.replay else []
     for part in micro_batches(len(x), config.optim):
         own = [Generator().manual_seed(seed) for seed in draws[part]]
         objective = distill(
@@ -289,22 +266,7 @@ def accumulate(
         for i, segment in enumerate(objective):
             (share * segment.loss).backward()
             tally.add(i, segment, share)
-            if walks and segment.walk:
-                walks[i].append(segment.walk)
-    return tally.logs(ratio), walks
-
-
-def rehearsal(walker: Student, walks: list[Walk], cond: Cond, *, config: Run) -> dict[str, float]:
-    """Add the gradient of kept walks to the parameters, one backward pass per micro-batch: the losses to log."""
-    count = len(walks[0].x)
-    tally = Tally(config.distill.steps, walks[0].x.device)
-    for part in micro_batches(count, config.optim):
-        parts = rehearse(walker, [walk[part] for walk in walks], rows(cond, part), config=config.distill)
-        share = len(walks[0].x[part]) / count
-        (share * torch.stack([segment.loss for segment in parts]).sum()).backward()
-        for i, segment in enumerate(parts):
-            tally.add(i, segment, share)
-    return tally.logs(1.0)
+    return tally.logs(ratio)
 
 
 class Tally:
@@ -321,30 +283,6 @@ class Tally:
         by_segment = {f"loss_{i}": loss for i, loss in enumerate(self.losses.tolist(), 1)}
         total, error = float(self.losses.sum()), float(self.errors.mean())
         return {"loss": total, **by_segment, "velocity_error": error, "teacher_ratio": ratio}
-
-
-@contextmanager
-def stop_signals() -> Iterator[list[int]]:
-    """Collect SIGINT and SIGTERM instead of dying of them. One that comes `PATIENCE` after the first has its usual
-    effect; before that it is the same one again: from the terminal or Slurm, and then from torchrun."""
-    caught, moments = list[int](), list[float]()
-    if threading.current_thread() is not threading.main_thread():
-        yield caught  # only the main thread can receive signals
-        return
-
-    def note(number: int, frame: FrameType | None) -> None:
-        caught.append(number)
-        moments.append(time.monotonic())
-        if moments[-1] - moments[0] > PATIENCE:
-            signal.signal(number, usual[signal.Signals(number)])
-            signal.raise_signal(number)
-
-    usual = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield caught
-    finally:
-        for number, handler in usual.items():
-            signal.signal(number, handler)
 
 
 def save_adapter(net: Any, folder: Path, config: Run, progress: Progress) -> None:

@@ -27,8 +27,7 @@ PUBLISHED: Lead = (0.0, 0.2)
 LED: Lead = (1.0, 0.0)
 """To the end: on a budget this small the students' own paths cost more distance than they bring (docs/log.md)."""
 REPLAY, KEPT = 3, 64
-"""Iterations on kept walks after each that asks the teacher while it leads, and how many batches of walks are kept; as
-`distill.replay` of a training."""
+"""Iterations on kept walks after each that asks the teacher while it leads, and how many batches of walks are kept."""
 
 Lay = Callable[[Mixture, Tensor, Tensor, Distill], Policy]
 """(what the head said, state, noise level, step grid) -> the path over the step."""

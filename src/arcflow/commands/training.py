@@ -30,10 +30,19 @@ class Train:
 
     recipe: Recipe
     """Where the settings come from."""
+    processes: int = 1
+    """On CPU cores: so many processes at once, each with a copy of the network, which is faster than as many threads.
+    Several GPUs or machines: `torchrun`."""
 
     def run(self) -> None:
         from arcflow.train import train
 
+        config.check(self.processes >= 1, "processes", self.processes, "1 or more", "leave it out for one")
+        if self.processes > 1:
+            from arcflow.together import train_together
+
+            train_together(self.recipe, self.processes)
+            return
         if self.recipe.model.base == SHIPPED:
             keep_buffers()
         folder = train(self.recipe)
@@ -50,14 +59,19 @@ class Demo:
     """Folder for report.html, results.json and the run. Called again, it goes on where it stopped."""
 
     def run(self) -> None:
-        from arcflow.train import train
-
-        keep_buffers()
         recipe = dataclasses.replace(recipes.world_quick(), out=str(self.out / "run"))
-        if self.quick:
-            recipe = shorten(recipe)
-        folder = train(recipe)
-        Evaluate(adapter=str(folder / "adapter"), count=24 if self.quick else 384, out=self.out).run()
+        Train(recipe=shorten(recipe) if self.quick else recipe, processes=on_cores(recipe.optim.batch)).run()
+        adapter = str(self.out / "run" / "adapter")
+        Evaluate(adapter=adapter, count=24 if self.quick else 384, out=self.out).run()
+
+
+def on_cores(batch: int) -> int:
+    """How many processes train a small network best here: one on a GPU, else up to four that divide a batch."""
+    from arcflow.loading import torch_device
+    from arcflow.together import cores
+
+    most = min(4, cores()) if torch_device("auto").type == "cpu" else 1
+    return next(count for count in range(most, 0, -1) if batch % count == 0)
 
 
 def shorten(recipe: config.Run) -> config.Run:

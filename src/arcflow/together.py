@@ -1,0 +1,94 @@
+"""A training by several processes of one machine, without `torchrun`.
+
+On CPU cores a process for each, with a copy of the network, trains faster than one process with a thread for each: the
+networks are small, and threads wait for each other in every layer. The processes are plain `arcflow train` commands
+that find each other as those of `torchrun` do. They stop together, whichever of them is told to.
+"""
+
+import json
+import os
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import IO
+
+from arcflow.config import Run, to_json
+from arcflow.recipes import command
+from arcflow.signals import stop_signals
+
+STOPPED = (128 + signal.SIGINT, 128 + signal.SIGTERM)
+"""Exit codes of a training that was told to stop and has saved."""
+GRACE = 10.0
+"""Seconds that the others are left when one has failed."""
+
+
+def cores() -> int:
+    """Those this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def train_together(config: Run, count: int) -> None:
+    """`train(config)` in `count` new processes, each with a whole copy of the network; progress and errors are those of
+    the first. SystemExit with its code if one of them ends otherwise than well."""
+    config = replace(config, shard=config.shard or 1)
+    settings = json.loads(to_json(config))
+    words = [*shlex.split(command({k: v for k, v in settings.items() if k != "out"}))[1:], "--out", config.out]
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    meeting = {"WORLD_SIZE": count, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    threads = {"OMP_NUM_THREADS": max(1, cores() // count)}
+    with stop_signals() as caught, tempfile.TemporaryFile() as said:
+        processes = [
+            subprocess.Popen(
+                [sys.executable, "-m", "arcflow.cli", *words],
+                env={
+                    **os.environ,
+                    **{k: str(v) for k, v in {**meeting, **threads, "RANK": i, "LOCAL_RANK": i}.items()},
+                },
+                stdout=None if i == 0 else subprocess.DEVNULL,
+                stderr=None if i == 0 else said,
+            )
+            for i in range(count)
+        ]
+        try:
+            code = _wait(processes, caught)
+            if code and processes[0].returncode in (0, -signal.SIGKILL):
+                _tell(said)
+        finally:
+            for process in processes:
+                process.kill()
+                process.wait()
+    if code:
+        raise SystemExit(code)
+
+
+def _wait(processes: Sequence[subprocess.Popen], caught: Sequence[int]) -> int:
+    """Until all have ended: the first code that is not 0. Signals are handed on; if one fails, the others end too."""
+    told, failed, until = 0, 0, float("inf")
+    while any(process.poll() is None for process in processes):
+        time.sleep(0.1)
+        codes = [process.returncode for process in processes]
+        for number in caught[told:]:
+            told += 1
+            for process in processes:
+                process.send_signal(number)
+        wrong = [code for code in codes if code and code not in STOPPED]
+        if wrong and not failed:
+            failed, until = wrong[0], time.monotonic() + GRACE
+        if time.monotonic() > until:
+            for process in processes:
+                process.kill()
+    return failed or next((process.returncode for process in processes if process.returncode), 0)
+
+
+def _tell(said: IO[bytes]) -> None:
+    """What the other processes had to say."""
+    said.seek(0)
+    sys.stderr.write(said.read().decode(errors="replace"))
