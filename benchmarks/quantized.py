@@ -27,12 +27,13 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 import arcflow
 from arcflow import adapter, evaluate, sample
+from arcflow.commands.sampling import SHIPPED, adapter_of
 from arcflow.state import write_atomic
 from arcflow.world.check import accuracy
 from arcflow.world.commands import FIRST_SEED, held_out
 from arcflow.world.teacher import load_teacher
 
-SHIPPED = Path(arcflow.__file__).parent / "assets" / "adapter"
+ADAPTER = adapter_of(SHIPPED, SHIPPED)
 OUT = Path(__file__).parent / "results" / "quantized.md"
 SIZE = {"height": 64, "width": 64}
 PLAIN = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -137,7 +138,7 @@ class Row:
 
 def draw(pipe: Any, count: int, steps: int) -> sample.Samples:
     """The held-out prompts, each from its own noise."""
-    seeds, guidance = list(range(FIRST_SEED, FIRST_SEED + count)), adapter.read_info(SHIPPED).guidance
+    seeds, guidance = list(range(FIRST_SEED, FIRST_SEED + count)), adapter.read_info(ADAPTER).guidance
     return sample.generate(pipe, held_out(count), seeds, steps=steps, guidance=guidance, progress=True, **SIZE)
 
 
@@ -164,7 +165,7 @@ def measure(count: int) -> tuple[list[Row], float]:
     for name in (*PLAIN, *STORES):
         kept = kept_as(pipe, name)
         before = weight_bytes(kept.transformer)
-        two = draw(arcflow.attach(kept, SHIPPED), count, steps=2)
+        two = draw(arcflow.attach(kept, ADAPTER), count, steps=2)
         student = two.latents if student is None else student
         share = accuracy(two.images, prompts)["overall"]
         rows.append(Row(name, before, apart(two.latents, student), apart(two.latents, teacher.latents), share))

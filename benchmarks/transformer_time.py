@@ -3,57 +3,30 @@
     python -m benchmarks.transformer_time [--adapter FOLDER] [--images 16] [--repeats 9]
 
 The shipped small teacher through the stock pipeline, as `arcflow evaluate` times it; the student has its LoRA fused.
-Runs alternate, so that whatever else the machine does falls on both; medians of the ratios are printed. Without a
-shipped teacher the same network with random weights is timed: time does not depend on what it learned.
+Runs alternate, so that whatever else the machine does falls on both; medians of the ratios are printed.
 """
 
 import argparse
 import copy
 import statistics
-import tempfile
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from arcflow import adapter, backbone, pipeline, sample, student
+from arcflow import backbone, pipeline, sample
+from arcflow.commands.sampling import SHIPPED, adapter_of, open_pipe
 
 SIZE: dict[str, Any] = {"height": 64, "width": 64}
-SHIPPED = Path(adapter.__file__).parent / "assets" / "adapter"
-
-
-def teacher_pipe() -> Any:
-    """The shipped teacher, or its untrained twin."""
-    from arcflow.world import autoencoder, teacher, text
-
-    if teacher.teacher_folder().is_dir():
-        return teacher.load_teacher()
-    print("no shipped teacher: the same network with random weights")
-    parts = teacher.build_transformer(), autoencoder.build_autoencoder(), text.build_t5(), text.build_clip()
-    return teacher.assemble(*parts)
-
-
-def student_pipe(pipe: Any, folder: Path) -> Any:
-    """A second pipeline, the student with fused LoRA; an untrained one of the world recipe when there is no adapter."""
-    ours = copy.deepcopy(pipe)
-    if not (folder / "arcflow.json").exists():
-        from arcflow import recipes
-
-        print("no adapter: an untrained student of the world recipe")
-        model, folder = recipes.world().model, Path(tempfile.mkdtemp())
-        net = student.build(copy.deepcopy(pipe.transformer), modes=model.modes, rank=model.rank, targets=model.targets)
-        adapter.save_adapter(net, folder)
-    return pipeline.attach(ours, folder, fuse=True)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--adapter", type=Path, default=SHIPPED)
+    parser.add_argument("--adapter", default=SHIPPED)
     parser.add_argument("--images", type=int, default=16)
     parser.add_argument("--repeats", type=int, default=9)
     options = parser.parse_args()
-    teacher = teacher_pipe()
-    ours = student_pipe(teacher, options.adapter)
+    teacher = open_pipe(SHIPPED, "cpu", "float32")
+    ours = pipeline.attach(copy.deepcopy(teacher), adapter_of(SHIPPED, options.adapter), fuse=True)
     prompts, seeds = ["a red ring left of a blue square"] * options.images, list(range(options.images))
     pairs = []
     for repeat in range(options.repeats + 1):  # one to warm up
