@@ -9,6 +9,7 @@ import pytest
 
 from arcflow import together
 from arcflow.commands import training
+from arcflow.config import Optim, Run
 from arcflow.state import read_log
 
 COMMAND = [sys.executable, "-m", "arcflow.cli", "train"]
@@ -42,34 +43,32 @@ def test_those_that_were_told_to_stop_are_given_their_time(monkeypatch) -> None:
     assert [process.returncode for process in processes] == [143, 143]
 
 
+def test_a_batch_that_does_not_divide_is_refused_before_anything_starts(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(subprocess, "Popen", None)
+    with pytest.raises(ValueError, match="a batch of 3 does not divide among 2 processes"):
+        together.train_together(Run(out=str(tmp_path), optim=Optim(batch=3)), 2)
+
+
 @pytest.mark.slow
-def test_two_processes_learn_what_one_learns_and_go_on_where_it_was_stopped(tmp_path) -> None:
+def test_two_processes_learn_what_one_learns_and_stop_together(tmp_path) -> None:
     def losses(name: str) -> list[float]:
         return [line["loss"] for line in read_log(tmp_path / name / "log.jsonl") if "loss" in line]
 
-    def words(name: str, processes: int, iterations: int) -> list[str]:
-        more = ["--out", str(tmp_path / name), "--optim.iterations", str(iterations)]
-        return [*COMMAND, "--processes", str(processes), *SHORT, *more]
+    def words(name: str, *more: str, save: int = 100) -> list[str]:
+        return [*COMMAND, *more, *SHORT, "--save-every", str(save), "--out", str(tmp_path / name)]
 
-    for processes in (1, 2):
-        subprocess.run(words(str(processes), processes, 3), check=True, capture_output=True)
-    assert losses("2") == pytest.approx(losses("1"), rel=1e-4)
-
-    run = subprocess.Popen(words("stopped", 2, 10_000), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    until, log = time.monotonic() + 120, tmp_path / "stopped" / "log.jsonl"
-    while time.monotonic() < until and not (log.exists() and len(log.read_text("utf-8").splitlines()) > 3):
-        time.sleep(0.2)
+    run = subprocess.Popen(
+        words("two", "--processes", "2", save=2), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    until, checkpoints = time.monotonic() + 120, tmp_path / "two" / "checkpoints"
+    while time.monotonic() < until and not (checkpoints / "00000002").is_dir():
+        time.sleep(0.1)
     run.send_signal(signal.SIGINT)
     said, _ = run.communicate(timeout=60)
     assert run.returncode == 128 + signal.SIGINT, said
     assert "run the same command to go on" in said and "Traceback" not in said
-    done = len(losses("stopped"))
-    assert done >= 2 and (tmp_path / "stopped" / "checkpoints" / f"{done:08d}").is_dir()
+    done = len(losses("two"))
+    assert done >= 2 and (checkpoints / f"{done:08d}").is_dir()
 
-
-@pytest.mark.slow
-def test_what_is_wrong_is_told_once(tmp_path) -> None:
-    words = [*COMMAND, "--processes", "2", *SHORT, "--optim.batch", "3", "--out", str(tmp_path)]
-    done = subprocess.run(words, capture_output=True, text=True)
-    assert done.returncode == 1
-    assert done.stderr.count("a batch of 3 does not divide among 2 processes") == 1
+    subprocess.run([*words("one"), "--stop-after", "1e-6"], check=True, capture_output=True)
+    assert losses("one") == pytest.approx(losses("two")[:1], rel=1e-4)

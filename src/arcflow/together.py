@@ -19,6 +19,7 @@ from dataclasses import replace
 from typing import IO
 
 from arcflow.config import Run, to_json
+from arcflow.parallel import Ranks
 from arcflow.recipes import command
 from arcflow.signals import stop_signals
 
@@ -35,7 +36,9 @@ def cores() -> int:
 
 def train_together(config: Run, count: int) -> None:
     """`train(config)` in `count` new processes, each with a whole copy of the network; progress and errors are those of
-    the first. SystemExit with its code if one of them ends otherwise than well."""
+    the first. SystemExit with its code if one of them ends otherwise than well; ValueError, before any starts, if a
+    batch does not divide among them."""
+    Ranks(count=count).rows(config.optim.batch)
     config = replace(config, shard=config.shard or 1)
     settings = json.loads(to_json(config))
     words = [*shlex.split(command({k: v for k, v in settings.items() if k != "out"}))[1:], "--out", config.out]
