@@ -47,7 +47,9 @@ def way(bend: float = 0.5) -> Tracks:
 
 
 LOG = [{"step": 0, "distance": 0.4, "euler_2": 0.5, "euler_4": 0.2, "euler_8": 0.1}]
-LOG += [{"step": i, "loss": 1 / i} for i in range(1, 60)] + [{"step": 60, "distance": 0.1}]
+LOG += [{"step": i, "loss": 1 / i, "teacher_ratio": min(1.0, (60 - i) / 20)} for i in range(1, 60)] + [
+    {"step": 60, "distance": 0.1}
+]
 
 
 @pytest.fixture

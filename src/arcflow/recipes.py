@@ -51,7 +51,7 @@ def world_quick() -> Run:
     return replace(
         long,
         out="runs/world_quick",
-        eval_every=200,
+        eval_every=100,
         save_every=200,
         stop_after=8.0,
         model=replace(long.model, rank=16),

@@ -66,7 +66,8 @@ def write_report(
             section(
                 "Training",
                 "Loss of each iteration, and the student's distance to the teacher on held-out prompts; dashed, what "
-                "plain Euler reaches.",
+                "plain Euler reaches. From the dotted line on the teacher is asked more and more on the student's own "
+                "path instead of its own, where the same student has a larger loss.",
                 wide(curves_figure(log), "loss and distance"),
             )
         )
@@ -236,6 +237,8 @@ def curves_figure(log: Sequence[dict[str, Any]]) -> bytes:
         window = max(1, len(loss) // 40)
         smooth = np.convolve(loss[:, 1], np.ones(window) / window, "valid")
         left.plot(loss[window - 1 :, 0], smooth, color=STUDENT, lw=2)
+    for own in [line["step"] for line in log if line.get("teacher_ratio", 1.0) < 1][:1]:
+        left.axvline(own, color=TEACHER, lw=1, ls=":")
     left.set(title="loss", xlabel="iteration", yscale="log")
     measured = [line for line in log if line.get("distance") is not None]
     steps, distances = [line["step"] for line in measured], [line["distance"] for line in measured]
