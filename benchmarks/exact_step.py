@@ -12,7 +12,6 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
 
 import torch
 from einops import rearrange
@@ -45,7 +44,7 @@ def image_layout(x: Tensor, v: Tensor, logits: Tensor, log_gamma: Tensor, length
 
 
 def seconds(call: Callable[[], Tensor], device: torch.device) -> float:
-    wait = torch.cuda.synchronize if device.type == "cuda" else nullcontext
+    wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
     wait()
     start = time.perf_counter()
     call()
@@ -66,9 +65,8 @@ def main() -> None:
         return torch.randn(*shape, generator=generator).to(device)
 
     x, v, logits = normal(1, TOKENS, WIDTH), normal(1, TOKENS, MODES, WIDTH), normal(1, TOKENS, MODES, PIXELS)
-    log_gamma = torch.linspace(0.2, 4.0, MODES - 1, device=device).log()[:, None] + 0.1 * normal(
-        1, TOKENS, MODES - 1, PIXELS
-    )
+    gains = torch.linspace(0.2, 4.0, MODES - 1, device=device)
+    log_gamma = gains.log()[:, None] + 0.1 * normal(1, TOKENS, MODES - 1, PIXELS)
     mixture = Mixture(v, logits, log_gamma)
     image = to_image(x[:, :, None])[:, 0], to_image(v), to_image(logits), to_image(log_gamma)
     sigmas = step_grid(2)

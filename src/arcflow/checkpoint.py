@@ -1,9 +1,9 @@
 """Checkpoints: all that a run needs to go on to the same bits, written while it goes on.
 
 A checkpoint is a folder named by its iteration. It holds the trained weights, their average and the optimizer's moments
-as safetensors, one file for each process, written and read by PyTorch's distributed
-checkpointing, so that any number of processes can take them up; and `progress.json`, written last, with the numbers of
-the run and the size and SHA-256 of every file. The tensors are copied, then a thread writes them beside the training.
+as safetensors, one file for each process, written and read by PyTorch's distributed checkpointing, so that any number
+of processes can take them up; and `progress.json`, written last, with the numbers of the run and the size and SHA-256
+of every file. The tensors are copied, then a thread writes them beside the training.
 Until it is whole the folder has another name; a broken one is named and passed over. Nothing is unpickled. Random
 numbers need no saving: those of iteration n are a function of the seed and n.
 """

@@ -35,14 +35,14 @@ class Train:
     Several GPUs or machines: `torchrun`."""
 
     def run(self) -> None:
-        from arcflow.train import train
-
         config.check(self.processes >= 1, "processes", self.processes, "1 or more", "leave it out for one")
         if self.processes > 1:
             from arcflow.together import train_together
 
             train_together(self.recipe, self.processes)
             return
+        from arcflow.train import train
+
         if self.recipe.model.base == SHIPPED:
             keep_buffers()
         folder = train(self.recipe)
