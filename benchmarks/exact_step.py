@@ -10,7 +10,6 @@ from tensors in their own layout, so the formula alone is compared; runs alterna
 
 import argparse
 import statistics
-import time
 from collections.abc import Callable
 
 import torch
@@ -19,6 +18,7 @@ from torch import Tensor
 
 from arcflow import Mixture
 from arcflow.path import step_grid
+from arcflow.sample import now
 
 TOKENS, MODES, WIDTH, PIXELS = 4096, 16, 64, 4
 SIDE = 64
@@ -43,13 +43,10 @@ def image_layout(x: Tensor, v: Tensor, logits: Tensor, log_gamma: Tensor, length
     return x - (gates * v * factor).sum(1)
 
 
-def seconds(call: Callable[[], Tensor], device: torch.device) -> float:
-    wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
-    wait()
-    start = time.perf_counter()
+def seconds(call: Callable[[], object]) -> float:
+    start = now()
     call()
-    wait()
-    return time.perf_counter() - start
+    return now() - start
 
 
 @torch.no_grad()
@@ -77,8 +74,7 @@ def main() -> None:
     print(f"largest difference of the results: {difference.abs().max():.1e}")
     pairs = []
     for repeat in range(repeats + 2):  # two to warm up
-        calls = (lambda: ours(x, mixture, length)), (lambda: image_layout(*image, length))
-        pair = seconds(calls[0], device), seconds(calls[1], device)
+        pair = seconds(lambda: ours(x, mixture, length)), seconds(lambda: image_layout(*image, length))
         if repeat >= 2:
             pairs.append(pair)
             fast, slow = 1e3 * pair[0], 1e3 * pair[1]

@@ -16,14 +16,14 @@ Medians of the ratios are printed, and the activations at their peak, counted te
 import argparse
 import dataclasses
 import statistics
-import time
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from arcflow import backbone, recipes, student
+from arcflow import backbone, config, recipes, student
+from arcflow.backbone import Cond
 from arcflow.data import repeat, rows
 from arcflow.feed import Feed, Sample
 from arcflow.loading import load_pipe
@@ -33,35 +33,24 @@ from arcflow.parallel import Ranks
 from arcflow.path import segments, shift_sigma
 from arcflow.state import Ema
 from arcflow.train import accumulate, build_student, views
+from benchmarks.exact_step import seconds
 from benchmarks.memory import Alive
 
 
-class Bench:
-    """One batch, and the three ways to spend an iteration on it."""
+class Loop:
+    """Iterations as a training makes them, of one batch."""
 
-    def __init__(self, batch: int) -> None:
-        world = recipes.world()
-        self.run = dataclasses.replace(
-            world,
-            distill=dataclasses.replace(world.distill, hold=0, decay=0),
-            optim=dataclasses.replace(world.optim, batch=batch),
-        )
-        pipe = load_pipe(world.model)
-        self.net, self.batch, self.number = pipe.transformer, batch, 0
-        prompts = ["a red ring left of a blue square"] * batch
+    def __init__(self, net: Any, run: config.Run, x: Tensor, cond: Cond) -> None:
+        self.net, self.run, self.x, self.cond = net, run, x, cond
+        self.parameters = build_student(net, run, Ranks())
+        self.walker, self.teacher = views(net, None, 1.0)
+        self.ema, self.optimizer = Ema(self.parameters), adamw(self.parameters, run.optim)
+        self.turned = step_directions(self.parameters, run)
+        net.train()
 
-        def make(number: int) -> Sample:
-            return Sample(self.x, backbone.encode_prompts(pipe, prompts, height=64, width=64), {})
-
-        self.x = backbone.noise(pipe, list(range(batch)), 64, 64)
-        self.cond, self.feed = make(0).cond, Feed(make, self.x.device, ahead=True)
-        self.parameters = build_student(self.net, self.run, Ranks())
-        self.walker, self.teacher = views(self.net, None, 1.0)
-        self.ema, self.optimizer = Ema(self.parameters), adamw(self.parameters, self.run.optim)
-        for group in self.optimizer.param_groups:
-            group["lr"] = 0.0  # the batch, and what it costs, stays the same
-        self.turned = step_directions(self.parameters, self.run)
-        self.net.train()
+    def gradients(self, step: int = 1) -> None:
+        draws = list(range(len(self.x)))
+        accumulate(self.walker, self.teacher, Sample(self.x, self.cond, {}), config=self.run, step=step, draws=draws)
 
     def update(self) -> None:
         torch.nn.utils.clip_grad_norm_(self.parameters.values(), self.run.optim.clip)
@@ -70,14 +59,33 @@ class Bench:
         self.ema.update(0.99)
         self.optimizer.zero_grad()
 
-    def gradients(self) -> None:
-        """As the loop does it."""
-        draws = list(range(self.batch))
-        accumulate(self.walker, self.teacher, Sample(self.x, self.cond, {}), config=self.run, step=1, draws=draws)
-
-    def ours(self) -> None:
-        self.gradients()
+    def ours(self, step: int = 1) -> None:
+        self.gradients(step)
         self.update()
+
+
+class Bench(Loop):
+    """One batch, and the three ways to spend an iteration on it."""
+
+    def __init__(self, batch: int) -> None:
+        world = recipes.world()
+        run = dataclasses.replace(
+            world,
+            distill=dataclasses.replace(world.distill, hold=0, decay=0),
+            optim=dataclasses.replace(world.optim, batch=batch),
+        )
+        pipe = load_pipe(world.model)
+        self.batch, self.number = batch, 0
+        prompts = ["a red ring left of a blue square"] * batch
+
+        def make(number: int) -> Sample:
+            return Sample(x, backbone.encode_prompts(pipe, prompts, height=64, width=64), {})
+
+        x = backbone.noise(pipe, list(range(batch)), 64, 64)
+        self.feed = Feed(make, x.device, ahead=True)
+        super().__init__(pipe.transformer, run, x, make(0).cond)
+        for group in self.optimizer.param_groups:
+            group["lr"] = 0.0  # the batch, and what it costs, stays the same
 
     def gradients_authors(self) -> None:
         def one_by_one(x: Tensor, sigma: Tensor, cond: Any) -> Tensor:
@@ -113,12 +121,6 @@ class Bench:
             out = backbone.call(self.net, self.x, sigma, self.cond)
             out.backward(torch.ones_like(out))
         self.net.zero_grad()
-
-
-def seconds(call: Callable[[], None]) -> float:
-    start = time.perf_counter()
-    call()
-    return time.perf_counter() - start
 
 
 def peak(bench: Bench, call: Callable[[], None]) -> int:

@@ -12,23 +12,21 @@ import argparse
 import gc
 import statistics
 import tempfile
-import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline
 from torch import Tensor, nn
 
-from arcflow import adapter, config, memory, pipeline, recipes, student
-from arcflow.backbone import Cond
-from arcflow.objective import distill
-from arcflow.optim import adamw
+from arcflow import adapter, memory, pipeline, recipes, student
 from arcflow.sample import Meter, euler, metered
-from arcflow.state import Ema
-from arcflow.train import attention, views
+from arcflow.train import attention
+from benchmarks.exact_step import seconds
+from benchmarks.iteration import Loop
 from benchmarks.memory import SIDE, TEXT, flux_modules
-from benchmarks.training_memory import TOKENS, conditioning, make_student, use
+from benchmarks.training_memory import TOKENS, conditioning, use
 
 Modules = tuple[Any, list[nn.Module], Any]
 
@@ -87,12 +85,12 @@ class Sampling:
 
     def encoding(self) -> float:
         """Milliseconds of the text encoders."""
-        taken = []
-        for _ in range(self.repeats + 1):
-            with metered(self.pipe) as meter:
-                self.encode()
-            taken.append(meter.seconds["text_encoder"])
-        return 1e3 * statistics.median(taken[1:])
+        return 1e3 * median(self.encode, self.repeats)
+
+
+def median(call: Callable[[], object], repeats: int) -> float:
+    """Seconds of a call; one more to warm up."""
+    return statistics.median([seconds(call) for _ in range(repeats + 1)][1:])
 
 
 def peak(call: Callable[[], Any]) -> float:
@@ -135,44 +133,6 @@ def sampling(pipe: Any, repeats: int) -> None:
     print(f"| {way}, LoRA fused | | {peaks['LoRA fused']:.1f} |", flush=True)
 
 
-class Training:
-    """Micro-batches of a recipe on a transformer that is there already."""
-
-    def __init__(self, net: Any, run: config.Run, x: Tensor, cond: Cond) -> None:
-        self.net, self.run, self.x, self.cond = make_student(net, run), run, x, cond
-        self.views = views(net, None, 1.0)
-        self.parameters = student.trainable(net)
-        self.ema, self.optimizer = Ema(self.parameters), adamw(self.parameters, run.optim)
-
-    def micro_batch(self, ratio: float) -> None:
-        draws = [torch.Generator().manual_seed(i) for i in range(len(self.x))]
-        for part in distill(*self.views, self.x, self.cond, config=self.run.distill, ratio=ratio, generator=draws):
-            part.loss.backward()
-            del part
-
-    def step(self) -> None:
-        torch.nn.utils.clip_grad_norm_(self.parameters.values(), self.run.optim.clip)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-        self.ema.update(0.9)
-
-    def iteration(self, ratio: float) -> None:
-        self.micro_batch(ratio)
-        self.step()
-
-    def seconds(self, ratio: float, repeats: int) -> float:
-        """A sample's share of a micro-batch."""
-        taken = []
-        for _ in range(repeats + 1):
-            torch.cuda.synchronize()
-            start = time.perf_counter()
-            self.micro_batch(ratio)
-            torch.cuda.synchronize()
-            taken.append((time.perf_counter() - start) / len(self.x))
-        self.optimizer.zero_grad()
-        return statistics.median(taken[1:])
-
-
 def training(net: Any, names: list[str], repeats: int) -> None:
     """Print what a micro-batch takes, recipe by recipe."""
     print(
@@ -183,10 +143,11 @@ def training(net: Any, names: list[str], repeats: int) -> None:
         run = recipes.RECIPES[name]()
         batch = run.optim.micro_batch or run.optim.batch
         cond = conditioning(run, batch, lambda *shape: torch.randn(shape, device="cuda").bfloat16())
-        here = Training(net, run, torch.randn(batch, TOKENS, 64, device="cuda"), cond)
-        here.iteration(1.0)
-        measured = peak(lambda at=here: at.iteration(0.0))
-        led, own = (here.seconds(ratio, repeats) for ratio in (1.0, 0.0))
+        here = Loop(net, run, torch.randn(batch, TOKENS, 64, device="cuda"), cond)
+        leads, alone = 0, run.distill.hold + run.distill.decay  # iterations with the teacher's share at 1 and at 0
+        here.ours(leads)
+        measured = peak(partial(here.ours, alone))
+        led, own = (median(partial(here.gradients, step), repeats) / batch for step in (leads, alone))
         computed = use(run)[0].total - memory.CONTEXT
         print(f"| {name} | {batch} | {computed:.1f} | {measured:.1f} | {led:.2f} | {own:.2f} |", flush=True)
         del here

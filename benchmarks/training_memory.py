@@ -23,7 +23,8 @@ from torch import Tensor, nn
 from arcflow import config, recipes, student
 from arcflow.memory import CONTEXT, NF4
 from arcflow.objective import distill
-from arcflow.train import views
+from arcflow.parallel import Ranks
+from arcflow.train import build_student, views
 from benchmarks.memory import SIDE, TEXT, Alive, tensor
 
 RECIPES = {name: make for name, make in recipes.RECIPES.items() if not name.startswith("world")}
@@ -88,15 +89,7 @@ def build(run: config.Run) -> Any:
         else:
             net = FluxTransformer2DModel(guidance_embeds=True)
     net = net.to(torch.bfloat16)
-    return make_student(net, run)
-
-
-def make_student(net: Any, run: config.Run) -> Any:
-    """A transformer as the recipe trains it."""
-    model = run.model
-    student.build(net, modes=model.modes, rank=model.rank, dropout=model.dropout, targets=model.targets)
-    if model.gradient_checkpointing:
-        net.enable_gradient_checkpointing()
+    build_student(net, run, Ranks())
     return net.train()
 
 

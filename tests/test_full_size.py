@@ -64,7 +64,7 @@ def test_a_recipe_for_a_card_fits_it(recipe, card) -> None:
 
 def test_what_is_measured_on_a_gpu_draws_with_and_without_a_student_and_trains_it(flux, tmp_path) -> None:
     """The pieces of `benchmarks.on_gpu`, on a tiny model."""
-    from benchmarks.on_gpu import Sampling, Training, build
+    from benchmarks.on_gpu import Loop, Sampling, build
 
     pipe = build(lambda: (flux.transformer, [flux.text_encoder_2, flux.text_encoder], flux.vae), "cpu")
     here = Sampling(pipe, repeats=1, side=tiny.SIDE)
@@ -78,8 +78,8 @@ def test_what_is_measured_on_a_gpu_draws_with_and_without_a_student_and_trains_i
     detach(pipe)
 
     cond = backbone.encode_prompts(flux, ["a red cube"], height=tiny.SIDE, width=tiny.SIDE, max_sequence_length=8)
-    training = Training(pipe.transformer, recipes.flux_48gb(), backbone.noise(flux, [0], tiny.SIDE, tiny.SIDE), cond)
+    training = Loop(pipe.transformer, recipes.flux_48gb(), backbone.noise(flux, [0], tiny.SIDE, tiny.SIDE), cond)
     before = [p.detach().clone() for p in training.parameters.values()]
-    for ratio in (1.0, 0.0):
-        training.iteration(ratio)
+    for step in (0, training.run.distill.decay):  # the teacher's share is 1, then 0
+        training.ours(step)
     assert not all(torch.equal(p, kept) for p, kept in zip(training.parameters.values(), before, strict=True))

@@ -91,16 +91,17 @@ def _meter(meter: Meter, part: str, module: nn.Module) -> list[Any]:
 
     def before(module: nn.Module, inputs: Any) -> None:
         nonlocal start
-        start = _now()
+        start = now()
 
     def after(module: nn.Module, inputs: Any, output: Any) -> None:
-        meter.seconds[part] += _now() - start
+        meter.seconds[part] += now() - start
         meter.calls[part] += 1
 
     return [module.register_forward_pre_hook(before), module.register_forward_hook(after)]
 
 
-def _now() -> float:
+def now() -> float:
+    """Seconds on a clock, once the GPU has done what it was given."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     return time.perf_counter()

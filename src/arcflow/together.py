@@ -45,16 +45,13 @@ def train_together(config: Run, count: int) -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    meeting = {"WORLD_SIZE": count, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    threads = {"OMP_NUM_THREADS": max(1, cores() // count)}
+    shared = {**os.environ, "WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    shared["OMP_NUM_THREADS"] = str(max(1, cores() // count))
     with stop_signals() as caught, tempfile.TemporaryFile() as said:
         processes = [
             subprocess.Popen(
                 [sys.executable, "-m", "arcflow.cli", *words],
-                env={
-                    **os.environ,
-                    **{k: str(v) for k, v in {**meeting, **threads, "RANK": i, "LOCAL_RANK": i}.items()},
-                },
+                env={**shared, "RANK": str(i), "LOCAL_RANK": str(i)},
                 stdout=None if i == 0 else subprocess.DEVNULL,
                 stderr=None if i == 0 else said,
             )
