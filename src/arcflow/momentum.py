@@ -18,13 +18,18 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
 Draws = torch.Generator | Sequence[torch.Generator]
 """Where random numbers come from: one generator for a batch, or one for each of its samples, as in diffusers. Then a
 sample's numbers do not depend on the batch it is in."""
+
+Weights = Float[Tensor, "*batch pixels _"]
+"""One number for each latent pixel and mode, or each mode but the straight one."""
+
+BLOCK = 1024
+"""Tokens whose velocities, in float32 and K = 16, D = 64, stay in the cache of a CPU."""
 
 
 def uniform(shape: tuple[int, ...], draws: Draws | None) -> Float[Tensor, "*shape"]:
@@ -84,7 +89,7 @@ class _Phi(torch.autograd.Function):
 
     @staticmethod
     def forward(z: Tensor) -> Tensor:
-        return torch.where(z == 0, 1.0, torch.expm1(z) / z)
+        return torch.expm1(z).div_(z).masked_fill_(z == 0, 1.0)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
@@ -141,8 +146,8 @@ class Mixture:
 
     def velocity(self, s: float | Tensor) -> Float[Tensor, "*batch width"]:
         """Velocity after the noise level has fallen by `s` since the call (eq. 1)."""
-        pi, g = self._gates()
-        return self._mix(pi * torch.exp(g * self._column(s)))
+        straight, bent, g = self._gates()
+        return self._mix(straight, bent * torch.exp(g * self._column(s)))
 
     def displacement(self, a: float | Tensor, b: float | Tensor) -> Float[Tensor, "*batch width"]:
         """Path traveled from `a` to `b` (eq. 2). Exact: additive in [a, b]."""
@@ -151,8 +156,10 @@ class Mixture:
 
     def mean_velocity(self, a: float | Tensor, b: float | Tensor) -> Float[Tensor, "*batch width"]:
         """Displacement over b - a (eq. 4), without the division: over an empty interval it is the velocity."""
-        pi, g = self._gates()
-        return self._mix(pi * torch.exp(g * self._column(a)) * phi(g * self._column(b - a)))
+        straight, bent, g = self._gates()
+        if isinstance(a, Tensor) or a != 0:  # exp(0) is 1
+            bent = bent * torch.exp(g * self._column(a))
+        return self._mix(straight, bent * phi(g * self._column(b - a)))
 
     def drop_modes(self, p: float, generator: Draws | None = None) -> "Mixture":
         """The mixture without a random subset of its modes: each is dropped with probability `p` for a whole sample
@@ -172,7 +179,7 @@ class Mixture:
         return torch.promote_types(self.v.dtype, torch.float32)
 
     def _column(self, s: float | Tensor) -> float | Tensor:
-        """`s` shaped to broadcast over (*batch, P, K), its own axes being the leading ones of the batch."""
+        """`s` shaped to broadcast over (*batch, P, K-1), its own axes being the leading ones of the batch."""
         if not isinstance(s, Tensor):
             return s
         batch = self.v.shape[:-2]
@@ -183,34 +190,44 @@ class Mixture:
             )
         return s.to(self.v.device, self._dtype).reshape(*s.shape, *[1] * (len(batch) - s.ndim + 2))
 
-    def _gates(self) -> tuple[Float[Tensor, "*batch pixels modes"], Float[Tensor, "*batch pixels modes"]]:
-        """pi and g with the modes last, where softmax and the contraction want them; g_0 = 0 is put in front."""
+    def _gates(self) -> tuple[Weights, Weights, Weights]:
+        """Gates of mode 0, whose g is 0, and of the others, and their g, with the modes last, where softmax and the
+        contraction want them."""
         pi = self.logits.transpose(-1, -2).to(self._dtype).softmax(-1)
-        return pi, F.pad(self.log_gamma.transpose(-1, -2).to(self._dtype), (1, 0))
+        return pi[..., :1], pi[..., 1:], self.log_gamma.transpose(-1, -2).to(self._dtype)
 
-    def _mix(self, w: Float[Tensor, "*batch pixels modes"]) -> Float[Tensor, "*batch width"]:
-        """sum_k w_k v_k, in blocks of tokens that stay in the cache of a CPU."""
-        v, w = self.v.reshape(-1, *self.v.shape[-2:]), w.reshape(-1, *w.shape[-2:])
-        block = 512 if v.device.type == "cpu" else max(len(v), 1)
-        mixed = [_contract(*part) for part in zip(w.split(block), v.split(block), strict=True)]
-        return torch.cat(mixed).view(*self.v.shape[:-2], self.v.shape[-1])
+    def _mix(self, straight: Weights, bent: Weights) -> Float[Tensor, "*batch width"]:
+        """sum_k w_k v_k. Without gradients a CPU goes from block to block of tokens, which stay in its cache."""
+        pixels, width = straight.shape[-2], self.v.shape[-1]
+        v, w = (part.unsqueeze(0).flatten(0, -3) for part in (self.v, bent))
+        total = (straight + bent.sum(-1, keepdim=True)).reshape(-1, 1, pixels)
+        if torch.is_grad_enabled() or v.device.type != "cpu":
+            return _contract(total, w, v).reshape(*self.v.shape[:-2], width)
+        mixed = w.new_empty(len(v), width // pixels, pixels)
+        differences, pairs = (w.new_empty(min(BLOCK, len(v)), n, width) for n in (w.shape[-1], pixels))
+        for into, *block in zip(*(part.split(BLOCK) for part in (mixed, total, w, v)), strict=True):
+            _contract(*block, differences[: len(into)], pairs[: len(into)], into)
+        return mixed.view(*self.v.shape[:-2], width)
 
 
 def _contract(
-    w: Float[Tensor, "tokens pixels modes"], v: Float[Tensor, "tokens modes width"]
-) -> Float[Tensor, "tokens width"]:
+    total: Float[Tensor, "tokens 1 pixels"],
+    w: Float[Tensor, "tokens pixels bends"],
+    v: Float[Tensor, "tokens modes width"],
+    *out: Tensor,
+) -> Float[Tensor, "tokens channels pixels"]:
     """sum_k w_k v_k as (sum_k w_k) v_0 + sum_k w_k (v_k - v_0): equal velocities come out unrounded, so that a mixture
-    without gain is plain Euler to the last bit.
+    without gain is plain Euler to the last bit. What is computed on the way goes into `out`, if given.
 
     One small matrix product per token makes all P x P pairs of pixels, of which the diagonal is read: P times the
     arithmetic, but v is read once where it lies, and that is what the time goes into.
     """
-    pixels = w.shape[-2]
+    differences, pairs, mixed = out or (None, None, None)
+    pixels = (-1, total.shape[-1])
     v = v.to(w.dtype)
-    v0 = v[:, :1]
-    bent = (w @ (v - v0)).unflatten(-1, (-1, pixels)).diagonal(dim1=-3, dim2=-1)
-    straight = v0.squeeze(-2).unflatten(-1, (-1, pixels)) * w.sum(-1).unsqueeze(-2)
-    return (straight + bent).flatten(-2)
+    every = torch.bmm(w, torch.sub(v[:, 1:], v[:, :1], out=differences), out=pairs)
+    own = every.unflatten(-1, pixels).diagonal(dim1=-3, dim2=-1)
+    return torch.addcmul(own, v[:, 0].unflatten(-1, pixels), total, out=mixed)
 
 
 def packed_width(modes: int, width: int, pixels: int = 4) -> int:
