@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from arcflow import Mixture
-from arcflow.momentum import pack, packed_width, phi, unpack
+from arcflow.momentum import BLOCK, pack, packed_width, phi, unpack
 
 
 def mixture(*batch, modes=4, width=8, pixels=4, gain=3.0, dtype=torch.float64, seed=0) -> Mixture:
@@ -122,6 +122,14 @@ def test_arithmetic_is_float32_whatever_comes_in(dtype):
     assert m.displacement(0.1, 0.7).dtype == torch.float32
     assert torch.equal(m.displacement(0.1, 0.7), wide.displacement(0.1, 0.7))
     assert mixture(2).velocity(0.1).dtype == torch.float64
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_block_by_block_without_gradients_is_the_same_step(dtype):
+    m = mixture(3, 7 + BLOCK // 2, modes=3, dtype=dtype)
+    whole = m.displacement(0.0, 0.7)
+    with torch.no_grad():
+        torch.testing.assert_close(m.displacement(0.0, 0.7), whole)
 
 
 def test_dropped_modes_are_gone_for_a_whole_sample_but_never_all():
