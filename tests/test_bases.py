@@ -72,6 +72,7 @@ def test_the_teacher_is_the_base_with_the_lora(shelf, styled):
     assert trained == {id(p) for p in pipe.transformer.parameters() if p.requires_grad}
 
 
+@pytest.mark.slow
 def test_what_is_learned_is_that_teacher(shelf, styled):
     """The same training on a base that has the LoRA in its weights has the same losses."""
     pipe = open_base(shelf, lora=True)

@@ -81,6 +81,7 @@ def test_the_target_is_a_slow_average_one_step_further_on():
     assert all(there[i] == grid[1:][grid[:-1] == here[i]] for i in range(len(here)))
 
 
+@pytest.mark.slow
 def test_from_everywhere_on_its_walk_the_student_sees_where_the_teacher_ends(monkeypatch):
     monkeypatch.setattr("arcflow.baselines.consistency.INTERVALS", 8)
     net, eps, grid = gaussian.learn(METHOD, CONFIG, iterations=200), gaussian.noise(64, seed=99), step_grid(8)

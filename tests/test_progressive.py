@@ -100,6 +100,7 @@ def test_later_stages_follow_the_average_as_it_was_when_they_began():
     torch.testing.assert_close(torch.stack(seen), walk[:-1:2].detach())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("config", [Distill(steps=1), Distill(steps=2, shift=1.0)])
 def test_the_student_ends_in_few_calls_where_the_teacher_ends_in_many(config, monkeypatch):
     """Affine maps: two steps in one are exactly learnable, so what is left is what training leaves."""

@@ -34,6 +34,7 @@ def test_one_that_fails_ends_the_others_and_its_code_is_theirs(monkeypatch) -> N
     assert processes[1].wait() == -signal.SIGKILL
 
 
+@pytest.mark.slow
 def test_those_that_were_told_to_stop_are_given_their_time(monkeypatch) -> None:
     monkeypatch.setattr(together, "GRACE", 0.0)
     saving = "import signal, time; signal.signal(15, lambda *_: (time.sleep({}), exit(143))); time.sleep(60)"

@@ -170,6 +170,7 @@ def test_a_finished_run_is_not_trained_further(run, tmp_path):
     assert_same(finished(run[0]), before)
 
 
+@pytest.mark.slow
 def test_a_run_out_of_time_saves_and_goes_on_to_the_same_bits(run, tmp_path):
     messages = []
     train(config(tmp_path, stop_after=1e-6), tiny_pipe(), messages.append)
@@ -180,6 +181,7 @@ def test_a_run_out_of_time_saves_and_goes_on_to_the_same_bits(run, tmp_path):
     assert_same(finished(tmp_path), finished(run[0]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_a_signal_saves_and_exits(run, tmp_path, number):
     messages, pipe = [], tiny_pipe()
@@ -245,6 +247,7 @@ def test_a_streamed_run_in_several_picture_sizes_goes_on_to_the_same_bits(shapes
     assert_same(finished(tmp_path / "left"), finished(tmp_path / "whole"))
 
 
+@pytest.mark.slow
 def test_a_run_on_stored_embeddings_needs_no_text_encoder(run, tmp_path):
     pipe = tiny_pipe()
     data = open_prompts(config(tmp_path).data, seed=0, batch=4)
@@ -299,6 +302,7 @@ def lines(log):
     return log.read_bytes().count(b"\n") if log.exists() else 0
 
 
+@pytest.mark.slow
 def test_a_broken_newest_checkpoint_costs_only_what_came_after_the_one_before(run, tmp_path):
     messages = []
     train(config(tmp_path), tiny_pipe(), quiet)
@@ -367,6 +371,7 @@ def test_gradient_checkpointing_changes_memory_not_gradients(tmp_path):
     assert checkpointed["gradient_norm"] == pytest.approx(plain["gradient_norm"], rel=1e-5)
 
 
+@pytest.mark.slow
 def test_micro_batches_change_nothing(tmp_path):
     def losses(size):
         changes = {"optim__batch": 5, "optim__iterations": 3, "optim__micro_batch": size, "model__dropout": 0.0}
@@ -436,6 +441,7 @@ def test_shapes_of_pictures_are_honoured_whether_text_is_cached_or_not(tmp_path)
     assert losses("disk", embeddings=str(tmp_path / "cache")) == pytest.approx(in_memory, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_one_student_learns_several_numbers_of_steps_in_turn(tmp_path):
     folder = train(config(tmp_path, distill__also_steps=(1, 3), optim__iterations=6), tiny_pipe(), quiet)
     lines = read_log(folder / "log.jsonl")

@@ -170,6 +170,7 @@ def test_the_loss_of_a_student_that_has_learned_all_is_at_its_floor():
     assert twin.loss < narrow.loss
 
 
+@pytest.mark.slow
 def test_a_student_learns_the_mean_and_spread_of_the_data_in_any_number_of_calls():
     assert ends(Knowing(), 1)[1] < 0.05 * NARROW, "one call of the teacher gives the mean of all pictures"
     pupil = trained(Knowing(), 120, 0.03)
