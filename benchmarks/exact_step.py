@@ -85,19 +85,15 @@ def main() -> None:
     difference = to_image(ours(x, mixture, length)[:, :, None])[:, 0] - image_layout(*image, length)
     print(f"{TOKENS} tokens, K = {MODES}, D = {WIDTH}, P = {PIXELS}, {device}, {torch.get_num_threads()} threads")
     print(f"largest difference of the results: {difference.abs().max():.1e}")
-    compare(lambda: ours(x, mixture, length), lambda: image_layout(*image, length), options.repeats)
+    calls = (lambda: ours(x, mixture, length)), (lambda: image_layout(*image, length))
+    compare(*calls, options.repeats)
     if device.type == "cpu":
         keep_buffers()
-        compare(
-            lambda: ours(x, mixture, length),
-            lambda: image_layout(*image, length),
-            options.repeats,
-            ", freed memory kept",
-        )
+        compare(*calls, options.repeats, ", freed memory kept")
 
 
-def compare(ours: Call, other: Call, repeats: int, setting: str = "") -> None:
-    pairs = [(turn(ours), turn(other)) for _ in range(repeats)]
+def compare(token_space: Call, other: Call, repeats: int, setting: str = "") -> None:
+    pairs = [(turn(token_space), turn(other)) for _ in range(repeats)]
     for fast, slow in pairs:
         print(f"token space {1e3 * fast:7.2f} ms   image layout {1e3 * slow:7.2f} ms   {slow / fast:5.1f}x")
     print(f"exact step{setting}: median {statistics.median(b / a for a, b in pairs):.1f} times faster")

@@ -182,7 +182,7 @@ def test_a_run_out_of_time_saves_and_goes_on_to_the_same_bits(run, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_saves_and_exits(run, tmp_path, number):
     messages, pipe = [], tiny_pipe()
     inner = pipe.transformer.forward
