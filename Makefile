@@ -1,4 +1,4 @@
-# demo: train and compare (under ten minutes)   test: every CPU test   check: format, lint, types   bench: timings
+# demo: train and compare (under ten minutes)   test: every CPU test   check: format, lint, types, direction of imports   bench: timings
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
@@ -19,6 +19,7 @@ check: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/pyright
+	$(BIN)/lint-imports
 
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks.exact_step

@@ -22,9 +22,9 @@ from torch import Tensor
 from torch.utils.benchmark import Timer
 
 from arcflow import Mixture
-from arcflow.commands.training import keep_buffers
 from arcflow.path import step_grid
-from arcflow.sample import now
+from arcflow.system.devices import keep_buffers
+from arcflow.system.timing import now
 
 Call = Callable[[], object]
 TOKENS, MODES, WIDTH, PIXELS = 4096, 16, 64, 4

@@ -16,14 +16,16 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from arcflow import backbone, recipes
-from arcflow.backbone import Cond, family_of
-from arcflow.data import open_prompts
-from arcflow.evaluate import about, save_results
-from arcflow.ideal import Errors, Measure, ideal_errors, noise_level, raw_time
-from arcflow.loading import load_pipe
+from arcflow import recipes
+from arcflow.data.batches import open_prompts
+from arcflow.distillation.walk import euler
+from arcflow.families import family_of, network
+from arcflow.families.conditioning import Cond
+from arcflow.families.loading import load_pipe
+from arcflow.laboratory.ideal import Errors, Measure, ideal_errors, noise_level, raw_time
 from arcflow.path import step_grid
-from arcflow.rollout import euler
+from arcflow.system.files import save_results
+from arcflow.system.packages import about
 
 MODES = (1, 2, 4, 8, 16, 32)
 REFINED = (2, 4)
@@ -36,11 +38,11 @@ def teacher_paths(count: int, steps: int, fewer: list[int]) -> tuple[Tensor, Ten
     held_out = open_prompts(replace(run.data, held_out_count=count), seed=run.seed, batch=count).held_out
     pipe = load_pipe(run.model)
     net, (height, width) = pipe.transformer.eval(), held_out.size
-    cond = backbone.encode_prompts(pipe, held_out.prompts, height=height, width=width, guidance=run.distill.guidance)
-    x = backbone.noise(pipe, held_out.seeds, height, width)
+    cond = network.encode_prompts(pipe, held_out.prompts, height=height, width=width, guidance=run.distill.guidance)
+    x = network.noise(pipe, held_out.seeds, height, width)
 
     def teacher(x: Tensor, sigma: Tensor, cond: Cond) -> Tensor:
-        return backbone.call(net, x, sigma, cond).float()
+        return network.call(net, x, sigma, cond).float()
 
     def walk(steps: int) -> Tensor:
         return euler(teacher, x, cond, step_grid(steps, run.distill.shift), trace=True)

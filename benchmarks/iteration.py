@@ -22,17 +22,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from arcflow import backbone, config, recipes, student
-from arcflow.backbone import Cond
-from arcflow.data import repeat, rows
-from arcflow.feed import Feed, Sample
-from arcflow.loading import load_pipe
-from arcflow.objective import distill
-from arcflow.optim import adamw, step_directions
-from arcflow.parallel import Ranks
+from arcflow import config, recipes
+from arcflow.data.prefetch import Feed, Sample
+from arcflow.distillation.objective import distill
+from arcflow.families import network
+from arcflow.families.conditioning import Cond, repeat, rows
+from arcflow.families.loading import load_pipe
 from arcflow.path import segments, shift_sigma
-from arcflow.state import Ema
-from arcflow.train import accumulate, build_student, views
+from arcflow.runs.ema import Ema
+from arcflow.student import views as student_views
+from arcflow.system.processes import Ranks
+from arcflow.training.learner import accumulate, build_student, views
+from arcflow.training.optimizer import adamw, step_directions
 from benchmarks.exact_step import seconds
 from benchmarks.memory import Alive
 
@@ -79,9 +80,9 @@ class Bench(Loop):
         prompts = ["a red ring left of a blue square"] * batch
 
         def make(number: int) -> Sample:
-            return Sample(x, backbone.encode_prompts(pipe, prompts, height=64, width=64), {})
+            return Sample(x, network.encode_prompts(pipe, prompts, height=64, width=64), {})
 
-        x = backbone.noise(pipe, list(range(batch)), 64, 64)
+        x = network.noise(pipe, list(range(batch)), 64, 64)
         self.feed = Feed(make, x.device, ahead=True)
         super().__init__(pipe.transformer, run, x, make(0).cond)
         for group in self.optimizer.param_groups:
@@ -117,8 +118,8 @@ class Bench(Loop):
         for segment in segments(self.run.distill.steps):
             sigma = float(shift_sigma(segment.tau_src))
             for _ in range(2):
-                student.teacher_velocity(self.net, x, sigma, cond)
-            out = backbone.call(self.net, self.x, sigma, self.cond)
+                student_views.teacher_velocity(self.net, x, sigma, cond)
+            out = network.call(self.net, self.x, sigma, self.cond)
             out.backward(torch.ones_like(out))
         self.net.zero_grad()
 

@@ -12,9 +12,10 @@ import time
 
 import torch
 
-from arcflow import lab
+from arcflow.distillation.walk import euler
+from arcflow.laboratory import plane
 from arcflow.path import step_grid
-from arcflow.rollout import euler
+from arcflow.system import seeds
 
 COUNT = 4000
 
@@ -27,10 +28,10 @@ def main() -> None:
     parser.add_argument("--modes", type=int, nargs="+", default=[1, 4, 16])
     parser.add_argument("--calls", type=int, nargs="+", default=[1, 2])
     options = parser.parse_args()
-    teacher, x = lab.circle(), lab.noise(COUNT, torch.Generator().manual_seed(lab.seed_of("held out")))
-    ends = lab.exact(teacher, x)
+    teacher, x = plane.circle(), plane.noise(COUNT, torch.Generator().manual_seed(seeds.seed_of("held out")))
+    ends = plane.exact(teacher, x)
     for calls in (1, 2, 4, 8):
-        print(f"plain Euler, {calls}: {lab.distance(euler(teacher, x, {}, step_grid(calls)), ends):.3f}")
+        print(f"plain Euler, {calls}: {plane.distance(euler(teacher, x, {}, step_grid(calls)), ends):.3f}")
     print(f"\n| modes | {' | '.join(f'calls: {n}' for n in options.calls)} | seconds each |")
     print("|---|" + "---|" * (len(options.calls) + 1), flush=True)
     for modes in options.modes:
@@ -38,10 +39,10 @@ def main() -> None:
         for steps in options.calls:
             found = []
             for seed in range(options.seeds):
-                student = lab.learn(
+                student = plane.learn(
                     teacher, modes=modes, steps=steps, iterations=options.iterations, batch=options.batch, seed=seed
                 )
-                found.append(lab.distance(lab.walked(student, x, steps), ends))
+                found.append(plane.distance(plane.walked(student, x, steps), ends))
             cells.append(f"{min(found):.3f}-{max(found):.3f}")
         each = (time.monotonic() - started) / len(options.calls) / options.seeds
         print(f"| {modes} | {' | '.join(cells)} | {each:.0f} |", flush=True)

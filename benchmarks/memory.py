@@ -35,7 +35,8 @@ from transformers import (
 )
 
 from arcflow import student
-from arcflow.memory import Parts
+from arcflow.families.memory import Parts
+from arcflow.student import layers
 
 SIDE = 1024
 TEXT = 512
@@ -102,7 +103,7 @@ def measure(transformer: Any, text: list[nn.Module], vae: Any, inputs: dict[str,
     bare = gigabytes(transformer)
     with torch.device("cpu"):  # where a new head's first numbers are made
         student.build(transformer.eval(), modes=16, rank=256)
-    for layer in student.lora_layers(transformer).values():  # as `load_adapter` leaves them
+    for layer in layers.lora_layers(transformer).values():  # as `load_adapter` leaves them
         layer.lora_A.bfloat16()
         layer.lora_B.bfloat16()
     trained = sum(p.numel() for p in student.trainable(transformer).values())

@@ -20,9 +20,12 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline
 from torch import Tensor, nn
 
-from arcflow import adapter, memory, pipeline, recipes, student
-from arcflow.sample import Meter, euler, metered
-from arcflow.train import attention
+from arcflow import recipes, student
+from arcflow.families import memory
+from arcflow.sampling import attach
+from arcflow.sampling.generate import Meter, euler, metered
+from arcflow.student import adapter
+from arcflow.system.devices import attention
 from benchmarks.exact_step import seconds
 from benchmarks.iteration import Loop
 from benchmarks.memory import SIDE, TEXT, flux_modules
@@ -114,10 +117,10 @@ def sampling(pipe: Any, repeats: int) -> None:
         student.remove(pipe.transformer)
         two, peaks = {}, {}
         for name, fuse in (("LoRA beside the weights", False), ("LoRA fused", True)):
-            pipeline.attach(pipe, folder, fuse=fuse)
+            attach.attach(pipe, folder, fuse=fuse)
             two[name] = here.medians(text, 2)
             peaks[name] = peak(lambda: here.draw(here.encode(), 2))
-            pipeline.detach(pipe)
+            attach.detach(pipe)
     print("| sampling | transformer | one call | text encoders | autoencoder | in all | times less |")
     print("|---|---|---|---|---|---|---|")
     whole = {"teacher, 50 steps": (50, fifty), **{f"student, 2 steps, {name}": (2, took) for name, took in two.items()}}

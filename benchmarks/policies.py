@@ -18,10 +18,11 @@ import torch
 from torch import Tensor
 
 from arcflow import Mixture
-from arcflow.baselines.piflow import DX, GM, denoised_curve, gaussian_mixture
 from arcflow.config import Distill
-from arcflow.evaluate import about, save_results
+from arcflow.methods.piflow import DX, GM, denoised_curve, gaussian_mixture
 from arcflow.path import step_grid
+from arcflow.system.files import save_results
+from arcflow.system.packages import about
 
 TOKENS, MODES, WIDTH, PIXELS = 4096, 16, 64, 4
 TITLES = {"arcflow": "ArcFlow, closed form", "gm": "pi-Flow GM, 128 sub-steps", "dx": "pi-Flow DX, closed form too"}

@@ -26,11 +26,13 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 import arcflow
-from arcflow import adapter, evaluate, sample
-from arcflow.commands.sampling import SHIPPED, adapter_of
-from arcflow.state import write_atomic
+from arcflow.sampling import generate
+from arcflow.sampling.open import SHIPPED, adapter_of
+from arcflow.student import adapter
+from arcflow.system import packages as system_packages
+from arcflow.system.files import write_atomic
 from arcflow.world.check import accuracy
-from arcflow.world.commands import FIRST_SEED, held_out
+from arcflow.world.scene import FIRST_SEED, held_out
 from arcflow.world.teacher import load_teacher
 
 ADAPTER = adapter_of(SHIPPED, SHIPPED)
@@ -136,10 +138,10 @@ class Row:
     accuracy: float
 
 
-def draw(pipe: Any, count: int, steps: int) -> sample.Samples:
+def draw(pipe: Any, count: int, steps: int) -> generate.Samples:
     """The held-out prompts, each from its own noise."""
     seeds, guidance = list(range(FIRST_SEED, FIRST_SEED + count)), adapter.read_info(ADAPTER).guidance
-    return sample.generate(pipe, held_out(count), seeds, steps=steps, guidance=guidance, progress=True, **SIZE)
+    return generate.generate(pipe, held_out(count), seeds, steps=steps, guidance=guidance, progress=True, **SIZE)
 
 
 def kept_as(pipe: Any, name: str) -> Any:
@@ -158,7 +160,7 @@ def apart(one: Tensor, other: Tensor) -> float:
 def measure(count: int) -> tuple[list[Row], float]:
     """All rows, and the accuracy of the float32 teacher in 50 steps."""
     pipe, prompts = load_teacher(), held_out(count)
-    with sample.euler(pipe):
+    with generate.euler(pipe):
         teacher = draw(pipe, count, steps=50)
     rows: list[Row] = []
     student = None
@@ -188,7 +190,7 @@ def table(rows: list[Row]) -> str:
 def origin(count: int, teacher: float) -> str:
     """What the numbers were made with."""
     command = " ".join(["python -m benchmarks.quantized", *sys.argv[1:]])
-    about = evaluate.about()
+    about = system_packages.about()
     packages = {**about["versions"], **{name: version(name) for name in LIBRARIES}}
     versions = ", ".join(f"{name} {number}" for name, number in packages.items())
     return (

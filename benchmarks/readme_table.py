@@ -13,7 +13,7 @@ import re
 import shutil
 from pathlib import Path
 
-from arcflow.report import markdown_table
+from arcflow.reports.side_by_side import markdown_table
 
 ROOT = Path(__file__).parent.parent
 STORE = Path(__file__).parent / "results"

@@ -14,16 +14,18 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from arcflow import adapter, student
-from arcflow.backbone import Cond
-from arcflow.baselines.method import Cost
-from arcflow.commands.sampling import SHIPPED, adapter_of
-from arcflow.contest import BATCH, FIRST_SEED, TEACHER_STEPS, Bench
-from arcflow.metrics import squared_error
+from arcflow import student
+from arcflow.comparison.bench import BATCH, TEACHER_STEPS, Bench
+from arcflow.comparison.config import Contest
+from arcflow.distillation.method import Cost
+from arcflow.distillation.walk import arcs, euler
+from arcflow.families.conditioning import Cond
+from arcflow.metrics.pictures import squared_error
 from arcflow.path import shift_sigma, step_grid, unshift_sigma
-from arcflow.rollout import arcs, euler
-from arcflow.rules import Contest
+from arcflow.sampling.open import SHIPPED, adapter_of
+from arcflow.student import adapter
 from arcflow.world.check import accuracy
+from arcflow.world.scene import FIRST_SEED
 
 TIPPED = 0.1
 Walk = Callable[[Tensor, Cond], Tensor]

@@ -21,10 +21,10 @@ from diffusers import FluxTransformer2DModel, QwenImageTransformer2DModel
 from torch import Tensor, nn
 
 from arcflow import config, recipes, student
-from arcflow.memory import CONTEXT, NF4
-from arcflow.objective import distill
-from arcflow.parallel import Ranks
-from arcflow.train import build_student, views
+from arcflow.distillation.objective import distill
+from arcflow.families.memory import CONTEXT, NF4
+from arcflow.system.processes import Ranks
+from arcflow.training.learner import build_student, views
 from benchmarks.memory import SIDE, TEXT, Alive, tensor
 
 RECIPES = {name: make for name, make in recipes.RECIPES.items() if not name.startswith("world")}

@@ -13,8 +13,9 @@ from typing import Any
 
 import torch
 
-from arcflow import backbone, pipeline, sample
-from arcflow.commands.sampling import SHIPPED, adapter_of, open_pipe
+from arcflow.families import network
+from arcflow.sampling import attach, generate
+from arcflow.sampling.open import SHIPPED, adapter_of, open_pipe
 
 SIZE: dict[str, Any] = {"height": 64, "width": 64}
 
@@ -26,13 +27,13 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=9)
     options = parser.parse_args()
     teacher = open_pipe(SHIPPED, "cpu", "float32")
-    ours = pipeline.attach(copy.deepcopy(teacher), adapter_of(SHIPPED, options.adapter), fuse=True)
+    ours = attach.attach(copy.deepcopy(teacher), adapter_of(SHIPPED, options.adapter), fuse=True)
     prompts, seeds = ["a red ring left of a blue square"] * options.images, list(range(options.images))
     pairs = []
     for repeat in range(options.repeats + 1):  # one to warm up
-        with sample.euler(teacher):
-            fifty = sample.generate(teacher, prompts, seeds, steps=50, **SIZE).seconds["transformer"]
-        two = sample.generate(ours, prompts, seeds, steps=2, **SIZE).seconds["transformer"]
+        with generate.euler(teacher):
+            fifty = generate.generate(teacher, prompts, seeds, steps=50, **SIZE).seconds["transformer"]
+        two = generate.generate(ours, prompts, seeds, steps=2, **SIZE).seconds["transformer"]
         if repeat:
             pairs.append((fifty, two))
             print(f"50 steps {1e3 * fifty:8.1f} ms   2 steps {1e3 * two:7.1f} ms   {fifty / two:5.1f}x")
@@ -43,13 +44,13 @@ def main() -> None:
 @torch.no_grad()
 def one_call(teacher: Any, ours: Any, prompts: list[str], seeds: list[int], repeats: int) -> None:
     """One student call over one teacher call, many short alternating runs."""
-    x = backbone.noise(teacher, seeds, **SIZE)
-    cond = backbone.encode_prompts(teacher, prompts, **SIZE)
+    x = network.noise(teacher, seeds, **SIZE)
+    cond = network.encode_prompts(teacher, prompts, **SIZE)
     ratios = []
     for _ in range(10 * repeats):
-        with sample.metered(teacher) as base, sample.metered(ours) as fast:
-            backbone.call(teacher.transformer, x, 1.0, cond)
-            backbone.call(ours.transformer, x, 1.0, cond)
+        with generate.metered(teacher) as base, generate.metered(ours) as fast:
+            network.call(teacher.transformer, x, 1.0, cond)
+            network.call(ours.transformer, x, 1.0, cond)
         ratios.append(fast.seconds["transformer"] / base.seconds["transformer"])
     print(f"one call: student, LoRA fused, over teacher: median {statistics.median(ratios):.2f}")
 

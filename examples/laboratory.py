@@ -13,11 +13,11 @@ from pathlib import Path
 
 import torch
 
-from arcflow import lab
-from arcflow.ideal import fit, ideal_errors, raw_time
-from arcflow.page import EULER, FAINT, STUDENT, TEACHER, canvas, render
+from arcflow.distillation.walk import arcs, euler
+from arcflow.laboratory import plane
+from arcflow.laboratory.ideal import fit, ideal_errors, raw_time
 from arcflow.path import SHIFT, step_grid
-from arcflow.rollout import arcs, euler
+from arcflow.reports.page import EULER, FAINT, STUDENT, TEACHER, canvas, render
 
 parser = argparse.ArgumentParser(description="The story of arcflow in the plane, told in numbers and one picture.")
 parser.add_argument("--out", type=Path, default=Path("out/laboratory"))
@@ -35,10 +35,10 @@ torch.set_num_threads(1)  # tensors this small gain nothing from more
 # level is still 0.76: most of the way lies in the second half.
 
 # %%
-teacher = lab.circle()
-x = lab.noise(1000, torch.Generator().manual_seed(0))
+teacher = plane.circle()
+x = plane.noise(1000, torch.Generator().manual_seed(0))
 sigmas = step_grid(64)
-paths = lab.exact(teacher, x, sigmas, trace=True)
+paths = plane.exact(teacher, x, sigmas, trace=True)
 ends = paths[-1]
 
 # %% [markdown]
@@ -47,7 +47,7 @@ ends = paths[-1]
 # One Euler step goes to the middle of all data: the same point for every noise. Two begin to turn too late.
 
 # %%
-plain = {calls: lab.distance(euler(teacher, x, {}, step_grid(calls)), ends) for calls in (1, 2, 4, 8, 16)}
+plain = {calls: plane.distance(euler(teacher, x, {}, step_grid(calls)), ends) for calls in (1, 2, 4, 8, 16)}
 for calls, error in plain.items():
     print(f"plain Euler, calls {calls:2d}: mean distance {error:.3f} to where the teacher arrives")
 
@@ -63,10 +63,10 @@ MODES, CALLS = (1, 2, 4, 16), (1, 2)
 students = {}
 for modes in MODES:
     for calls in CALLS:
-        students[modes, calls] = lab.learn(
+        students[modes, calls] = plane.learn(
             teacher, modes=modes, steps=calls, iterations=options.iterations, batch=options.batch, lr=1e-2
         )
-learned = {key: lab.distance(lab.walked(student, x, key[1]), ends) for key, student in students.items()}
+learned = {key: plane.distance(plane.walked(student, x, key[1]), ends) for key, student in students.items()}
 for (modes, calls), error in learned.items():
     print(f"student, modes {modes:2d}, calls {calls}: {error:.3f}")
 

@@ -5,8 +5,10 @@ from types import SimpleNamespace
 import torch
 from tiny import SIDE, draws
 
-from arcflow import backbone, student
-from arcflow.baselines.method import Cost
+from arcflow import student
+from arcflow.distillation.method import Cost
+from arcflow.families import network
+from arcflow.student import views
 
 
 def counted(flux):
@@ -19,10 +21,10 @@ def counted(flux):
 
     def base(x, sigma, cond):
         cost.add(len(x))
-        return student.teacher_velocity(net, x, sigma, cond)
+        return views.teacher_velocity(net, x, sigma, cond)
 
-    cond = backbone.encode_prompts(flux, ["a red cube", "a blue ball"] * 2, height=SIDE, width=SIDE)
-    x, trained = backbone.noise(flux, list(range(4)), SIDE, SIDE), student.trainable(net)
+    cond = network.encode_prompts(flux, ["a red cube", "a blue ball"] * 2, height=SIDE, width=SIDE)
+    x, trained = network.noise(flux, list(range(4)), SIDE, SIDE), student.trainable(net)
     return SimpleNamespace(net=net, student=pupil, teacher=base, x=x, cond=cond, cost=cost, trained=trained)
 
 

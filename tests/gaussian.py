@@ -3,11 +3,11 @@
 import torch
 from torch import nn
 
-from arcflow.baselines.method import Cost, Method, Training, Turn
 from arcflow.config import Distill
-from arcflow.momentum import Mixture, column
-from arcflow.path import shift_sigma, step_grid
-from arcflow.state import Ema
+from arcflow.distillation.method import Cost, Method, Training, Turn
+from arcflow.momentum import Mixture
+from arcflow.path import column, shift_sigma, step_grid
+from arcflow.runs.ema import Ema
 
 MEAN, SPREAD, NARROW = 0.7, 1.5, 0.4
 KNOTS = 16

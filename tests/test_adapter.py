@@ -10,10 +10,12 @@ from safetensors.torch import load_file, save_file
 from tiny import SIDE, flux_transformer, fresh, perturb, qwen_transformer, sample
 
 import arcflow
-from arcflow import ArcFlowScheduler, adapter, backbone, student
+from arcflow import ArcFlowScheduler, families, student
+from arcflow.families import network
+from arcflow.student import adapter, formats, layers
 
 LAYOUTS = ["arcflow", "published"]
-PUBLISHED = pytest.mark.parametrize("pipe", [f.name for f in backbone.FAMILIES if f.published], indirect=True)
+PUBLISHED = pytest.mark.parametrize("pipe", [f.name for f in families.FAMILIES if f.published], indirect=True)
 """Families whose adapters the authors' layout has a name for."""
 
 
@@ -29,7 +31,7 @@ def distilled(base, modes=4, rank=2, seed=0, **build):
 
 
 def out(net, inputs):
-    return backbone.call(net, inputs.x, inputs.sigma, inputs.cond).detach()
+    return network.call(net, inputs.x, inputs.sigma, inputs.cond).detach()
 
 
 def state(net):
@@ -48,7 +50,7 @@ def test_saved_and_loaded_is_the_same_student(net, inputs, tmp_path, layout):
     loaded = arcflow.load_adapter(net, tmp_path)
     assert loaded is net and torch.equal(out(net, inputs), out(made, inputs))
     again = adapter.save_adapter(net, tmp_path / "again", layout=layout)
-    file, _ = adapter.FILES[layout]
+    file, _ = formats.FILES[layout]
     assert same(load_file(tmp_path / file), load_file(again / file))
 
 
@@ -57,10 +59,10 @@ def test_the_published_layout_has_the_published_names_and_types(net, tmp_path):
     adapter.save_adapter(distilled(net), tmp_path, layout="published")
     assert {path.name for path in tmp_path.iterdir()} == {"config.json", "diffusion_pytorch_model.safetensors"}
     tensors = load_file(tmp_path / "diffusion_pytorch_model.safetensors")
-    assert {name: tuple(tensor.shape) for name, tensor in tensors.items()} == student.shapes(net, 4, 2)
+    assert {name: tuple(tensor.shape) for name, tensor in tensors.items()} == layers.shapes(net, 4, 2)
     assert {tensor.dtype for tensor in tensors.values()} == {torch.float16}
     config = json.loads((tmp_path / "config.json").read_text())
-    assert config["_class_name"] == backbone.family_of(net).published
+    assert config["_class_name"] == families.family_of(net).published
     assert (config["num_gaussians"], config["logweights_channels"]) == (4, 4)
     assert config["num_layers"] == net.config.num_layers
 
@@ -83,7 +85,7 @@ def test_the_scale_of_the_lora_is_kept(net, inputs, tmp_path, layout):
 
 
 def test_our_layout_says_all_that_sampling_needs(flux, tmp_path):
-    told = adapter.AdapterInfo(base="owner/base", shift=2.5, steps=4, final_step_scale=0.5, training={"iterations": 7})
+    told = formats.AdapterInfo(base="owner/base", shift=2.5, steps=4, final_step_scale=0.5, training={"iterations": 7})
     adapter.save_adapter(distilled(flux.transformer), tmp_path, info=told)
     info = adapter.read_info(tmp_path)
     assert (info.family, info.modes, info.pixels, info.rank, info.alpha) == ("flux", 4, 4, 2, 2.0)
@@ -130,7 +132,7 @@ def test_saving_a_fused_student_saves_the_student(net, tmp_path):
 def test_a_folder_holds_one_adapter(net, tmp_path):
     for layout in ("published", "arcflow", "published"):
         adapter.save_adapter(distilled(net), tmp_path, layout=layout)
-        assert {path.name for path in tmp_path.iterdir()} == set(adapter.FILES[layout])
+        assert {path.name for path in tmp_path.iterdir()} == set(formats.FILES[layout])
 
 
 def test_attach_samples_in_the_stock_pipeline_and_detach_gives_it_back(pipe, tmp_path):
@@ -210,10 +212,10 @@ def test_another_scheduler_under_a_student_is_refused(pipe, tmp_path):
 
 
 def test_fewer_steps_than_trained_for_bring_a_warning(pipe, tmp_path, caplog):
-    adapter.save_adapter(distilled(pipe.transformer), tmp_path, info=adapter.AdapterInfo(steps=2))
+    adapter.save_adapter(distilled(pipe.transformer), tmp_path, info=formats.AdapterInfo(steps=2))
     arcflow.attach(pipe, tmp_path)
     sample(pipe, num_inference_steps=2)
-    assert not [record for record in caplog.records if record.name == "arcflow.scheduler"]
+    assert not [record for record in caplog.records if record.name == "arcflow.sampling.scheduler"]
     sample(pipe, num_inference_steps=1)
     assert "in 1 step(s) with an adapter trained for 2" in caplog.text
 
@@ -229,14 +231,14 @@ def test_the_stock_pipeline_comes_from_disk_as_it_went(flux, tmp_path):
 
 
 def edit_tensors(folder, layout, change):
-    file = folder / adapter.FILES[layout][0]
+    file = folder / formats.FILES[layout][0]
     tensors = load_file(file)
     change(tensors)
     save_file(tensors, file)
 
 
 def edit_record(folder, layout, **changes):
-    file = folder / adapter.FILES[layout][1]
+    file = folder / formats.FILES[layout][1]
     file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
 
 
@@ -253,21 +255,21 @@ def drop_lora(folder, layout):
 
 
 def cut(folder, layout):
-    file = folder / adapter.FILES[layout][0]
+    file = folder / formats.FILES[layout][0]
     file.write_bytes(file.read_bytes()[:-100])
 
 
 def point(folder, layout):
     """What a clone without Git LFS leaves."""
-    (folder / adapter.FILES[layout][0]).write_text("version https://git-lfs.github.com/spec/v1\nsize 1304811768\n")
+    (folder / formats.FILES[layout][0]).write_text("version https://git-lfs.github.com/spec/v1\nsize 1304811768\n")
 
 
 def garble(folder, layout):
-    (folder / adapter.FILES[layout][1]).write_text('{"modes": 4')
+    (folder / formats.FILES[layout][1]).write_text('{"modes": 4')
 
 
 def lose(index):
-    return lambda folder, layout: (folder / adapter.FILES[layout][index]).unlink()
+    return lambda folder, layout: (folder / formats.FILES[layout][index]).unlink()
 
 
 TIME = "time_text_embed.timestep_embedder.linear_1.lora_A.weight"
@@ -299,7 +301,7 @@ def test_a_damaged_adapter_is_one_error_and_nothing_is_loaded(flux, tmp_path, la
     with pytest.raises(ValueError, match=remedy):
         arcflow.attach(flux, tmp_path)
     assert same(state(flux.transformer), before) and flux.scheduler is scheduler
-    assert not student.is_student(flux.transformer)
+    assert not layers.is_student(flux.transformer)
 
 
 def test_a_damaged_adapter_leaves_the_one_before_in_place(pipe, tmp_path):
@@ -325,7 +327,7 @@ def test_a_wrong_base_is_named(flux, tmp_path, layout):
 
 def test_a_base_of_the_same_sizes_but_other_weights_is_named(flux, tmp_path):
     made = distilled(flux.transformer)
-    adapter.save_adapter(made, tmp_path, info=adapter.AdapterInfo(base="owner/the-right-one"))
+    adapter.save_adapter(made, tmp_path, info=formats.AdapterInfo(base="owner/the-right-one"))
     with pytest.raises(ValueError, match="same sizes.*Load the base it was made for: owner/the-right-one"):
         arcflow.load_adapter(flux_transformer(), tmp_path)
     arcflow.load_adapter(flux.transformer.to(torch.bfloat16), tmp_path)  # another precision is the same base
@@ -347,7 +349,7 @@ def test_a_record_that_makes_no_sense_is_refused(unchecked, flux, tmp_path, chan
     edit_record(tmp_path, "arcflow", **changes)
     with pytest.raises(ValueError, match=remedy):
         arcflow.attach(flux, tmp_path)
-    assert not student.is_student(flux.transformer)
+    assert not layers.is_student(flux.transformer)
 
 
 def test_another_model_in_a_published_folder_is_refused(flux, tmp_path):

@@ -13,11 +13,15 @@ from test_train import config, quiet, tiny_pipe
 from tiny import qwen_pipeline, save_style
 
 import arcflow
-from arcflow import backbone, cli, publish, train
-from arcflow.adapter import read_info
+from arcflow import cli
 from arcflow.config import Model, Run
-from arcflow.loading import load_pipe
-from arcflow.state import read_log
+from arcflow.families import network
+from arcflow.families.loading import load_pipe
+from arcflow.reports import model_card
+from arcflow.student.adapter import read_info
+from arcflow.system import processes
+from arcflow.system.files import read_log
+from arcflow.training import learner, loop
 
 STYLE = ["to_q", "ff.net.2", "proj_mlp"]
 """Attention, which the student leaves alone, and layers that it tunes too."""
@@ -42,7 +46,7 @@ def settings(shelf, out, **changes):
 def styled(shelf, tmp_path_factory):
     """A training whose teacher is a base with a LoRA: the configuration, and the folder it left."""
     run = settings(shelf, tmp_path_factory.mktemp("run"), model__teacher_lora=str(shelf / "style"))
-    return run, train.train(run, log=quiet)
+    return run, loop.train(run, log=quiet)
 
 
 def open_base(shelf, lora=False):
@@ -50,8 +54,8 @@ def open_base(shelf, lora=False):
 
 
 def inputs(pipe):
-    cond = backbone.encode_prompts(pipe, ["a red ring", "two blue squares"], height=8, width=8)
-    return backbone.noise(pipe, [1, 2], 8, 8), 0.7, cond
+    cond = network.encode_prompts(pipe, ["a red ring", "two blue squares"], height=8, width=8)
+    return network.noise(pipe, [1, 2], 8, 8), 0.7, cond
 
 
 def losses(folder):
@@ -61,10 +65,10 @@ def losses(folder):
 def test_the_teacher_is_the_base_with_the_lora(shelf, styled):
     pipe, plain = open_base(shelf, lora=True), open_base(shelf)
     with torch.no_grad():
-        wanted = backbone.call(pipe.transformer, *inputs(pipe))
-        assert not torch.allclose(wanted, backbone.call(plain.transformer, *inputs(plain)), atol=1e-2)
-        parameters = train.build_student(pipe.transformer, styled[0], train.Ranks())
-        _, teacher = train.views(pipe.transformer, None, 1.0)
+        wanted = network.call(pipe.transformer, *inputs(pipe))
+        assert not torch.allclose(wanted, network.call(plain.transformer, *inputs(plain)), atol=1e-2)
+        parameters = learner.build_student(pipe.transformer, styled[0], processes.Ranks())
+        _, teacher = learner.views(pipe.transformer, None, 1.0)
         x, sigma, cond = inputs(pipe)
         assert torch.equal(teacher(x, torch.full((2,), sigma), cond), wanted)
     assert not any("default" in name for name in parameters)
@@ -78,8 +82,8 @@ def test_what_is_learned_is_that_teacher(shelf, styled):
     pipe = open_base(shelf, lora=True)
     pipe.fuse_lora()
     pipe.unload_lora_weights()
-    fused = train.train(settings(shelf, styled[1].parent / "fused"), pipe, quiet)
-    plain = train.train(settings(shelf, styled[1].parent / "plain"), open_base(shelf), quiet)
+    fused = loop.train(settings(shelf, styled[1].parent / "fused"), pipe, quiet)
+    plain = loop.train(settings(shelf, styled[1].parent / "plain"), open_base(shelf), quiet)
     assert losses(styled[1]) == pytest.approx(losses(fused), rel=1e-4)
     assert losses(styled[1]) != pytest.approx(losses(plain), rel=1e-2)
 
@@ -93,7 +97,7 @@ def test_the_adapter_goes_on_a_pipeline_with_that_lora_and_says_so(shelf, styled
     assert picture.shape == (1, 8, 8, 3)
     with pytest.warns(UserWarning, match="distilled from its base with a LoRA on it, which this pipeline does not"):
         arcflow.attach(open_base(shelf), folder / "adapter")
-    card = (publish.export(str(folder / "adapter"), folder / "out") / "README.md").read_text()
+    card = (model_card.export(str(folder / "adapter"), folder / "out") / "README.md").read_text()
     before, after = card.index("pipe.load_lora_weights("), card.index("arcflow.attach(")
     assert before < after and f"| LoRA of the teacher, needed with it | {shelf / 'style'} |" in card
 
@@ -144,7 +148,7 @@ def test_compiling_without_a_compiler_is_refused_before_any_work(monkeypatch, tm
     monkeypatch.setattr(shutil, "which", lambda name: None)
     run = Run(out=str(tmp_path / "run"), device="cpu", model=Model(compile=True))
     with pytest.raises(ValueError, match=r"model.compile = True: expected a C\+\+ compiler on the path; install g\+\+"):
-        train.train(run, log=quiet)
+        loop.train(run, log=quiet)
     assert not (tmp_path / "run").exists()
 
 
@@ -153,8 +157,8 @@ def test_compiling_without_a_compiler_is_refused_before_any_work(monkeypatch, tm
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning", "ignore::FutureWarning")
 def test_a_compiled_student_learns_the_same(shelf, tmp_path):
     """Compiled kernels round differently: to 1e-5, over three iterations."""
-    plain = train.train(settings(shelf, tmp_path / "plain", model__dropout=0.0), log=quiet)
-    fast = train.train(settings(shelf, tmp_path / "fast", model__dropout=0.0, model__compile=True), log=quiet)
+    plain = loop.train(settings(shelf, tmp_path / "plain", model__dropout=0.0), log=quiet)
+    fast = loop.train(settings(shelf, tmp_path / "fast", model__dropout=0.0, model__compile=True), log=quiet)
     assert losses(fast) == pytest.approx(losses(plain), rel=1e-5)
     assert json.loads((fast / "run.json").read_text())["model"]["compile"]
     arcflow.attach(open_base(shelf), fast / "adapter")

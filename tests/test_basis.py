@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import nn
 
-from arcflow.basis import COUNT, MOST, along, directions
-from arcflow.head import MomentumHead, start_gains
 from arcflow.momentum import unpack
+from arcflow.student.head import MomentumHead, start_gains
+from arcflow.training.optimizer import COUNT, MOST, along, directions
 
 
 @pytest.mark.parametrize("span", [0.238, 0.762])

@@ -8,8 +8,9 @@ import pytest
 import torch
 from tiny import SIDE
 
-from arcflow import backbone, cache
-from arcflow.cache import Cache
+from arcflow.data import cache
+from arcflow.data.cache import Cache
+from arcflow.families import network
 
 PROMPTS = ["a red cube", "two blue ball on left of a green cube", "a ball", "a green ball", "on left of", "red"]
 LENGTH = 16
@@ -17,7 +18,7 @@ ABOUT = {"model": "tiny", "max_sequence_length": LENGTH}
 
 
 def encode_text(pipe, prompts):
-    return backbone.encode_text(pipe, prompts, LENGTH)
+    return network.encode_text(pipe, prompts, LENGTH)
 
 
 @pytest.fixture
@@ -36,8 +37,8 @@ def test_a_cached_batch_is_the_encoded_one(pipe, make, tmp_path):
     make(dtype="float32")
     read = opened(tmp_path)
     for prompts in (PROMPTS[:2], PROMPTS[3:], ["", "red"]):
-        mine = backbone.place(pipe, read(prompts), height=SIDE, width=SIDE)
-        theirs = backbone.encode_prompts(pipe, prompts, height=SIDE, width=SIDE, max_sequence_length=LENGTH)
+        mine = network.place(pipe, read(prompts), height=SIDE, width=SIDE)
+        theirs = network.encode_prompts(pipe, prompts, height=SIDE, width=SIDE, max_sequence_length=LENGTH)
         assert mine.keys() == theirs.keys()
         for name, value in theirs.items():
             torch.testing.assert_close(mine[name], value, rtol=1e-4, atol=1e-4, msg=name)

@@ -7,8 +7,7 @@ import pytest
 from safetensors import safe_open
 from test_state import model, same, walk
 
-from arcflow.checkpoint import RECORD, Checkpoints, broken
-from arcflow.state import Progress
+from arcflow.runs.checkpoint import RECORD, Checkpoints, Progress, broken
 
 
 def checkpoints(folder, state=None, **more):

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from arcflow.claims import CLAIMS, FILES, findings, trained_share, write_claims
-from arcflow.metrics import seed_difference, seed_interval
+from arcflow.metrics.intervals import seed_difference, seed_interval
+from arcflow.reports.claims import CLAIMS, FILES, findings, trained_share, write_claims
 
 
 def means(distances, accuracy=0.8, diversity=1.0, curve=()):

@@ -13,8 +13,9 @@ from PIL import Image
 
 import arcflow
 from arcflow import cli, config, recipes
-from arcflow.commands import sampling, training
-from arcflow.doctor import diagnose
+from arcflow.commands import demo
+from arcflow.commands.doctor import diagnose
+from arcflow.sampling import open
 
 
 def arcflow_command(*words: str, timeout: float = 60) -> subprocess.CompletedProcess[str]:
@@ -141,16 +142,16 @@ def test_the_command_of_a_run_makes_that_run_again(recipe) -> None:
 
 
 def test_the_quick_demo_is_the_same_recipe_but_short() -> None:
-    short, full = training.shorten(recipes.world_quick()), recipes.world_quick()
+    short, full = demo.shorten(recipes.world_quick()), recipes.world_quick()
     assert short.optim.iterations < 0.1 * full.optim.iterations
     assert (short.model, short.optim.lr) == (full.model, full.optim.lr)
 
 
 def test_image_size_follows_the_model() -> None:
-    assert sampling.size_of("world", None, None) == (64, 64)
-    assert sampling.size_of("owner/name", None, None) == (1024, 1024)
-    assert sampling.size_of("owner/name", 512, None) == (512, 512)
-    assert sampling.size_of("owner/name", 512, 768) == (512, 768)
+    assert open.size_of("world", None, None) == (64, 64)
+    assert open.size_of("owner/name", None, None) == (1024, 1024)
+    assert open.size_of("owner/name", 512, None) == (512, 512)
+    assert open.size_of("owner/name", 512, 768) == (512, 768)
 
 
 def test_render_and_check_agree(tmp_path, capsys) -> None:
@@ -169,7 +170,7 @@ def test_the_checker_tests_itself(capsys) -> None:
 def test_the_doctor_says_what_is_missing_and_how_to_get_it(monkeypatch) -> None:
     from importlib.metadata import PackageNotFoundError
 
-    from arcflow import doctor
+    from arcflow.commands import doctor
 
     def version(name: str) -> str:
         if name == "peft":

@@ -7,11 +7,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from arcflow import compare as comparison
-from arcflow.compare import Job, bench_reference, claim, compare, jobs, run, summary
-from arcflow.contest import Bench, settings, train
-from arcflow.rules import Contest
-from arcflow.studies import STUDIES, entrants
+from arcflow.comparison import runs as comparison
+from arcflow.comparison.bench import Bench
+from arcflow.comparison.config import Contest
+from arcflow.comparison.entrants import STUDIES, entrants, settings
+from arcflow.comparison.jobs import Job, jobs
+from arcflow.comparison.results import summary
+from arcflow.comparison.runs import bench_reference, claim, compare, run
+from arcflow.comparison.trial import train
 
 TINY = Contest(calls=(2,), seeds=1, budget=400, batch=4, prompts=16, count=6, alike=2, pictures=2, rank=2, workers=1)
 
@@ -24,7 +27,7 @@ def contest(tmp_path_factory):
 @pytest.fixture(scope="module")
 def bench(contest):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("arcflow.contest.TEACHER_STEPS", 4)  # the small teacher's 50 steps are seconds
+        patch.setattr("arcflow.comparison.bench.TEACHER_STEPS", 4)  # the small teacher's 50 steps are seconds
         bench = Bench(contest)
         claim(contest)
         bench_reference(contest, bench)

@@ -4,12 +4,12 @@ import gaussian
 import pytest
 import torch
 
-from arcflow.baselines.consistency import INTERVALS, KEEP, METHOD, clean, sample
-from arcflow.baselines.method import Turn
 from arcflow.config import Distill
-from arcflow.momentum import column
-from arcflow.path import step_grid
-from arcflow.rollout import euler
+from arcflow.distillation.method import Turn
+from arcflow.distillation.renoise import clean, sample
+from arcflow.distillation.walk import euler
+from arcflow.methods.consistency import INTERVALS, KEEP, METHOD
+from arcflow.path import column, step_grid
 
 CONFIG = Distill()
 
@@ -45,7 +45,7 @@ def test_along_curved_paths_what_is_left_of_the_exact_student_is_the_solvers_err
     """Of order two in one step: twice the intervals divide the squared error by sixteen."""
 
     def left(intervals):
-        monkeypatch.setattr("arcflow.baselines.consistency.INTERVALS", intervals)
+        monkeypatch.setattr("arcflow.methods.consistency.INTERVALS", intervals)
         objective = METHOD.objective(CONFIG, gaussian.training(gaussian.Affine()))
 
         def safe(x, sigma, cond):  # at sigma 0 every velocity gives the same picture
@@ -83,7 +83,7 @@ def test_the_target_is_a_slow_average_one_step_further_on():
 
 @pytest.mark.slow
 def test_from_everywhere_on_its_walk_the_student_sees_where_the_teacher_ends(monkeypatch):
-    monkeypatch.setattr("arcflow.baselines.consistency.INTERVALS", 8)
+    monkeypatch.setattr("arcflow.methods.consistency.INTERVALS", 8)
     net, eps, grid = gaussian.learn(METHOD, CONFIG, iterations=200), gaussian.noise(64, seed=99), step_grid(8)
     walk = euler(gaussian.teacher, eps, {}, grid, trace=True)
     with torch.no_grad():

@@ -8,7 +8,10 @@ import torch
 from PIL import Image
 
 from arcflow.config import Data
-from arcflow.data import CHUNK, PromptData, PromptStream, Table, open_prompts, read_pictures, repeat, rows, seed_of
+from arcflow.data.batches import PromptData, PromptStream, open_prompts, read_pictures
+from arcflow.data.embeddings import CHUNK, Table
+from arcflow.families.conditioning import repeat, rows
+from arcflow.system.seeds import seed_of
 
 
 def data(tmp_path, count=10, held_out_count=2, batch=3, seed=0):
@@ -121,7 +124,7 @@ def test_a_stream_gives_every_prompt_once_an_epoch_and_says_what_it_left_out(sha
 
 
 def test_a_stream_goes_on_where_it_was_left(shards, monkeypatch):
-    monkeypatch.setattr("arcflow.data.BLOCK", 5)
+    monkeypatch.setattr("arcflow.data.prompts.BLOCK", 5)
     whole = open_prompts(shards, seed=0, batch=4)
     batches = [whole.batch(step) for step in range(20)]
     for left in (0, 1, 7, 13):

@@ -7,9 +7,11 @@ from gaussian import MEAN, NARROW, narrow_teacher, policy, training, velocity, w
 from tiny import draws
 from torch import nn
 
-from arcflow.baselines import consistency, dmd
-from arcflow.baselines.method import Turn
 from arcflow.config import Distill
+from arcflow.distillation import renoise
+from arcflow.distillation.method import Turn
+from arcflow.methods import dmd2
+from arcflow.system import seeds
 
 SHAPE = (32, 8, 16)
 
@@ -42,24 +44,24 @@ def known(*spreads):
         said = torch.stack([velocity(x, sigma, mean, std) for mean, std in zip(means, stds, strict=True)], -1)
         return (said * likely.softmax(-1)[:, None, None]).sum(-1)
 
-    return dmd.Fake(mixed, [means, log_stds])
+    return dmd2.Fake(mixed, [means, log_stds])
 
 
 def test_no_pull_where_the_two_guesses_agree():
     x0 = torch.randn(SHAPE, generator=draws())
     real = torch.randn(SHAPE, generator=draws(1))
-    assert not dmd.pull(x0, real, real).any()
-    assert not dmd.pull(real, real, real).any(), "not even where the picture is what both expect"
-    assert dmd.pull(x0, real + 1e-3, real).all()
+    assert not dmd2.pull(x0, real, real).any()
+    assert not dmd2.pull(real, real, real).any(), "not even where the picture is what both expect"
+    assert dmd2.pull(x0, real + 1e-3, real).all()
 
 
 def test_the_loss_of_the_student_has_the_pull_as_its_gradient():
     x0 = torch.randn(SHAPE, generator=draws()).requires_grad_(True)
-    method = dmd.Dmd2(Distill(steps=1), training(), known(1.0))
+    method = dmd2.Dmd2(Distill(steps=1), training(), known(1.0))
     method._lead(narrow_teacher, x0, {}, draws(5)).loss.backward()
 
     again = draws(5)
-    tau = dmd.TAU[0] + (dmd.TAU[1] - dmd.TAU[0]) * torch.rand(len(x0), generator=again)
+    tau = dmd2.TAU[0] + (dmd2.TAU[1] - dmd2.TAU[0]) * torch.rand(len(x0), generator=again)
     sigma = 3.2 * tau / (1 + 2.2 * tau)
     s = sigma[:, None, None]
     x = (1 - s) * x0.detach() + s * torch.randn(SHAPE, generator=again)
@@ -76,7 +78,7 @@ def test_with_an_exact_fake_network_the_gradient_is_that_of_the_divergence(sigma
     x0 = mean + std * eps
     x = ((1 - sigma) * x0 + sigma * noise).detach()
     fake, real = (x - sigma * velocity(x, level, *to) for to in ((mean.detach(), std.detach()), (MEAN, NARROW)))
-    x0.backward(dmd.pull(x0.detach(), fake, real))
+    x0.backward(dmd2.pull(x0.detach(), fake, real))
     mine = mean.grad, std.grad
 
     a, b = (value.detach().clone().requires_grad_(True) for value in (mean, std))
@@ -90,16 +92,16 @@ def test_with_an_exact_fake_network_the_gradient_is_that_of_the_divergence(sigma
 @pytest.mark.slow
 @pytest.mark.parametrize("steps", [1, 2])
 def test_a_student_learns_the_mean_and_spread_of_the_data(steps, monkeypatch):
-    monkeypatch.setattr(dmd, "FAKE_RATE", 0.03)
+    monkeypatch.setattr(dmd2, "FAKE_RATE", 0.03)
     config, generator, iterations = Distill(steps=steps), draws(), 100 * steps
-    method = dmd.Dmd2(config, training(), known(*(NARROW, 0.9 * NARROW)[:steps]))
+    method = dmd2.Dmd2(config, training(), known(*(NARROW, 0.9 * NARROW)[:steps]))
     pupil = Affine(method.sigmas)
     optimizer = torch.optim.Adam(pupil.parameters(), 0.02)
     rate = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, iterations)
 
     def spread():
         x = torch.randn(500, 8, 16, generator=draws(7))
-        end = consistency.sample(pupil, x, {}, steps, config, draws(8))
+        end = renoise.sample(pupil, x, {}, steps, config, draws(8))
         return end.mean().item(), end.std().item()
 
     assert spread()[1] < 0.85 * NARROW, "the teacher's own few calls are too narrow"
@@ -119,24 +121,24 @@ def test_a_student_learns_the_mean_and_spread_of_the_data(steps, monkeypatch):
 def test_sampling_is_what_training_simulates():
     config, pupil = Distill(steps=3), Affine([1.0, 0.86, 0.6])
     x = torch.randn(SHAPE, generator=draws())
-    end = consistency.sample(pupil, x, {}, 3, config, draws(1))
+    end = renoise.sample(pupil, x, {}, 3, config, draws(1))
     again, state = draws(1), x
     for here, there in ((1.0, 6.4 / 7.4), (6.4 / 7.4, 3.2 / 5.2)):
         x0 = state - here * pupil(state, torch.full((len(x),), here), {}).velocity(0.0)
         state = (1 - there) * x0 + there * torch.randn(SHAPE, generator=again)
-    torch.testing.assert_close(end, consistency.clean(pupil, state, torch.full((len(x),), 3.2 / 5.2), {}))
-    assert not torch.equal(end, consistency.sample(pupil, x, {}, 3, config, draws(2)))
+    torch.testing.assert_close(end, renoise.clean(pupil, state, torch.full((len(x),), 3.2 / 5.2), {}))
+    assert not torch.equal(end, renoise.sample(pupil, x, {}, 3, config, draws(2)))
 
 
 def test_each_sample_may_bring_its_own_random_numbers():
     x, several = torch.zeros(3, 2, 4), [draws(i) for i in range(3)]
-    noise = consistency.normal(x, several)
+    noise = seeds.normal(x, several)
     assert torch.equal(noise[1], torch.randn(2, 4, generator=draws(1)))
 
 
 def test_the_second_network_has_the_base_in_common_and_starts_as_the_student(flux):
     tiny = counted(flux)
-    fake, sigma = dmd.second_network(tiny.net), torch.full((4,), 0.7)
+    fake, sigma = dmd2.second_network(tiny.net), torch.full((4,), 0.7)
     assert [p.shape for p in fake.parameters] == [p.shape for p in tiny.trained.values()]
     assert not {id(p) for p in fake.parameters} & {id(p) for p in tiny.net.parameters()}
     before = fake.velocity(tiny.x, sigma, tiny.cond)
@@ -157,7 +159,7 @@ def test_the_second_network_has_the_base_in_common_and_starts_as_the_student(flu
 def test_on_flux_the_student_gets_gradients_the_fake_network_its_steps_and_all_is_counted(steps, flux):
     tiny = counted(flux)
     own = training(tiny.net)
-    method = dmd.objective(Distill(steps=steps), own)
+    method = dmd2.objective(Distill(steps=steps), own)
     before, start = ([p.detach().clone() for p in ps] for ps in (method.fake.parameters, tiny.trained.values()))
     parts = 0
     for part in method(tiny.student, tiny.teacher, tiny.x, tiny.cond, Turn(0.5, draws(1))):

@@ -28,14 +28,6 @@ def test_links_lead_somewhere(document) -> None:
         assert "://" in target or (document.parent / target).exists(), target
 
 
-def test_the_readme_lists_every_file_in_reading_order() -> None:
-    from test_layers import ORDER
-
-    tree = read("README.md").split("src/arcflow/\n")[1].split("    docs/")[0]
-    listed = re.findall(r"(\w+)\.py", tree)
-    assert listed == [name.rpartition(".")[2] for name in ORDER]
-
-
 def test_python_in_documents_compiles_and_names_exist() -> None:
     for document in DOCUMENTS:
         for block in re.findall(r"```python\n(.*?)```", document.read_text("utf-8"), re.DOTALL):
@@ -66,13 +58,13 @@ def test_commands_in_documents_exist(document) -> None:
             assert option in COMMAND_WORDS, command
 
 
-FILES = [p for p in (ROOT / "src/arcflow").rglob("*.py") if "commands" in p.as_posix() or p.name == "rules.py"]
+FILES = [p for p in (ROOT / "src/arcflow").rglob("*.py") if "commands" in p.as_posix() or p.name == "config.py"]
 COMMANDS = "".join(path.read_text("utf-8") for path in FILES)
 COMMAND_WORDS = set(re.findall(r"    (\w+):", COMMANDS)) | {"data", "help"}
 
 
 def test_the_guide_to_a_new_family_has_every_field() -> None:
-    from arcflow.backbone import Family
+    from arcflow.families.family import Family
 
     listed = re.findall(r"`(\w+)`", "".join(re.findall(r"^\| (`.*?) \|", read("docs/families.md"), re.MULTILINE)))
     assert sorted(listed) == sorted(field.name for field in dataclasses.fields(Family))
@@ -90,7 +82,7 @@ def test_the_changelog_knows_the_version() -> None:
 
 @pytest.mark.parametrize("name", ["shipped", "demo"])
 def test_numbers_in_the_readme_are_those_of_a_run(name) -> None:
-    from arcflow.report import markdown_table
+    from arcflow.reports.side_by_side import markdown_table
     from benchmarks.readme_table import put
 
     stored, text = ROOT / "benchmarks" / "results" / f"{name}.json", read("README.md")
@@ -99,7 +91,7 @@ def test_numbers_in_the_readme_are_those_of_a_run(name) -> None:
 
 
 def test_the_committed_tables_are_those_of_their_results() -> None:
-    from arcflow.ranking import markdown_ranking
+    from arcflow.reports.comparison import markdown_ranking
 
     stored = [path for path in RESULTS.glob("*.json") if "rows" in json.loads(path.read_text("utf-8"))]
     assert stored
@@ -110,7 +102,7 @@ def test_the_committed_tables_are_those_of_their_results() -> None:
 
 
 def test_the_page_of_claims_is_that_of_the_committed_results(tmp_path, monkeypatch) -> None:
-    from arcflow.claims import write_claims
+    from arcflow.reports.claims import write_claims
 
     monkeypatch.chdir(ROOT)
     page = write_claims(Path("benchmarks/results"), tmp_path / "claims.md").read_text("utf-8")

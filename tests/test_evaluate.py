@@ -8,9 +8,12 @@ import pytest
 import torch
 from tiny import SIDE, perturb
 
-from arcflow import backbone, save_adapter, student
-from arcflow.evaluate import ROWS, about, compare, save_results, tracks
-from arcflow.sample import PARTS, euler, generate
+from arcflow import save_adapter, student
+from arcflow.evaluation.side_by_side import ROWS, compare, tracks
+from arcflow.families import network
+from arcflow.sampling.generate import PARTS, euler, generate
+from arcflow.system.files import save_results
+from arcflow.system.packages import about
 
 SIZE = {"height": SIDE, "width": SIDE}
 PROMPTS = ["a red cube", "a blue ball"]
@@ -62,7 +65,7 @@ def test_the_pipeline_is_left_as_the_teacher_it_was(flux, adapter) -> None:
 
 def test_tracks_start_at_the_noise_and_arcs_join_up(flux, adapter) -> None:
     way = tracks(flux, adapter, PROMPTS[0], 3, **SIZE)
-    noise = backbone.noise(flux, [3], SIDE, SIDE).flatten()
+    noise = network.noise(flux, [3], SIDE, SIDE).flatten()
     for start in (way.teacher[0], way.chords[0], way.arcs[0][0]):
         assert torch.equal(start, noise)
     assert (len(way.teacher), len(way.chords), len(way.arcs)) == (51, 3, 2)

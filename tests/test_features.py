@@ -16,7 +16,7 @@ from transformers import (
     Dinov2Model,
 )
 
-from arcflow.features import (
+from arcflow.metrics.features import (
     INCEPTION_SIZE,
     clip,
     dino_features,
@@ -25,8 +25,9 @@ from arcflow.features import (
     patches,
     world_features,
 )
-from arcflow.metrics import clip_score, frechet_distance, precision_recall
-from arcflow.streaming import Moments
+from arcflow.metrics.pictures import clip_score
+from arcflow.metrics.sets import frechet_distance, precision_recall
+from arcflow.metrics.streaming import Moments
 from arcflow.world.render import render_all
 from arcflow.world.scene import COLORS, SIZE, Object, Scene, sample_prompts, sample_scene
 

@@ -5,7 +5,7 @@ import threading
 import pytest
 import torch
 
-from arcflow.feed import Feed, Sample
+from arcflow.data.prefetch import Feed, Sample
 
 CPU = torch.device("cpu")
 

@@ -5,10 +5,11 @@ import torch
 from tiny import perturb
 
 from arcflow import student
-from arcflow.baselines import consistency, progressive, reflow
-from arcflow.baselines.method import Cost, Training, Turn
 from arcflow.config import Distill
-from arcflow.state import Ema
+from arcflow.distillation.method import Cost, Training, Turn
+from arcflow.methods import consistency, progressive, reflow
+from arcflow.runs.ema import Ema
+from arcflow.student import views
 
 CONFIG = Distill(steps=1)
 
@@ -26,12 +27,12 @@ def test_targets_leave_the_network_as_it_is_and_the_gradient_whole(module, net, 
 
     def walker(x, sigma, cond):
         calls["student" if torch.is_grad_enabled() else "target"] += 1
-        assert net.training == torch.is_grad_enabled() and not student.in_teacher_view(net)
+        assert net.training == torch.is_grad_enabled() and not views.in_teacher_view(net)
         return student.predict(net, x, sigma, cond)
 
     def teacher(x, sigma, cond):
         calls["teacher"] += 1
-        return student.teacher_velocity(net, x, sigma, cond)
+        return views.teacher_velocity(net, x, sigma, cond)
 
     before = {name: p.detach().clone() for name, p in parameters.items()}
     for done in (0.0, 0.5, 0.9):

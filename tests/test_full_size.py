@@ -8,8 +8,10 @@ import pytest
 import tiny
 import torch
 
-from arcflow import adapter, attach, backbone, detach, memory, recipes, student
-from arcflow.sample import euler
+from arcflow import attach, detach, recipes, student
+from arcflow.families import memory, network
+from arcflow.sampling.generate import euler
+from arcflow.student import adapter
 
 sys.path.append(str(Path(__file__).parent.parent))
 
@@ -28,7 +30,7 @@ def test_the_share_that_is_trained_is_that_of_the_published_adapters() -> None:
 
 @pytest.mark.slow
 def test_the_memory_that_is_planned_with_is_what_the_benchmark_computes() -> None:
-    from arcflow.memory import MODELS
+    from arcflow.families.memory import MODELS
     from benchmarks.memory import parts_of_all
 
     for name, parts in parts_of_all().items():
@@ -77,8 +79,8 @@ def test_what_is_measured_on_a_gpu_draws_with_and_without_a_student_and_trains_i
     assert here.draw(text, 2).calls["transformer"] == 2 and here.medians(text, 2)["transformer"] > 0
     detach(pipe)
 
-    cond = backbone.encode_prompts(flux, ["a red cube"], height=tiny.SIDE, width=tiny.SIDE, max_sequence_length=8)
-    training = Loop(pipe.transformer, recipes.flux_48gb(), backbone.noise(flux, [0], tiny.SIDE, tiny.SIDE), cond)
+    cond = network.encode_prompts(flux, ["a red cube"], height=tiny.SIDE, width=tiny.SIDE, max_sequence_length=8)
+    training = Loop(pipe.transformer, recipes.flux_48gb(), network.noise(flux, [0], tiny.SIDE, tiny.SIDE), cond)
     before = [p.detach().clone() for p in training.parameters.values()]
     for step in (0, training.run.distill.decay):  # the teacher's share is 1, then 0
         training.ours(step)

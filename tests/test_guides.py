@@ -13,8 +13,10 @@ import yaml
 from tiny import perturb, save_style
 
 import arcflow
-from arcflow import adapter, cli, config, hub, student
-from arcflow.sample import PARTS, Samples
+from arcflow import cli, config, student
+from arcflow.sampling.generate import PARTS, Samples
+from arcflow.student import adapter
+from arcflow.system import hub
 
 GUIDES = Path(__file__).parent.parent / "docs"
 

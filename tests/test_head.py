@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from arcflow.head import MomentumHead
 from arcflow.momentum import packed_width, unpack
+from arcflow.student.head import MomentumHead
 
 
 @pytest.mark.parametrize("bias", [True, False])

@@ -12,8 +12,10 @@ from huggingface_hub.utils import close_session
 from tiny import perturb, sample
 
 import arcflow
-from arcflow import adapter, cli, config, student, train
-from arcflow.commands import sampling
+from arcflow import cli, config, student
+from arcflow.families import loading
+from arcflow.sampling import open
+from arcflow.student import adapter
 
 # diffusers still passes it when it asks for a config
 pytestmark = pytest.mark.filterwarnings("ignore:The `local_dir_use_symlinks` argument")
@@ -128,7 +130,7 @@ def test_a_repository_without_any_adapter_is_shown(flux, hub):
 
 
 def load_base(name: str) -> None:
-    train.load_pipe(config.Model(base=name))
+    loading.load_pipe(config.Model(base=name))
 
 
 def load_adapter(name: str) -> None:
@@ -136,7 +138,7 @@ def load_adapter(name: str) -> None:
 
 
 def load_transformer(name: str) -> None:
-    sampling.open_transformer(name, "flux")
+    open.open_transformer(name, "flux")
 
 
 EVERY_WAY = pytest.mark.parametrize("load", [load_base, load_adapter, load_transformer], ids=lambda f: f.__name__)

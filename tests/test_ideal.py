@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from arcflow import lab
-from arcflow.head import start_gains
-from arcflow.ideal import Errors, fit, ideal_errors, noise_level, raw_time
+from arcflow.distillation.objective import velocity_error
+from arcflow.distillation.walk import euler
+from arcflow.laboratory import plane
+from arcflow.laboratory.ideal import Errors, fit, ideal_errors, noise_level, raw_time
 from arcflow.momentum import Mixture
-from arcflow.objective import velocity_error
 from arcflow.path import step_grid, unshift_sigma
-from arcflow.rollout import euler
+from arcflow.student.head import start_gains
 
 sys.path.append(str(Path(__file__).parent.parent))
 SIGMAS = step_grid(48).double()
@@ -42,7 +42,7 @@ def path_of(arc):
 @pytest.fixture(scope="module")
 def curved():
     """Paths of the laboratory's teacher, which are no mixture."""
-    return lab.exact(lab.circle(), lab.noise(20, torch.Generator().manual_seed(0)), SIGMAS, trace=True)
+    return plane.exact(plane.circle(), plane.noise(20, torch.Generator().manual_seed(0)), SIGMAS, trace=True)
 
 
 @pytest.mark.parametrize("steps", [1, 2, 3])

@@ -4,21 +4,21 @@ import pytest
 import torch
 from tiny import draws
 
-from arcflow.baselines import arcflow, linear
-from arcflow.baselines.arcflow import LED, PUBLISHED, REPLAY, led
-from arcflow.baselines.bases import LEGENDRE, ORTHOGONAL
-from arcflow.baselines.method import Cost, Method, Training, Turn
-from arcflow.baselines.piflow import DX, GM
 from arcflow.config import Distill, Optim
-from arcflow.head import MomentumHead
+from arcflow.distillation.matching import LED, PUBLISHED, REPLAY, led
+from arcflow.distillation.method import Cost, Method, Training, Turn
+from arcflow.distillation.objective import distill
+from arcflow.distillation.walk import euler
+from arcflow.methods import arcflow
+from arcflow.methods.piflow import DX, GM
+from arcflow.methods.series import LEGENDRE, ORTHOGONAL
 from arcflow.momentum import Mixture, unpack
-from arcflow.objective import distill
-from arcflow.optim import adamw
 from arcflow.path import step_grid
-from arcflow.rollout import euler
-from arcflow.state import Ema
+from arcflow.runs.ema import Ema
+from arcflow.student.head import MomentumHead
+from arcflow.training.optimizer import adamw
 
-METHODS = [arcflow.METHOD, linear.METHOD, GM, DX, LEGENDRE, ORTHOGONAL]
+METHODS = [arcflow.ARCFLOW, arcflow.LINEAR, GM, DX, LEGENDRE, ORTHOGONAL]
 CENTERS = 3 * torch.stack([(torch.arange(8) * torch.pi / 4).cos(), (torch.arange(8) * torch.pi / 4).sin()], -1)
 
 each = pytest.mark.parametrize("method", METHODS, ids=lambda method: method.name)
@@ -138,12 +138,12 @@ def test_the_lead_holds_then_falls():
 def test_arcflow_is_its_objective():
     net, x = Tiny(16), torch.randn(16, 2, generator=draws(1))
     wanted = distill(net, teacher, x, {}, config=Distill(), ratio=0.5, generator=draws(2))
-    assert one_iteration(arcflow.METHOD, Distill(), 0.1)[0] == [part.loss.item() for part in wanted]
+    assert one_iteration(arcflow.ARCFLOW, Distill(), 0.1)[0] == [part.loss.item() for part in wanted]
 
 
 def test_linear_distillation_is_a_constant_velocity_pulled_to_the_teachers():
     net, x = Tiny(1), torch.randn(16, 2, generator=draws(1))
-    losses, asked = one_iteration(linear.METHOD, Distill(steps=1), 1.0)
+    losses, asked = one_iteration(arcflow.LINEAR, Distill(steps=1), 1.0)
     u = net(x, torch.ones(16), {}).v.squeeze(-2)
     states, sigma = (torch.cat(part) for part in zip(*asked, strict=True))
     torch.testing.assert_close(states, x.repeat(4, 1) - (1 - sigma)[:, None] * u.repeat(4, 1))

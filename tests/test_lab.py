@@ -7,10 +7,10 @@ import pytest
 import torch
 from tiny import draws
 
-from arcflow.lab import Gaussians, Net, circle, distance, exact, learn, noise, walked
+from arcflow.distillation.walk import arcs, euler
+from arcflow.laboratory.plane import Gaussians, Net, circle, distance, exact, learn, noise, walked
 from arcflow.momentum import Mixture
 from arcflow.path import step_grid
-from arcflow.rollout import arcs, euler
 
 EXAMPLE = Path(__file__).parent.parent / "examples" / "laboratory.py"
 LEVELS = [0.2, 0.7, 0.95]

@@ -15,13 +15,15 @@ from safetensors.torch import load_file, save_file
 from test_train import config, quiet, tiny_pipe
 from tiny import save_style, torchrun
 
-from arcflow import backbone, parallel
-from arcflow.adapter import load_adapter
-from arcflow.checkpoint import broken
-from arcflow.data import rows
-from arcflow.objective import distill
-from arcflow.state import read_log
-from arcflow.train import build_student, train, views
+from arcflow.distillation.objective import distill
+from arcflow.families import network
+from arcflow.families.conditioning import rows
+from arcflow.runs.checkpoint import broken
+from arcflow.student.adapter import load_adapter
+from arcflow.system import processes
+from arcflow.system.files import read_log
+from arcflow.training.learner import build_student, views
+from arcflow.training.loop import train
 
 PROMPTS = ["a red circle", "two blue squares", "a green star above a circle", "a square"]
 
@@ -36,18 +38,18 @@ def run_of(folder, shard=None):
 def gradients(folder, shard):
     """Of one batch, on all processes there are."""
     run, device = config("unused", model__dropout=0.0, model__gradient_checkpointing=True), torch.device("cpu")
-    with parallel.start(device, shard) as ranks:
+    with processes.start(device, shard) as ranks:
         pipe, mine = tiny_pipe(), ranks.rows(len(PROMPTS))
-        x = backbone.noise(pipe, list(range(len(PROMPTS))), 8, 8)[mine]
-        cond = rows(backbone.encode_prompts(pipe, PROMPTS, height=8, width=8), mine)
+        x = network.noise(pipe, list(range(len(PROMPTS))), 8, 8)[mine]
+        cond = rows(network.encode_prompts(pipe, PROMPTS, height=8, width=8), mine)
         parameters = build_student(pipe.transformer, run, ranks)
         walker, teacher = views(pipe.transformer, None, 1.0)
         draws = [torch.Generator().manual_seed(i) for i in range(len(PROMPTS))][mine]
         for part in distill(walker, teacher, x, cond, config=run.distill, ratio=0.5, generator=draws):
             part.loss.backward()
         ranks.average(parameters.values())
-        whole = {name: parallel.whole(p.grad).contiguous() for name, p in parameters.items() if p.grad is not None}
-        held = {name: parallel.local(p.detach()).numel() for name, p in pipe.transformer.named_parameters()}
+        whole = {name: processes.whole(p.grad).contiguous() for name, p in parameters.items() if p.grad is not None}
+        held = {name: processes.local(p.detach()).numel() for name, p in pipe.transformer.named_parameters()}
         whole["held"] = torch.tensor(sum(held.values()))
         if ranks.first:
             save_file(whole, folder / f"{ranks.count}-{shard}.safetensors")
@@ -140,14 +142,14 @@ def curve(folder):
 
 def test_a_batch_that_does_not_divide_is_refused():
     with pytest.raises(ValueError, match=r"a batch of 6 does not divide among 4 processes: .* change optim.batch"):
-        parallel.Ranks(count=4).rows(6)
+        processes.Ranks(count=4).rows(6)
 
 
 def test_copies_that_do_not_come_out_even_are_refused(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "6")
     with (
         pytest.raises(ValueError, match="6 processes do not make whole copies of 4"),
-        parallel.start(torch.device("cpu"), 4),
+        processes.start(torch.device("cpu"), 4),
     ):
         pass
 

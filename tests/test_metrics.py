@@ -10,21 +10,10 @@ import pytest
 import torch
 from scipy import stats
 
-from arcflow.metrics import (
-    Interval,
-    bootstrap,
-    clip_score,
-    diversity,
-    frechet_distance,
-    kernel_distance,
-    precision_recall,
-    prompt_means,
-    psnr,
-    seed_difference,
-    seed_interval,
-    squared_error,
-)
-from arcflow.streaming import Moments, merge
+from arcflow.metrics.intervals import Interval, bootstrap, prompt_means, seed_difference, seed_interval
+from arcflow.metrics.pictures import clip_score, diversity, psnr, squared_error
+from arcflow.metrics.sets import frechet_distance, kernel_distance, precision_recall
+from arcflow.metrics.streaming import Moments, merge
 
 sys.path.append(str(Path(__file__).parent.parent))
 from benchmarks import metrics_reference as reference

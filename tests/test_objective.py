@@ -9,10 +9,10 @@ import torch
 from tiny import draws
 
 from arcflow.config import Distill
+from arcflow.distillation.objective import distill, matched, matching_end, rehearse, teacher_ratio, velocity_error
+from arcflow.distillation.walk import Schedule, arcs, euler, schedule
 from arcflow.momentum import Mixture
-from arcflow.objective import distill, matched, matching_end, rehearse, teacher_ratio, velocity_error
 from arcflow.path import Segment, shift_sigma, step_grid
-from arcflow.rollout import Schedule, arcs, euler, schedule
 
 PLAIN = Distill(mode_dropout=0.0)
 BATCH, TOKENS, MODES, WIDTH, PIXELS = 3, 2, 4, 8, 4

@@ -3,11 +3,10 @@
 import pytest
 import torch
 
-from arcflow.baselines import pairs
-from arcflow.baselines.pairs import CALLS, REUSE, Pairs
-from arcflow.baselines.target import as_target
-from arcflow.momentum import column
-from arcflow.state import Ema
+from arcflow.distillation import pairs
+from arcflow.distillation.pairs import CALLS, REUSE, Pairs, as_target
+from arcflow.path import column
+from arcflow.runs.ema import Ema
 
 
 def prompted(x, sigma, cond):

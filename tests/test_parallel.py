@@ -13,7 +13,10 @@ from PIL import Image
 from tiny import flux_pipeline, perturb, torchrun
 
 import arcflow
-from arcflow import adapter, hub, sample, student
+from arcflow import student
+from arcflow.sampling.folder import read_manifest
+from arcflow.student import adapter
+from arcflow.system import hub
 
 GUIDE = (Path(__file__).parent.parent / "docs" / "sampling.md").read_text("utf-8")
 (TOGETHER,) = (block for block in re.findall(r"```python\n(.*?)```", GUIDE, re.DOTALL) if "dist." in block)
@@ -76,7 +79,7 @@ def test_two_processes_share_a_list_and_one_finds_nothing_left(tmp_path) -> None
     torchrun(2, *command, folder=tmp_path)
     manifests = sorted(path.name for path in (tmp_path / "pictures").glob("manifest*"))
     assert manifests == ["manifest-0-of-2.jsonl", "manifest-1-of-2.jsonl"]
-    assert len(sample.read_manifest(tmp_path / "pictures")) == len(list((tmp_path / "pictures").glob("*.png"))) == 3
+    assert len(read_manifest(tmp_path / "pictures")) == len(list((tmp_path / "pictures").glob("*.png"))) == 3
     again = subprocess.check_output([sys.executable, *command], cwd=tmp_path, text=True)
     assert "0 new pictures; 3 of 3 are listed" in again
 

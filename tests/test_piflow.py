@@ -5,19 +5,11 @@ import dataclasses
 import pytest
 import torch
 
-from arcflow.baselines.piflow import (
-    RANGE,
-    SPREAD,
-    DenoisedCurve,
-    GaussianMixture,
-    denoised_curve,
-    gaussian_mixture,
-    pull,
-)
 from arcflow.config import Distill
-from arcflow.head import MomentumHead
+from arcflow.methods.piflow import RANGE, SPREAD, DenoisedCurve, GaussianMixture, denoised_curve, gaussian_mixture, pull
 from arcflow.momentum import Mixture, unpack
 from arcflow.path import shift_sigma, step_grid
+from arcflow.student.head import MomentumHead
 
 BATCH, TOKENS, MODES, WIDTH, PIXELS = 3, 2, 4, 8, 4
 STEP = (1.0, 3.2 / 4.2)

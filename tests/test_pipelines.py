@@ -15,7 +15,10 @@ from PIL import Image
 from test_scheduler import without_gain
 from tiny import SHAPE, SIDE, fresh
 
-from arcflow import ArcFlowScheduler, adapter, backbone, pipeline, student
+from arcflow import ArcFlowScheduler, student
+from arcflow.families import network
+from arcflow.sampling import attach
+from arcflow.student import adapter
 
 PICTURE = Image.fromarray(np.random.default_rng(0).integers(0, 255, (SIDE, SIDE, 3), dtype=np.uint8))
 HALF = Image.fromarray(np.repeat([[0, 255]], SIDE // 2, axis=1).repeat(SIDE, axis=0).astype(np.uint8))
@@ -98,7 +101,7 @@ def stock(pristine, monkeypatch):
 
 def embedded(pipe: Any, family: str) -> dict[str, torch.Tensor]:
     """A prompt as embeddings: the same for every pipeline of a family."""
-    cond = backbone.encode_prompts(pipe, ["a red cube"], height=SIDE, width=SIDE)
+    cond = network.encode_prompts(pipe, ["a red cube"], height=SIDE, width=SIDE)
     if family == "flux":
         return {
             "prompt_embeds": cond["encoder_hidden_states"],
@@ -112,7 +115,7 @@ def embedded(pipe: Any, family: str) -> dict[str, torch.Tensor]:
 
 def with_student(pipe: Any, folder: Any) -> None:
     net = student.build(copy.deepcopy(pipe.transformer), modes=4, rank=2)
-    pipeline.attach(pipe, adapter.save_adapter(net, folder))
+    attach.attach(pipe, adapter.save_adapter(net, folder))
 
 
 @pytest.mark.parametrize("name", ROWS)
@@ -131,7 +134,7 @@ def test_attach_and_detach(stock, name, tmp_path):
     before = sample(pipe, 2)
     with_student(pipe, tmp_path)
     assert not torch.equal(sample(pipe, 2), before)
-    pipeline.detach(pipe)
+    attach.detach(pipe)
     assert torch.equal(sample(pipe, 2), before)
 
 

@@ -4,11 +4,11 @@ import gaussian
 import pytest
 import torch
 
-from arcflow.baselines.method import Turn
-from arcflow.baselines.progressive import METHOD, START, fine_grid, stage_at, stages
 from arcflow.config import Distill
+from arcflow.distillation.method import Turn
+from arcflow.distillation.walk import arcs, euler
+from arcflow.methods.progressive import METHOD, START, fine_grid, stage_at, stages
 from arcflow.path import step_grid, tau_grid, unshift_sigma
-from arcflow.rollout import arcs, euler
 
 TWO = Distill(steps=2)
 
@@ -104,7 +104,7 @@ def test_later_stages_follow_the_average_as_it_was_when_they_began():
 @pytest.mark.parametrize("config", [Distill(steps=1), Distill(steps=2, shift=1.0)])
 def test_the_student_ends_in_few_calls_where_the_teacher_ends_in_many(config, monkeypatch):
     """Affine maps: two steps in one are exactly learnable, so what is left is what training leaves."""
-    monkeypatch.setattr("arcflow.baselines.progressive.START", 8)
+    monkeypatch.setattr("arcflow.methods.progressive.START", 8)
     net = gaussian.learn(METHOD, config, iterations=160, lr=0.12)
     eps, grid = gaussian.noise(64, seed=99), gaussian.levels(config.steps, config)
     wanted = euler(gaussian.teacher, eps, {}, step_grid(8, config.shift))

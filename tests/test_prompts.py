@@ -5,7 +5,8 @@ import json
 
 import pytest
 
-from arcflow.prompts import LONGEST, Row, buckets, nearest, read_prompts
+from arcflow.data.batches import buckets, nearest
+from arcflow.data.prompts import LONGEST, Row, read_prompts
 
 ROWS = [Row("a dog, running", (512, 1024)), Row('a "cat"', (1024, 512)), Row("gr\u00f6\u00dfe", (640, 640))]
 

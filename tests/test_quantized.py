@@ -11,15 +11,18 @@ from test_train import config, quiet, tiny_pipe
 from tiny import flux_transformer, perturb
 
 import arcflow
-from arcflow import adapter, backbone, memory, student
-from arcflow.checkpoint import Checkpoints
+from arcflow import student
 from arcflow.config import Model, Optim
-from arcflow.loading import load_pipe
-from arcflow.optim import adamw
-from arcflow.state import Ema, Progress, read_log
-from arcflow.train import train
+from arcflow.families.loading import load_pipe
+from arcflow.runs.checkpoint import Checkpoints, Progress
+from arcflow.runs.ema import Ema
+from arcflow.system.files import read_log
+from arcflow.training.loop import train
+from arcflow.training.optimizer import adamw
 
 sys.path.append(str(Path(__file__).parent.parent))
+from arcflow.families import memory, network, weights
+from arcflow.student import adapter, views
 from benchmarks import quantized
 
 pytestmark = [
@@ -71,9 +74,9 @@ def call():
 
     @torch.no_grad()
     def velocity(net):
-        return backbone.call(net, x, 0.7, cond)
+        return network.call(net, x, 0.7, cond)
 
-    velocity.teacher = lambda net: student.teacher_velocity(net, x, 0.7, cond)
+    velocity.teacher = lambda net: views.teacher_velocity(net, x, 0.7, cond)
     return velocity
 
 
@@ -120,7 +123,7 @@ def test_layerwise_casting_computes_in_the_dtype_it_says(plain, call, tmp_path):
     adapter.save_adapter(made, tmp_path)
     wanted = call(made)
     plain.enable_layerwise_casting(torch.float8_e4m3fn, torch.float32)
-    assert backbone.compute_dtype(plain) == torch.float32
+    assert weights.compute_dtype(plain) == torch.float32
     lost = distance(call(plain), call.teacher(made))
     adapter.load_adapter(plain, tmp_path)
     assert 0 < lost < 0.1 and distance(call(plain), wanted) < 2 * lost
@@ -138,9 +141,9 @@ def test_a_student_learns_on_a_quantized_base(way, tmp_path):
     else:
         pipe = load_pipe(run.model)
     net = pipe.transformer
-    x, cond = backbone.noise(pipe, [1], 8, 8), backbone.encode_prompts(pipe, ["a red ring"], height=8, width=8)
+    x, cond = network.noise(pipe, [1], 8, 8), network.encode_prompts(pipe, ["a red ring"], height=8, width=8)
     with torch.no_grad():
-        before = backbone.call(net, x, 0.7, cond)
+        before = network.call(net, x, 0.7, cond)
     folder = train(run, pipe, quiet)
 
     lines = read_log(folder / "log.jsonl")
@@ -149,7 +152,7 @@ def test_a_student_learns_on_a_quantized_base(way, tmp_path):
     trained = student.trainable(net)
     assert {id(p) for p in net.parameters() if p.requires_grad} == {id(p) for p in trained.values()}
     assert {p.dtype for p in trained.values()} == {torch.float32}
-    assert torch.equal(student.teacher_velocity(net, x, 0.7, cond), before)
+    assert torch.equal(views.teacher_velocity(net, x, 0.7, cond), before)
     (file,) = sorted((folder / "checkpoints").iterdir())[-1].glob("*.safetensors")
     averaged = {name.removeprefix("ema.") for name in load_file(file) if name.startswith("ema.")}
     assert averaged == trained.keys()
@@ -169,7 +172,7 @@ def test_text_encoders_may_be_stored_short(bits, tmp_path):
     run = config(tmp_path / "run", optim__iterations=1, **changes)
     pipe = load_pipe(run.model)
     short, plain = quantized.weight_bytes(pipe.text_encoder_2), quantized.weight_bytes(tiny_pipe().text_encoder_2)
-    assert short < plain and not backbone.quantized(pipe.transformer.x_embedder)
+    assert short < plain and not weights.quantized(pipe.transformer.x_embedder)
     (line,) = [line for line in read_log(train(run, pipe, quiet) / "log.jsonl") if "loss" in line]
     (exact,) = [
         line

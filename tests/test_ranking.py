@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from arcflow.metrics import seed_difference, seed_interval
-from arcflow.ranking import calls_figure, cost_figure, markdown_ranking, ranked, verdict, write_ranking
+from arcflow.comparison.results import ranked, verdict
+from arcflow.metrics.intervals import seed_difference, seed_interval
+from arcflow.reports.comparison import calls_figure, cost_figure, markdown_ranking, write_ranking
 
 DISTANCES = {"arcflow": [0.10, 0.11, 0.12], "linear": [0.20, 0.21, 0.22], "near": [0.115, 0.12, 0.10], "euler": [0.3]}
 

@@ -4,12 +4,12 @@ import gaussian
 import pytest
 import torch
 
-from arcflow.baselines import pairs
-from arcflow.baselines.method import Turn
-from arcflow.baselines.reflow import METHOD
 from arcflow.config import Distill
+from arcflow.distillation import pairs
+from arcflow.distillation.method import Turn
+from arcflow.distillation.walk import arcs, euler
+from arcflow.methods.reflow import METHOD
 from arcflow.path import step_grid, unshift_sigma
-from arcflow.rollout import arcs, euler
 
 CONFIG = Distill()
 

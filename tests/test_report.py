@@ -9,9 +9,10 @@ import pytest
 import torch
 from PIL import Image
 
-from arcflow.evaluate import ROWS, Tracks
-from arcflow.report import curves_figure, path_figure, plane, png, write_report
-from arcflow.sample import PARTS, Samples
+from arcflow.evaluation.side_by_side import ROWS, Tracks
+from arcflow.reports.page import png
+from arcflow.reports.side_by_side import curves_figure, path_figure, plane, write_report
+from arcflow.sampling.generate import PARTS, Samples
 
 PROMPTS = ["a <red> ring", "a square & a circle"]
 

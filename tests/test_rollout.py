@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from arcflow.config import Spread
+from arcflow.distillation.walk import Schedule, arcs, euler, guided, schedule, visit
 from arcflow.momentum import Mixture
 from arcflow.path import Segment, shift_sigma, step_grid
-from arcflow.rollout import Schedule, arcs, euler, guided, schedule, visit
 
 SEGMENT = Segment(1.0, 0.5)
 WINDOW = 3 / 128

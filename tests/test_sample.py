@@ -10,7 +10,8 @@ from PIL import Image
 from tiny import SIDE, perturb
 
 from arcflow import attach, detach, save_adapter, student
-from arcflow.sample import Recipe, euler, generate, metered, read_manifest, sample_folder, trajectory
+from arcflow.sampling.folder import Recipe, read_manifest, sample_folder
+from arcflow.sampling.generate import euler, generate, metered, trajectory
 
 SIZE = {"height": SIDE, "width": SIDE}
 PROMPTS = ["a red cube", "a blue ball", "two green ball"]
@@ -83,7 +84,7 @@ def test_fusing_the_adapter_changes_nothing_but_rounding(pipe, adapter) -> None:
 
 
 def test_the_teacher_of_a_family_without_embedded_guidance_is_guided_the_other_way(pristine) -> None:
-    from arcflow.sample import _arguments
+    from arcflow.sampling.generate import _arguments
 
     assert _arguments(pristine["qwen_image"], 2, None) == {"true_cfg_scale": 4.0, "negative_prompt": ["", ""]}
     assert _arguments(pristine["flux"], 2, None) == {"guidance_scale": 3.5, "max_sequence_length": 8}
@@ -126,10 +127,10 @@ def test_a_deleted_picture_and_a_line_cut_short_are_made_again(flux, tmp_path) -
 
 def test_several_processes_share_a_list_and_none_is_lost_or_drawn_twice(flux, tmp_path, monkeypatch) -> None:
     """One of two dies on the way; three finish the folder."""
-    from arcflow import sample
+    from arcflow.sampling import folder
 
     recipes = [recipe(prompt, seed) for prompt in PROMPTS for seed in (0, 1, 2)]
-    save = sample.save_png
+    save = folder.save_png
 
     def die(image, recipe, path) -> None:
         if len(list(tmp_path.glob("*.png"))) == 6:
@@ -138,7 +139,7 @@ def test_several_processes_share_a_list_and_none_is_lost_or_drawn_twice(flux, tm
 
     with euler(flux):
         assert len(sample_folder(flux, recipes, tmp_path, share=(0, 2))) == 5
-        monkeypatch.setattr(sample, "save_png", die)
+        monkeypatch.setattr(folder, "save_png", die)
         with pytest.raises(KeyboardInterrupt):
             sample_folder(flux, recipes, tmp_path, share=(1, 2), batch_size=2)
         monkeypatch.undo()

@@ -7,7 +7,8 @@ import torch
 from tiny import perturb, sample, save_style
 
 import arcflow
-from arcflow import adapter, student
+from arcflow import student
+from arcflow.student import adapter
 
 pytestmark = pytest.mark.filterwarnings("ignore:Already found a `peft_config`")
 

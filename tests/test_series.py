@@ -4,13 +4,12 @@ import numpy as np
 import pytest
 import torch
 
-from arcflow.baselines.bases import laid_over
 from arcflow.config import Distill
-from arcflow.head import MomentumHead, start_gains
+from arcflow.distillation.policy import Policy
+from arcflow.methods.series import Series, exponential_means, gauss, laid_over, legendre_means
 from arcflow.momentum import unpack
 from arcflow.path import step_end, step_grid
-from arcflow.rollout import Arc
-from arcflow.series import Series, exponential_means, gauss, legendre_means
+from arcflow.student.head import MomentumHead, start_gains
 
 LENGTH = 0.7
 ALL = pytest.mark.parametrize("means", [legendre_means, exponential_means])
@@ -137,7 +136,7 @@ def test_a_new_student_is_the_teachers_euler_step(means, step):
         head.means.bias.copy_(base.bias.repeat(4))
         same = laid_over(unpack(head(x), 4), x, sigma, Distill(), means=means)
         torch.testing.assert_close(same.displacement(0.0, length), length * base(x))
-    assert isinstance(path, Arc)
+    assert isinstance(path, Policy)
 
 
 @ALL

@@ -4,9 +4,9 @@ import gaussian
 import pytest
 import torch
 
-from arcflow.baselines.solvers import SOLVERS, bends
+from arcflow.distillation.solvers import SOLVERS, bends
+from arcflow.distillation.walk import euler
 from arcflow.path import step_grid
-from arcflow.rollout import euler
 
 EVERY = pytest.mark.parametrize("name", SOLVERS)
 

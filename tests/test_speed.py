@@ -3,15 +3,15 @@
 import pytest
 import torch
 
-from arcflow import speed
-from arcflow.speed import Speed
+from arcflow.system import timing
+from arcflow.system.timing import Speed
 
 
 @pytest.fixture
 def clock(monkeypatch):
     """Called with seconds, it lets them pass."""
     now = [0.0]
-    monkeypatch.setattr(speed.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(timing.time, "perf_counter", lambda: now[0])
 
     def passes(seconds):
         now[0] += seconds

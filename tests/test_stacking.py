@@ -7,7 +7,9 @@ import torch
 from tiny import perturb, sample, save_style
 
 import arcflow
-from arcflow import adapter, backbone, student
+from arcflow import student
+from arcflow.families import network
+from arcflow.student import adapter, views
 
 STYLE = {
     "FluxPipeline": ["to_q", "to_v", "proj_mlp", "ff.net.2"],
@@ -74,7 +76,7 @@ def test_it_moves_student_and_teacher_alike(pipe, inputs, two_steps, style):
 
     def velocities():
         student_velocity = student.predict(pipe.transformer, inputs.x, inputs.sigma, inputs.cond).velocity(0.0)
-        return student_velocity, student.teacher_velocity(pipe.transformer, inputs.x, inputs.sigma, inputs.cond)
+        return student_velocity, views.teacher_velocity(pipe.transformer, inputs.x, inputs.sigma, inputs.cond)
 
     with torch.no_grad():
         arcflow.attach(pipe, two_steps)
@@ -90,9 +92,9 @@ def test_the_teacher_view_keeps_the_style(pipe, inputs, two_steps, style):
     pipe.load_lora_weights(style, adapter_name="style")
     net = pipe.transformer
     with torch.no_grad():
-        styled = backbone.call(net, inputs.x, inputs.sigma, inputs.cond)
+        styled = network.call(net, inputs.x, inputs.sigma, inputs.cond)
         arcflow.load_adapter(net, two_steps)
-        assert torch.equal(student.teacher_velocity(net, inputs.x, inputs.sigma, inputs.cond), styled)
+        assert torch.equal(views.teacher_velocity(net, inputs.x, inputs.sigma, inputs.cond), styled)
 
 
 def test_fused_into_the_base_and_taken_out_again(pipe, two_steps, style):

@@ -5,7 +5,9 @@ import copy
 import pytest
 import torch
 
-from arcflow.state import Ema, Log, ema_beta, read_log, write_atomic
+from arcflow.runs.ema import Ema, ema_beta
+from arcflow.runs.log import Log
+from arcflow.system.files import read_log, write_atomic
 
 
 def model(seed=0, width=3):

@@ -4,7 +4,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from arcflow.streaming import Moments, Table, merge
+from arcflow.metrics.streaming import Moments, Table, merge
 
 
 def features(count: int = 50, width: int = 6, seed: int = 0) -> torch.Tensor:

@@ -13,15 +13,17 @@ import torch
 from PIL import Image
 from tiny import SIDE
 
-from arcflow import cli, sample
-from arcflow.commands import sampling
-from arcflow.commands import suites as suite_command
-from arcflow.commands.suites import EvaluateSuite
-from arcflow.sample import euler, generate
-from arcflow.suites import assess, measure, scorers
-from arcflow.suites import run as suite_run
-from arcflow.suites.table import SUITES, read_items
-from arcflow.world.commands import FIRST_SEED, held_out
+from arcflow import cli
+from arcflow.commands import suite as suite_command
+from arcflow.commands.suite import EvaluateSuite
+from arcflow.evaluation import measured, scorers, suite_run, summary
+from arcflow.evaluation import pictures as drawn
+from arcflow.evaluation.suites import SUITES
+from arcflow.evaluation.suites.suite import read_items
+from arcflow.sampling import folder as sample_folder
+from arcflow.sampling import open
+from arcflow.sampling.generate import euler, generate
+from arcflow.world.scene import FIRST_SEED, held_out
 
 GENEVAL = [
     {"tag": "single_object", "include": [{"class": "cube", "count": 1}], "prompt": "a photo of a cube"},
@@ -127,13 +129,13 @@ def official_file(tmp_path):
 def saved(monkeypatch):
     """Names of all pictures that are written."""
     names: list[str] = []
-    save = sample.save_png
+    save = sample_folder.save_png
 
     def count(image, recipe, path):
         save(image, recipe, path)
         names.append(path.name)
 
-    monkeypatch.setattr(sample, "save_png", count)
+    monkeypatch.setattr(sample_folder, "save_png", count)
     return names
 
 
@@ -239,7 +241,7 @@ def test_grids_are_square_row_by_row_and_metadata_is_the_benchmarks_line(evaluat
     assert grid.shape == (2 * SIDE, 2 * SIDE, 3)
     corners = [grid[y : y + SIDE, x : x + SIDE] for y in (0, SIDE) for x in (0, SIDE)]
     for draw, corner in enumerate(corners):
-        assert np.array_equal(corner, measure.read_picture(tmp_path / f"out/pictures/00000-{draw}.png"))
+        assert np.array_equal(corner, measured.read_picture(tmp_path / f"out/pictures/00000-{draw}.png"))
     evaluate("geneval", out="other")
     assert json.loads((tmp_path / "other/official/00001/metadata.jsonl").read_text()) == GENEVAL[1]
     first, shown = tmp_path / "other/pictures/00001-2.png", tmp_path / "other/official/00001/samples/0002.png"
@@ -255,7 +257,7 @@ def test_pictures_are_those_of_the_stock_pipeline_from_their_seed(evaluate, flux
         seeds = [SUITES["coco"].seed(item, 0) for item in items]
         stock = generate(flux, [item.prompt for item in items], seeds, steps=2, height=SIDE, width=SIDE).images
     for item, picture in zip(items, stock, strict=True):
-        assert np.array_equal(measure.read_picture(tmp_path / f"out/pictures/0000{item.number}-0.png"), picture)
+        assert np.array_equal(measured.read_picture(tmp_path / f"out/pictures/0000{item.number}-0.png"), picture)
 
 
 SCORER = """
@@ -376,7 +378,7 @@ def comparable(results: dict) -> dict:
 def test_a_run_killed_at_every_stage_goes_on_and_does_nothing_twice(
     evaluate, scorer, saved, monkeypatch, tmp_path
 ) -> None:
-    from arcflow import features
+    from arcflow.metrics import features
 
     evaluate("dpg", out="teacher", pictures=4, steps=2)
     more = {"scorer": (f"hps={scorer()}",), "reference": tmp_path / "teacher", "features": ("dino",)}
@@ -391,13 +393,13 @@ def test_a_run_killed_at_every_stage_goes_on_and_does_nothing_twice(
         return call
 
     monkeypatch.setattr(features, "dino_features", dino)
-    monkeypatch.setattr(measure, "BATCH", 3)
+    monkeypatch.setattr(measured, "BATCH", 3)
     whole = evaluate("dpg", out="whole", **more)
     once = (len(seen), len(saved) - 8)
     assert once == (16, 8)
 
     seen.clear(), saved.clear()
-    save = sample.save_png
+    save = sample_folder.save_png
 
     def die(image, recipe, path):
         if len(saved) == 5:
@@ -405,9 +407,9 @@ def test_a_run_killed_at_every_stage_goes_on_and_does_nothing_twice(
         save(image, recipe, path)
 
     with monkeypatch.context() as killing, pytest.raises(KeyboardInterrupt):
-        killing.setattr(sample, "save_png", die)
+        killing.setattr(sample_folder, "save_png", die)
         evaluate("dpg", **more)
-    compute, rated = measure.squared_error, list[str]()
+    compute, rated = measured.squared_error, list[str]()
 
     def count(twins, images, names):
         rated.extend(names)
@@ -474,9 +476,9 @@ def test_a_reference_of_the_same_pictures_is_at_no_distance(evaluate, tmp_path) 
 def test_diversity_is_told_in_units_of_the_references(tmp_path) -> None:
     items = read_items(SUITES["world"], None, count=3)
     x = torch.randn(6, 5, generator=torch.Generator().manual_seed(0))
-    assert assess.diversity(items, 2, 2 * x, x)["value"] == pytest.approx(2)
-    assert assess.diversity(items, 2, x, None)["value"] == pytest.approx(float((x[::2] - x[1::2]).norm(dim=1).mean()))
-    assert "something other than 0 to divide by" in assess.diversity(items, 2, x, torch.zeros_like(x))["why"]
+    assert summary.diversity(items, 2, 2 * x, x)["value"] == pytest.approx(2)
+    assert summary.diversity(items, 2, x, None)["value"] == pytest.approx(float((x[::2] - x[1::2]).norm(dim=1).mean()))
+    assert "something other than 0 to divide by" in summary.diversity(items, 2, x, torch.zeros_like(x))["why"]
 
 
 def test_other_pictures_are_farther_and_few_are_said_to_be_too_few(evaluate, tmp_path) -> None:
@@ -491,7 +493,7 @@ def test_other_pictures_are_farther_and_few_are_said_to_be_too_few(evaluate, tmp
 
 
 def test_any_folder_of_pictures_is_a_reference_whatever_their_sizes(evaluate, monkeypatch, tmp_path) -> None:
-    from arcflow import features
+    from arcflow.metrics import features
 
     (tmp_path / "real/deep").mkdir(parents=True)
     rng, seen = np.random.default_rng(0), []
@@ -560,7 +562,7 @@ def test_a_folder_holds_pictures_of_one_kind(evaluate, tmp_path) -> None:
         evaluate("coco")
     (tmp_path / "foreign/pictures").mkdir(parents=True)
     with pytest.raises(ValueError, match="has pictures but no suite.json"):
-        assess.claim(tmp_path / "foreign", {})
+        drawn.claim(tmp_path / "foreign", {})
 
 
 def test_a_list_may_grow_and_a_retrained_adapter_is_another_model(evaluate, saved, tmp_path) -> None:
@@ -594,10 +596,10 @@ def test_numbers_that_are_not_finite_and_files_that_are_no_pictures_are_named(tm
     Image.new("RGB", (2, 2)).save(tmp_path / "a.png")
     (tmp_path / "b.png").write_bytes(b"no picture")
     with pytest.raises(ValueError, match="a.png gives a number that is not finite"):
-        measure.measure(tmp_path / "s", {"a": tmp_path / "a.png"}, lambda: lambda *_: torch.tensor([[float("nan")]]))
+        measured.measure(tmp_path / "s", {"a": tmp_path / "a.png"}, lambda: lambda *_: torch.tensor([[float("nan")]]))
     with pytest.raises(ValueError, match="b.png is no picture that can be read"):
-        measure.read_picture(tmp_path / "b.png")
-    assert measure.table(tmp_path / "s", ["a"]) is None
+        measured.read_picture(tmp_path / "b.png")
+    assert measured.table(tmp_path / "s", ["a"]) is None
 
 
 def test_the_time_of_evaluation_is_told_beside_that_of_generation(evaluate, scorer) -> None:
@@ -620,13 +622,13 @@ def test_the_command_line_tells_a_suite_from_the_comparison(capsys, tmp_path) ->
 @pytest.mark.slow
 def test_the_shipped_student_is_evaluated_on_the_world(tmp_path, capsys) -> None:
     """The same pictures, and so the same share of right ones, as `arcflow evaluate` draws without a suite."""
-    from arcflow.pipeline import attach
+    from arcflow.sampling.attach import attach
     from arcflow.world.check import accuracy
 
     words = ["evaluate", "--suite", "world", "--count", "12", "--out", str(tmp_path)]
     cli.main(words)
     metric = json.loads((tmp_path / "results.json").read_text())["metrics"]["accuracy"]
-    pipe = attach(sampling.open_pipe("world", "auto", "auto"), sampling.adapter_of("world", "world"), fuse=True)
+    pipe = attach(open.open_pipe("world", "auto", "auto"), open.adapter_of("world", "world"), fuse=True)
     seeds = list(range(FIRST_SEED, FIRST_SEED + 12))
     direct = generate(pipe, held_out(12), seeds, steps=2, height=64, width=64).images
     assert metric["value"] == pytest.approx(accuracy(direct, held_out(12))["overall"])

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from arcflow.commands.sampling import SHIPPED, adapter_of
 from arcflow.path import shift_sigma
+from arcflow.sampling.open import SHIPPED, adapter_of
 from benchmarks.tipping import Tipping
 
 pytestmark = pytest.mark.slow

@@ -7,10 +7,10 @@ import time
 
 import pytest
 
-from arcflow import together
-from arcflow.commands import training
+from arcflow.commands import demo, train
 from arcflow.config import Optim, Run
-from arcflow.state import read_log
+from arcflow.system import devices, launch
+from arcflow.system.files import read_log
 
 COMMAND = [sys.executable, "-m", "arcflow.cli", "train"]
 SHORT = ["world", "--data.count", "32", "--data.held-out-count", "2", "--data.teacher-steps", "2", "--optim.batch", "4"]
@@ -23,31 +23,31 @@ def python(*programs: str) -> list[subprocess.Popen]:
 
 def test_as_many_processes_as_cores_that_divide_a_batch(monkeypatch) -> None:
     for cores, batch, processes in ((1, 16, 1), (2, 16, 2), (3, 16, 2), (64, 16, 4), (8, 15, 3), (8, 7, 1)):
-        monkeypatch.setattr(together, "cores", lambda cores=cores: cores)
-        assert training.on_cores(batch) == processes
+        monkeypatch.setattr(devices, "cores", lambda cores=cores: cores)
+        assert demo.on_cores(batch) == processes
 
 
 def test_one_that_fails_ends_the_others_and_its_code_is_theirs(monkeypatch) -> None:
-    monkeypatch.setattr(together, "GRACE", 0.2)
+    monkeypatch.setattr(launch, "GRACE", 0.2)
     processes = python("raise SystemExit(3)", "import time; time.sleep(60)")
-    assert together._wait(processes, []) == 3
+    assert launch._wait(processes, []) == 3
     assert processes[1].wait() == -signal.SIGKILL
 
 
 @pytest.mark.slow
 def test_those_that_were_told_to_stop_are_given_their_time(monkeypatch) -> None:
-    monkeypatch.setattr(together, "GRACE", 0.0)
+    monkeypatch.setattr(launch, "GRACE", 0.0)
     saving = "import signal, time; signal.signal(15, lambda *_: (time.sleep({}), exit(143))); time.sleep(60)"
     processes = python(saving.format(0), saving.format(1.0))
     time.sleep(0.7)  # until they listen
-    assert together._wait(processes, [signal.SIGTERM]) == 143
+    assert launch._wait(processes, [signal.SIGTERM]) == 143
     assert [process.returncode for process in processes] == [143, 143]
 
 
 def test_a_batch_that_does_not_divide_is_refused_before_anything_starts(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(subprocess, "Popen", None)
     with pytest.raises(ValueError, match="a batch of 3 does not divide among 2 processes"):
-        together.train_together(Run(out=str(tmp_path), optim=Optim(batch=3)), 2)
+        train.train_together(Run(out=str(tmp_path), optim=Optim(batch=3)), 2)
 
 
 @pytest.mark.slow

@@ -20,18 +20,23 @@ from PIL import Image
 from safetensors.torch import load_file
 from test_data import with_pictures
 
-from arcflow import attach, backbone, cache, signals, student
-from arcflow.adapter import read_info
+from arcflow import attach, student
 from arcflow.config import Data, Distill, Model, Optim, Run, from_json
-from arcflow.data import open_prompts
-from arcflow.loading import torch_device
-from arcflow.optim import accepted, adamw, rate
-from arcflow.parallel import Ranks
+from arcflow.data import cache
+from arcflow.data.batches import open_prompts
+from arcflow.distillation.walk import arcs
+from arcflow.families import network
 from arcflow.path import step_grid
-from arcflow.rollout import arcs
-from arcflow.signals import stop_signals
-from arcflow.state import HELD_OUT, Progress, read_log
-from arcflow.train import attention, claim, train
+from arcflow.runs.checkpoint import Progress
+from arcflow.runs.log import HELD_OUT
+from arcflow.student.adapter import read_info
+from arcflow.system import signals
+from arcflow.system.devices import attention, torch_device
+from arcflow.system.files import read_log
+from arcflow.system.processes import Ranks
+from arcflow.system.signals import stop_signals
+from arcflow.training.loop import claim, train
+from arcflow.training.optimizer import accepted, adamw, rate
 
 ITERATIONS = 12
 
@@ -155,9 +160,9 @@ def test_the_adapter_samples_like_the_student_it_was_saved_from(run):
     attach(fresh, str(folder / "adapter"))
     ends = []
     for p in (pipe, fresh):
-        cond = backbone.encode_prompts(p, prompts, height=8, width=8)
+        cond = network.encode_prompts(p, prompts, height=8, width=8)
         net = p.transformer.eval()
-        x = backbone.noise(p, [1], 8, 8)
+        x = network.noise(p, [1], 8, 8)
         ends.append(arcs(lambda x, s, c, net=net: student.predict(net, x, s, c), x, cond, step_grid(2)))
     assert torch.allclose(*ends, atol=1e-6)
     record = read_info(folder / "adapter").training
@@ -253,7 +258,7 @@ def test_a_run_on_stored_embeddings_needs_no_text_encoder(run, tmp_path):
     data = open_prompts(config(tmp_path).data, seed=0, batch=4)
     texts = [row.text for row in data.train] + data.held_out.prompts
     about = {"model": "world", "max_sequence_length": None}
-    cache.make(tmp_path / "cache", partial(backbone.encode_text, pipe), texts, about=about, dtype="float32", log=quiet)
+    cache.make(tmp_path / "cache", partial(network.encode_text, pipe), texts, about=about, dtype="float32", log=quiet)
     pipe.text_encoder = pipe.text_encoder_2 = None
     folder = train(config(tmp_path / "run", data__embeddings=str(tmp_path / "cache")), pipe, quiet)
     mine, theirs = ([line.get("loss", 0.0) for line in read_log(where / "log.jsonl")] for where in (folder, run[0]))
@@ -407,7 +412,7 @@ def test_every_choice_trains_and_its_adapter_samples(choice, tmp_path):
     assert all(line["loss"] > 0 and line["gradient_norm"] > 0 for line in lines) and lines[-1]["skipped"] == 0
     fresh, info = tiny_pipe(), read_info(folder / "adapter")
     attach(fresh, folder / "adapter")
-    cond, x = backbone.encode_prompts(fresh, ["a red ring"], height=8, width=8), backbone.noise(fresh, [1], 8, 8)
+    cond, x = network.encode_prompts(fresh, ["a red ring"], height=8, width=8), network.noise(fresh, [1], 8, 8)
     grid = step_grid(info.steps, info.shift, info.final_step_scale)
     assert arcs(lambda x, s, c: student.predict(fresh.transformer, x, s, c), x, cond, grid).isfinite().all()
 
@@ -425,7 +430,7 @@ def test_shapes_of_pictures_are_honoured_whether_text_is_cached_or_not(tmp_path)
     data = Data(prompts=str(tmp_path / "list.jsonl"), buckets=True, held_out_count=2, teacher_steps=2)
     data = dataclasses.replace(data, height=48, width=48)
     about = {"model": "world", "max_sequence_length": None}
-    encode = partial(backbone.encode_text, tiny_pipe())
+    encode = partial(network.encode_text, tiny_pipe())
     texts = [row["prompt"] for row in rows]
     cache.make(tmp_path / "cache", encode, texts, about=about, dtype="float32", log=quiet)
 

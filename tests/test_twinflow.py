@@ -9,9 +9,9 @@ from gaussian import MEAN, NARROW, narrow_teacher, policy, training, velocity, w
 from tiny import draws
 from torch import nn
 
-from arcflow.baselines import twinflow
-from arcflow.baselines.method import Turn
 from arcflow.config import Distill
+from arcflow.distillation.method import Turn
+from arcflow.methods import twinflow
 from arcflow.path import unshift_sigma
 
 GUIDANCE = 3.5

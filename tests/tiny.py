@@ -37,7 +37,8 @@ from transformers import (
     T5EncoderModel,
 )
 
-from arcflow import backbone, student
+from arcflow import student
+from arcflow.families import network
 
 torch.set_num_threads(1)
 
@@ -184,8 +185,8 @@ def net(pipe):
 @pytest.fixture
 def inputs(pipe) -> SimpleNamespace:
     """Latents and conditioning for two samples."""
-    cond = backbone.encode_prompts(pipe, ["a red cube", "a blue ball"], height=SIDE, width=SIDE, max_sequence_length=8)
-    return SimpleNamespace(x=backbone.noise(pipe, [0, 1], SIDE, SIDE), sigma=0.7, cond=cond)
+    cond = network.encode_prompts(pipe, ["a red cube", "a blue ball"], height=SIDE, width=SIDE, max_sequence_length=8)
+    return SimpleNamespace(x=network.noise(pipe, [0, 1], SIDE, SIDE), sigma=0.7, cond=cond)
 
 
 @pytest.fixture

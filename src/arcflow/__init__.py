@@ -10,21 +10,21 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from arcflow.adapter import load_adapter, save_adapter
     from arcflow.momentum import Mixture
-    from arcflow.pipeline import attach, detach
-    from arcflow.scheduler import ArcFlowScheduler
+    from arcflow.sampling.attach import attach, detach
+    from arcflow.sampling.scheduler import ArcFlowScheduler
+    from arcflow.student.adapter import load_adapter, save_adapter
 
 __version__ = "0.1.0"
 __all__ = ["ArcFlowScheduler", "Mixture", "__version__", "attach", "detach", "load_adapter", "save_adapter"]
 
 _HOME = {
-    "ArcFlowScheduler": "scheduler",
+    "ArcFlowScheduler": "sampling.scheduler",
     "Mixture": "momentum",
-    "attach": "pipeline",
-    "detach": "pipeline",
-    "load_adapter": "adapter",
-    "save_adapter": "adapter",
+    "attach": "sampling.attach",
+    "detach": "sampling.attach",
+    "load_adapter": "student.adapter",
+    "save_adapter": "student.adapter",
 }
 
 

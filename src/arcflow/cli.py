@@ -24,12 +24,17 @@ import tyro
 from tyro.conf import OmitSubcommandPrefixes, subcommand
 
 from arcflow import __version__
-from arcflow.commands import suites
-from arcflow.commands.comparing import Claims, Compare
-from arcflow.commands.judging import Doctor, Evaluate
-from arcflow.commands.sampling import Sample
-from arcflow.commands.training import RECIPES, CacheCommand, Demo, Export, Train
-from arcflow.world.commands import World
+from arcflow.commands.cache import CacheCommand
+from arcflow.commands.claims import Claims
+from arcflow.commands.compare import Compare
+from arcflow.commands.demo import Demo
+from arcflow.commands.doctor import Doctor
+from arcflow.commands.evaluate import Evaluate
+from arcflow.commands.export import Export
+from arcflow.commands.sample import Sample
+from arcflow.commands.suite import EvaluateSuite, asked
+from arcflow.commands.train import RECIPES, Train
+from arcflow.commands.world import World
 
 Command = (
     Annotated[Demo, subcommand("demo")]
@@ -76,8 +81,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(message, file=sys.stderr)
         raise SystemExit(2)
     summary = "Few-step text-to-image: distil a flow-matching model so that two network calls draw what took fifty."
-    if suites.asked(words):
-        command = tyro.cli(suites.EvaluateSuite, prog="arcflow evaluate", args=words[1:])
+    if asked(words):
+        command = tyro.cli(EvaluateSuite, prog="arcflow evaluate", args=words[1:])
     else:
         command = tyro.cli(Command, prog="arcflow", description=summary, args=words, config=(OmitSubcommandPrefixes,))
     try:

@@ -13,71 +13,20 @@ of the logits over k, and a, b, s = noise level left behind since the call (sigm
 values per mode and token, never on D. Computed in float32 or better. Source: arXiv 2602.09014, eqs. 6-9.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-Draws = torch.Generator | Sequence[torch.Generator]
-"""Where random numbers come from: one generator for a batch, or one for each of its samples, as in diffusers. Then a
-sample's numbers do not depend on the batch it is in."""
+from arcflow.system.seeds import Draws, uniform
 
 Weights = Float[Tensor, "*batch pixels _"]
 """One number for each latent pixel and mode, or each mode but the straight one."""
 
 BLOCK = 1024
 """Tokens whose velocities, in float32 and K = 16, D = 64, stay in the cache of a CPU."""
-
-
-def uniform(shape: tuple[int, ...], draws: Draws | None) -> Float[Tensor, "*shape"]:
-    """Numbers from 0 to 1; the first axis is that of the samples."""
-    if isinstance(draws, Sequence):
-        return torch.stack([uniform(shape[1:], one) for one in draws])
-    return torch.rand(shape, generator=draws, device=draws.device if draws else "cpu")
-
-
-class Policy(Protocol):
-    """What one student call returns: a path over the coming step. Intervals count from the call.
-
-    Paths like the mixture's are laid down at the call and do not look at the state again. One that steers does: what it
-    says from a state on is `at(x)`.
-    """
-
-    def velocity(self, s: float | Tensor) -> Tensor: ...
-    def displacement(self, a: float | Tensor, b: float | Tensor) -> Tensor: ...
-    def mean_velocity(self, a: float | Tensor, b: float | Tensor) -> Tensor: ...
-    def detach(self) -> "Policy": ...
-    def at(self, x: Tensor) -> "Policy": ...
-
-
-def column(value: Float[Tensor, " batch"], like: Float[Tensor, "batch *rest"]) -> Float[Tensor, "batch *ones"]:
-    """Per-sample numbers, shaped to multiply `like`."""
-    return value.reshape(-1, *[1] * (like.ndim - 1))
-
-
-class ByMeans:
-    """A policy that is known by its mean velocities: velocity and displacement follow."""
-
-    def mean_velocity(self, a: float | Tensor, b: float | Tensor) -> Tensor:
-        """Displacement over b - a, without the division: over an empty interval it is the velocity."""
-        raise NotImplementedError
-
-    def velocity(self, s: float | Tensor) -> Float[Tensor, "*batch width"]:
-        """Velocity after the noise level has fallen by `s` since the call."""
-        return self.mean_velocity(s, s)
-
-    def displacement(self, a: float | Tensor, b: float | Tensor) -> Float[Tensor, "*batch width"]:
-        """Path traveled from `a` to `b`."""
-        span, moved = b - a, self.mean_velocity(a, b)
-        return moved * (column(span.to(moved), moved) if isinstance(span, Tensor) else span)
-
-
-def float64_ends(a: float | Tensor, b: float | Tensor, like: Float[Tensor, " samples"]) -> list[Tensor]:
-    """The ends of an interval, one of each a sample, in float64 on the CPU."""
-    return [torch.as_tensor(end, dtype=torch.float64, device="cpu").expand_as(like) for end in (a, b)]
 
 
 class _Phi(torch.autograd.Function):

@@ -16,9 +16,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from arcflow.config import Distill
-
 SHIFT = 3.2
+
 ROUNDING = 1e-4
 """Noise levels this near are the same point of a grid."""
 
@@ -59,11 +58,6 @@ def step_grid(steps: int, shift: float = SHIFT, final_step_scale: float = 1.0) -
     return shift_sigma(tau_grid(steps, final_step_scale).float(), shift)
 
 
-def sampler_grid(steps: int, config: Distill) -> Float[Tensor, " points"]:
-    """Noise levels that a student of this configuration visits in so many calls."""
-    return step_grid(steps, config.shift, config.final_step_scale)
-
-
 def step_end(sigma: Float[Tensor, " batch"], sigmas: Float[Tensor, " points"]) -> Float[Tensor, " batch"]:
     """Noise level at which the step that starts at `sigma` ends, on the grid `sigmas`."""
     grid = sigmas.to(sigma)
@@ -87,3 +81,8 @@ def segments(steps: int, final_step_scale: float = 1.0) -> list[Segment]:
     """The steps of an n-step sampler as segments of raw time, noise first."""
     taus = tau_grid(steps, final_step_scale).tolist()
     return [Segment(src, dst) for src, dst in zip(taus[:-1], taus[1:], strict=True)]
+
+
+def column(value: Float[Tensor, " batch"], like: Float[Tensor, "batch *rest"]) -> Float[Tensor, "batch *ones"]:
+    """Per-sample numbers, shaped to multiply `like`."""
+    return value.reshape(-1, *[1] * (like.ndim - 1))

@@ -26,8 +26,10 @@ from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import CLIPTextModel, T5EncoderModel
 
-from arcflow.checkpoint import Checkpoints
-from arcflow.state import Ema, Progress, seed_of, write_atomic
+from arcflow.runs.checkpoint import Checkpoints, Progress
+from arcflow.runs.ema import Ema
+from arcflow.system.files import write_atomic
+from arcflow.system.seeds import seed_of
 from arcflow.world import autoencoder as ae
 from arcflow.world import teacher as tf
 from arcflow.world import text

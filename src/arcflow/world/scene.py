@@ -252,3 +252,14 @@ def _not_a_caption(text: str, part: str) -> ValueError:
         f"from counts {list(COUNTS)}, sizes {list(RADII)}, colors {list(COLORS)}, shapes {list(SHAPES)}, "
         f"relations {list(RELATIONS)}, backgrounds {list(BACKGROUNDS)}"
     )
+
+
+FIRST_SEED = 10_000
+"""Noise of the first held-out picture; the others follow."""
+
+
+def held_out(count: int) -> list[str]:
+    """The captions that every figure is measured on."""
+    from arcflow.world.scene import sample_prompts
+
+    return [prompt.text for prompt in sample_prompts(count, seed=7, split="test")]

@@ -1,0 +1,53 @@
+"""`arcflow compare`: few-step methods on one bench and one budget."""
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Annotated
+
+from tyro.conf import OmitArgPrefixes
+
+from arcflow.comparison.config import Contest
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compare:
+    """Train few-step methods on one budget and say which are better, and by more than noise. Resumable, run by run."""
+
+    quick: bool = False
+    """A taste of it in a few minutes: 2 calls, two trainings, a small budget, few prompts."""
+    contest: Annotated[Contest, OmitArgPrefixes] = field(default_factory=Contest)
+
+    def run(self) -> None:
+        from arcflow.comparison.results import main_calls, ranked
+        from arcflow.comparison.runs import compare
+        from arcflow.reports.comparison import write_ranking
+        from arcflow.system.devices import keep_buffers
+
+        keep_buffers()
+        contest = shorten(self.contest) if self.quick else self.contest
+        results = compare(contest)
+        out = Path(contest.out)
+        write_ranking(out / f"{contest.study}.html", results, out)
+        calls = main_calls(results["rows"])
+        for name in ranked(results["rows"], calls):
+            row = results["rows"][name]
+            means = row["calls"][calls]
+            print(
+                f"{row['title']:<36}{calls:>2} calls   distance {means['distance']['mean']:.4f}   "
+                f"accuracy {means['accuracy']['mean']:.1%}   diversity {means['diversity']['mean']:.2f}"
+            )
+        print(f"report: {out / contest.study}.html\nnumbers: {out / contest.study}.json")
+
+
+def shorten(contest: Contest) -> Contest:
+    """The same contest, just long enough to see that every method trains and samples."""
+    return replace(
+        contest,
+        out=f"{contest.out}_quick",
+        calls=(2,),
+        seeds=2,
+        budget=12_000,
+        prompts=1024,
+        count=96,
+        alike=8,
+    )

@@ -1,0 +1,62 @@
+"""`arcflow evaluate`: teacher, plain Euler and student on held-out prompts."""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from arcflow import config
+from arcflow.sampling.open import SHIPPED, adapter_of, open_pipe
+from arcflow.world.scene import FIRST_SEED, held_out
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluate:
+    """Teacher at 50 steps, plain Euler at 2, 4, 8 and the student at 1, 2, 4, on held-out prompts of the world; with
+    --suite NAME a benchmark: `arcflow evaluate --suite world --help`."""
+
+    adapter: str = SHIPPED
+    """Adapter of the small teacher: "world" for the shipped one, or a folder."""
+    count: int = 384
+    """Held-out prompts."""
+    seeds: int = 1
+    """Pictures of each prompt."""
+    out: Path = Path("out/evaluate")
+    """Folder for results.json, report.html and path.png."""
+    device: config.Device = "auto"
+    """Where to compute; auto takes cuda, then mps, then cpu."""
+
+    def run(self) -> None:
+        from arcflow.evaluation import side_by_side
+        from arcflow.reports.side_by_side import write_report
+        from arcflow.student.adapter import read_info
+        from arcflow.system import files, packages
+        from arcflow.system.files import read_log
+        from arcflow.world.check import accuracy
+        from arcflow.world.scene import SIZE
+
+        adapter = Path(adapter_of(SHIPPED, self.adapter))
+        prompts = held_out(self.count)
+        pipe = open_pipe(SHIPPED, self.device, "float32", read_info(adapter).teacher_lora)
+        size = {"height": SIZE, "width": SIZE}
+        results, samples = side_by_side.compare(
+            pipe, adapter, prompts, judge=accuracy, seeds=self.seeds, first_seed=FIRST_SEED, progress=True, **size
+        )
+        about = packages.about(command=f"arcflow {' '.join(sys.argv[1:])}", adapter=self.adapter)
+        files.save_results({**results, "about": about}, self.out / "results.json")
+        ways = [
+            side_by_side.tracks(pipe, adapter, text, FIRST_SEED + i * self.seeds, **size) for i, text in three(prompts)
+        ]
+        log = adapter.parent / "log.jsonl"
+        words = [text for text in prompts for _ in range(self.seeds)]
+        curves = read_log(log) if log.exists() else []
+        write_report(self.out / "report.html", results, samples, words, ways, curves, about=about)
+        for row, result in results.items():
+            share = result["accuracy"]["overall"]
+            print(f"{row:<12}{result['nfe']:>3} calls   distance {result['mse_to_teacher']:.4f}   accuracy {share:.1%}")
+        print(f"report: {self.out / 'report.html'}\nnumbers: {self.out / 'results.json'}")
+
+
+def three(prompts: Sequence[str]) -> list[tuple[int, str]]:
+    """The images whose paths the report draws: of the first six, one for each skill, every other one."""
+    return list(enumerate(prompts))[:6][::2]

@@ -1,0 +1,148 @@
+"""One training of one method on the bench that all methods share, and what its student is worth.
+
+An `Entrant` is a method with what it changes in the settings. `train` gives it the common network (the shipped small
+FLUX with a LoRA and a head of K modes), the common prompts and noise, AdamW, averaging, and a budget counted in
+forward-equivalents (`distillation.method`), not in iterations: a method that asks the teacher often takes fewer steps.
+Rates follow the share of the budget that is spent. `judge` samples held-out prompts from the noise that the teacher's
+own pictures came from, and keeps a number for each picture, so that everything can be averaged later.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor
+
+from arcflow.comparison.config import Contest
+from arcflow.config import Data, Distill, Model
+from arcflow.data.batches import PromptData
+from arcflow.data.embeddings import Table
+from arcflow.distillation.method import Cost
+from arcflow.distillation.policy import Teacher
+from arcflow.distillation.walk import euler
+from arcflow.families import network
+from arcflow.families.conditioning import Cond
+from arcflow.families.loading import load_pipe
+from arcflow.metrics.features import world_features
+from arcflow.metrics.pictures import diversity, squared_error
+from arcflow.path import step_grid
+from arcflow.student import layers, views
+from arcflow.system.devices import torch_device
+from arcflow.world import check
+from arcflow.world.scene import FIRST_SEED, SIZE, held_out
+
+TEACHER_STEPS = 50
+
+CURVE = 64
+"""Held-out prompts on which the distance is measured while a training goes on."""
+
+SHOWN = 8
+"""Pictures that are kept to look at."""
+
+BATCH = 64
+
+ALIKE_SEED = 900_000
+"""Noise of the first picture that is drawn for the diversity."""
+
+End = Callable[[Tensor, Cond, torch.Generator], Tensor]
+"""(noise, conditioning, random numbers) -> final latents."""
+
+
+@dataclass
+class Reference:
+    """The teacher's own pictures of the held-out prompts, and what they are drawn from."""
+
+    latents: Float[Tensor, "count tokens width"]
+    diversity: Float[Tensor, " alike"]
+    """Mean distance between the pictures of each prompt that is drawn several times."""
+
+
+class Bench:
+    """The small teacher with everything that does not change from method to method."""
+
+    def __init__(self, contest: Contest) -> None:
+        self.contest = contest
+        self.device = torch_device(contest.device)
+        self.pipe: Any = load_pipe(Model(base=contest.model)).to(self.device)
+        for part in (self.pipe.transformer, self.pipe.vae, self.pipe.text_encoder, self.pipe.text_encoder_2):
+            part.eval()
+        self.base = self.pipe.transformer
+        self.prompts = held_out(contest.count)
+        self.alike = [prompt for prompt in self.prompts[: contest.alike] for _ in range(contest.pictures)]
+        texts = captions(contest, 1).train
+        self.table = Table(partial(network.encode_text, self.pipe), [row.text for row in texts] + self.prompts)
+        self.features = world_features()
+
+    def cond(self, prompts: list[str]) -> Cond:
+        """Conditioning at the guidance that students are distilled with."""
+        text = {name: value.to(self.device) for name, value in self.table(prompts).items()}
+        return network.place(self.pipe, text, height=SIZE, width=SIZE, guidance=Distill().guidance)
+
+    def noise(self, seeds: Sequence[int]) -> Tensor:
+        return network.noise(self.pipe, list(seeds), SIZE, SIZE).to(self.device)
+
+    def teacher(self, net: Any, cost: Cost) -> Teacher:
+        def velocity(x: Tensor, sigma: Tensor, cond: Cond) -> Tensor:
+            cost.add(len(x))
+            if not layers.is_student(net):
+                with torch.no_grad():
+                    return network.call(net, x, sigma, cond).float()
+            return views.teacher_velocity(net, x, sigma, cond)
+
+        return velocity
+
+    def reference(self) -> Reference:
+        """What the teacher draws in many steps; minutes on a CPU, so it is kept."""
+        grid = step_grid(TEACHER_STEPS, Distill().shift)
+        walk = partial(euler, self.teacher(self.base, Cost()), sigmas=grid)
+        latents = self._each(lambda x, cond, generator: walk(x, cond), self.prompts, FIRST_SEED)
+        alike = self._each(lambda x, cond, generator: walk(x, cond), self.alike, ALIKE_SEED)
+        return Reference(latents, self._diversity(alike))
+
+    def judge(self, end: End, reference: Reference) -> dict[str, Any]:
+        """One number for each held-out picture that a sampler draws: squared distance to the teacher's final latents
+        from the same noise, and whether it shows what its prompt says; the diversity over the teacher's; and the first
+        pictures themselves. Latents that are not finite count as 0, and are counted."""
+        latents = self._each(end, self.prompts, FIRST_SEED)
+        broken = int((~latents.isfinite()).flatten(1).any(1).sum())
+        latents = latents.nan_to_num(0.0, 0.0, 0.0)
+        pictures = self.pictures(latents)
+        alike = self._each(end, self.alike, ALIKE_SEED).nan_to_num(0.0, 0.0, 0.0)
+        return {
+            "distance": squared_error(latents, reference.latents).tolist(),
+            "right": [check.judge(picture, text) for picture, text in zip(pictures, self.prompts, strict=True)],
+            "diversity": float(self._diversity(alike).mean() / reference.diversity.mean()),
+            "broken": broken,
+            "pictures": pictures[:SHOWN],
+        }
+
+    def distance(self, end: End, reference: Reference) -> float:
+        """Mean of the first few alone."""
+        latents = self._each(end, self.prompts[:CURVE], FIRST_SEED)
+        return float(squared_error(latents, reference.latents[: len(latents)]).mean())
+
+    def _each(self, end: End, prompts: list[str], first_seed: int) -> Tensor:
+        ends = []
+        for start in range(0, len(prompts), BATCH):
+            texts = prompts[start : start + BATCH]
+            x = self.noise(range(first_seed + start, first_seed + start + len(texts)))
+            generator = torch.Generator().manual_seed(first_seed + start)
+            ends.append(end(x, self.cond(texts), generator).cpu())
+        return torch.cat(ends)
+
+    def _diversity(self, latents: Tensor) -> Tensor:
+        return diversity(self.features(self.pictures(latents)), self.contest.pictures)
+
+    def pictures(self, latents: Tensor) -> UInt8[np.ndarray, "count rows columns 3"]:
+        """What final latents show."""
+        parts = [network.decode(self.pipe, part.to(self.device), SIZE, SIZE) for part in latents.split(BATCH)]
+        return np.concatenate(parts)
+
+
+def captions(contest: Contest, batch: int) -> PromptData:
+    """What everybody is trained on, whatever the seed."""
+    return PromptData(Data(count=contest.prompts, held_out_count=1), seed=0, batch=batch)

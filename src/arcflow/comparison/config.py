@@ -1,0 +1,74 @@
+"""The rules of a comparison: who takes part, at how many calls, with how many trainings, on which budget."""
+
+from dataclasses import asdict, dataclass
+from typing import Literal
+
+from arcflow.config import Device, check
+
+Study = Literal[
+    "methods", "modes", "basis", "window", "states", "ratio", "rank", "gates", "shift", "last_step", "walk", "rates"
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contest:
+    """Few-step methods against each other on the shipped small teacher: one network, one budget, the same prompts."""
+
+    out: str = "out/compare"
+    """Folder for the runs, results.json and report.html. Called again, it does only what is missing."""
+    study: Study = "methods"
+    """What is compared: the methods, or variants of ArcFlow."""
+    only: tuple[str, ...] = ()
+    """Names of those that are wanted; none: all of the study."""
+    calls: tuple[int, ...] = (1, 2, 4, 8)
+    """Numbers of network calls."""
+    seeds: int = 3
+    """Trainings of each, from which the intervals come."""
+    budget: int = 24_000
+    """Forward-equivalents of one training: samples once through the transformer; a backward pass counts two."""
+    batch: int = 16
+    """Samples per iteration."""
+    lr: float = 2e-3
+    """AdamW's rate, unless an entrant has its own."""
+    rank: int = 16
+    """Rank of the LoRA, on all Linears."""
+    prompts: int = 8192
+    """Training captions."""
+    count: int = 384
+    """Held-out captions, one picture of each."""
+    alike: int = 32
+    """How many of them are drawn more than once, for the diversity."""
+    pictures: int = 4
+    """How often these are."""
+    model: str = "world"
+    """The teacher; "world" is the shipped one."""
+    device: Device = "auto"
+    """Where to compute; auto takes cuda, then mps, then cpu."""
+    workers: int | None = None
+    """Trainings side by side; None: one for each core, or one on a GPU."""
+
+    def __post_init__(self) -> None:
+        for name in ("seeds", "budget", "batch", "rank", "prompts", "count"):
+            value = getattr(self, name)
+            check(value >= 1, name, value, "1 or more", "leave it out to take the default")
+        for name in ("alike", "pictures"):
+            value = getattr(self, name)
+            check(value >= 2, name, value, "2 or more", "leave it out to take the default")
+        check(self.lr > 0, "lr", self.lr, "a positive number", "leave it out to take the default")
+        known = bool(self.calls) and all(calls >= 1 for calls in self.calls)
+        check(known, "calls", self.calls, "numbers of 1 or more", "say 1 2 4 8")
+
+
+MAIN = 2
+"""The number of calls at which methods are ranked."""
+
+FREE = ("only", "calls", "seeds", "out", "device", "workers", "study")
+"""Settings that may change when a folder is taken up again: which runs there are, not what a run is."""
+
+
+def command(contest: Contest) -> str:
+    """The command line that does the same again."""
+    usual = asdict(Contest())
+    changed = {k: v for k, v in asdict(contest).items() if v != usual[k] and k not in ("out", "workers", "device")}
+    words = [f"--{k} {' '.join(map(str, v)) if isinstance(v, tuple) else v}" for k, v in changed.items()]
+    return " ".join(["arcflow compare", *words])

@@ -1,0 +1,183 @@
+"""Who takes part in a comparison: the methods, and ArcFlow with one thing changed.
+
+The first entrant of a study is the one that the others are held against."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any, get_args
+
+from arcflow.comparison.config import Contest, Study
+from arcflow.config import Data, Distill, Model, Optim, Run
+from arcflow.distillation import matching
+from arcflow.distillation.matching import LED, PUBLISHED, Lead
+from arcflow.distillation.method import Method
+from arcflow.methods import arcflow, consistency, dmd2, piflow, progressive, reflow, series, twinflow
+
+PARTS = 1000
+"""Warm-up and cooldown are in thousandths of the budget."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entrant:
+    """A method, and its own settings where they differ from those of all."""
+
+    method: Method
+    name: str = ""
+    """As it goes by in files; by default the method's."""
+    title: str = ""
+    distill: dict[str, Any] = field(default_factory=dict)
+    model: dict[str, Any] = field(default_factory=dict)
+    optim: dict[str, Any] = field(default_factory=dict)
+    frozen: tuple[str, ...] = ()
+    """Parts of the head that are not trained: "logweights", "loggamma"."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "name", self.name or self.method.name)
+        object.__setattr__(self, "title", self.title or self.method.title)
+
+
+def settings(contest: Contest, entrant: Entrant, calls: int, seed: int) -> Run:
+    """The run that a training of this entrant is. Walks are the teacher's as closely as they come at no more calls."""
+    model = Model(base=contest.model, modes=entrant.method.modes, rank=contest.rank, dropout=0.0, targets="all")
+    distill = Distill(steps=calls, spread="stratified", solver="adams", handover="student")
+    optim = Optim(
+        iterations=PARTS,
+        batch=contest.batch,
+        lr=contest.lr,
+        lr_log_gamma=contest.lr / 100,
+        warmup=20,
+        cooldown="cosine",
+        cooldown_iterations=600,
+        clip_from=0,
+    )
+    return Run(
+        seed=seed,
+        model=replace(model, **entrant.model),
+        distill=replace(distill, **entrant.distill),
+        data=Data(count=contest.prompts, held_out_count=1),
+        optim=replace(optim, **entrant.optim),
+    )
+
+
+def arc(name: str = "arcflow", title: str = "ArcFlow", lead: Lead = LED, **changes: Any) -> Entrant:
+    """ArcFlow with something changed."""
+    method = replace(arcflow.ARCFLOW, objective=partial(matching.matching, lead=lead))
+    return Entrant(method=method, name=name, title=title, **changes)
+
+
+def _methods() -> list[Entrant]:
+    return [
+        arc(),
+        Entrant(method=arcflow.LINEAR),
+        Entrant(method=progressive.METHOD),
+        Entrant(method=reflow.METHOD),
+        Entrant(method=consistency.METHOD),
+        Entrant(method=twinflow.METHOD),
+        Entrant(method=dmd2.METHOD),
+        Entrant(method=piflow.GM),
+        Entrant(method=piflow.DX),
+        Entrant(method=series.ORTHOGONAL),
+    ]
+
+
+def _modes() -> list[Entrant]:
+    return [arc(), *(arc(f"modes_{k}", f"K = {k}", model={"modes": k}) for k in (1, 2, 4, 8, 32))]
+
+
+def _basis() -> list[Entrant]:
+    turned = arc("directions", "exponentials, the optimizer's directions", optim={"directions": "segment"})
+    return [arc(), turned, Entrant(method=series.LEGENDRE), Entrant(method=series.ORTHOGONAL)]
+
+
+def _window() -> list[Entrant]:
+    return [arc(), *(arc(f"window_{n}", f"window {n}/128", distill={"window": n}) for n in (0, 8, 16))]
+
+
+def _states() -> list[Entrant]:
+    return [arc(), *(arc(f"states_{n}", f"{n} states", distill={"states": n}) for n in (2, 6, 8))]
+
+
+def _ratio() -> list[Entrant]:
+    return [
+        arc(),
+        arc("ratio_published", "teacher's part falls in the first fifth", lead=PUBLISHED),
+        arc("ratio_late", "teacher's part falls from 0.7 to 0.8", lead=(0.7, 0.1)),
+        arc("ratio_none", "on its own path from the start", lead=(0.0, 0.0)),
+        Entrant(method=arcflow.LINEAR),
+        _straight("linear_published", "Linear, teacher's part falls in the first fifth", PUBLISHED),
+    ]
+
+
+def _straight(name: str, title: str, lead: Lead) -> Entrant:
+    objective = partial(matching.matching, modes_drop=False, lead=lead)
+    return Entrant(method=replace(arcflow.LINEAR, objective=objective), name=name, title=title)
+
+
+def _rank() -> list[Entrant]:
+    ranks = [arc(f"rank_{r}", f"rank {r}", model={"rank": r}) for r in (4, 64)]
+    narrow = arc("feed_forward", "no attention layers", model={"targets": "feed_forward"})
+    return [arc(), *ranks, narrow, arc("full", "every weight", model={"targets": "full"}, optim={"lr": 5e-4})]
+
+
+def _gates() -> list[Entrant]:
+    return [
+        arc(),
+        arc("gates_frozen", "gates frozen", frozen=("logweights",)),
+        arc("gammas_frozen", "momentum factors frozen", frozen=("loggamma",)),
+        arc("both_frozen", "both frozen", frozen=("logweights", "loggamma")),
+    ]
+
+
+def _shift() -> list[Entrant]:
+    return [arc(), *(arc(f"shift_{n:g}", f"shift {n:g}", distill={"shift": n}) for n in (1.0, 2.0, 5.0, 8.0, 14.0))]
+
+
+def _last_step() -> list[Entrant]:
+    scales = (0.5, 1.3, 2.0)
+    return [arc(), *(arc(f"last_{n:g}", f"last step {n:g}", distill={"final_step_scale": n}) for n in scales)]
+
+
+def _walk() -> list[Entrant]:
+    published = {"spread": "uniform", "solver": "euler", "handover": "walk"}
+    plain = arc("published", "all as published", lead=PUBLISHED, distill=published)
+    return [arc(), arc("sorted", "sorted uniform times", distill={"spread": "uniform"}), plain]
+
+
+def _rates() -> list[Entrant]:
+    rates = (5e-4, 1e-3, 4e-3)
+    first = _methods()
+    more = [
+        Entrant(
+            method=e.method,
+            name=f"{e.name}_{rate:g}",
+            title=f"{e.title}, rate {rate:g}",
+            optim=e.optim | {"lr": rate, "lr_log_gamma": rate / 100},
+        )
+        for e in first
+        for rate in rates
+    ]
+    return [*first, *more]
+
+
+STUDIES: dict[str, Callable[[], list[Entrant]]] = {
+    "methods": _methods,
+    "modes": _modes,
+    "basis": _basis,
+    "window": _window,
+    "states": _states,
+    "ratio": _ratio,
+    "rank": _rank,
+    "gates": _gates,
+    "shift": _shift,
+    "last_step": _last_step,
+    "walk": _walk,
+    "rates": _rates,
+}
+
+
+def entrants(study: Study) -> list[Entrant]:
+    """Who takes part in this study."""
+    if study not in STUDIES:
+        raise ValueError(f"no study {study!r}: expected one of {', '.join(get_args(Study))}")
+    return STUDIES[study]()

@@ -1,0 +1,159 @@
+"""Every method at every number of calls, several trainings of each, and what of it is more than noise.
+
+A run is one training of one entrant; its numbers go into a file of their own when it is done, so that a comparison that
+was cut off goes on with the runs that are missing. Runs are shared out to processes. A mean has the interval of
+Student's t over the trainings (one noise, one set of prompts for all: what differs is the training's seed), and one
+method is called better than another only if the interval of their difference leaves out 0
+(`metrics.intervals.seed_difference`).
+"""
+
+import json
+import multiprocessing
+import os
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from tqdm import tqdm
+
+from arcflow.comparison.bench import Bench, End, Reference
+from arcflow.comparison.config import FREE, Contest
+from arcflow.comparison.entrants import entrants
+from arcflow.comparison.jobs import Job, jobs
+from arcflow.comparison.results import TITLES, summary
+from arcflow.comparison.trial import ender, train
+from arcflow.config import Distill
+from arcflow.distillation.method import Cost
+from arcflow.distillation.solvers import SOLVERS
+from arcflow.system.devices import torch_device
+from arcflow.system.files import save_results, write_atomic
+
+
+def compare(contest: Contest, log: Callable[[str], None] = print) -> dict[str, Any]:
+    """Do the runs that are missing, then sum up all that are asked for."""
+    out, todo = claim(contest), jobs(contest)
+    missing = [job for job in todo if not _done(out, job)]
+    if missing:
+        log(f"{len(missing)} of {len(todo)} runs to do, {contest.budget} forward-equivalents each, in {out}")
+        for job in _shared(contest, missing):
+            tqdm.write(job.name)
+    results = summary(contest, {job: json.loads(_record(out, job).read_text("utf-8")) for job in todo})
+    save_results(results, out / f"{contest.study}.json")
+    return results
+
+
+def claim(contest: Contest) -> Path:
+    """The folder, refused if its runs had another budget, network or prompts."""
+    out = Path(contest.out)
+    stored, mine = out / "contest.json", {k: v for k, v in asdict(contest).items() if k not in FREE}
+    if stored.exists():
+        theirs = json.loads(stored.read_text("utf-8"))
+        changed = [f"{k}: {theirs.get(k)!r} there, {v!r} now" for k, v in mine.items() if theirs.get(k) != v]
+        if changed:
+            raise ValueError(
+                f"{out} holds runs with other settings ({'; '.join(changed)}): expected the same, for they would not "
+                f"compare; repeat them, or choose another folder with --out"
+            )
+    out.mkdir(parents=True, exist_ok=True)
+    write_atomic(stored, lambda draft: draft.write_text(json.dumps(mine, indent=2) + "\n", "utf-8"))
+    return out
+
+
+def _record(out: Path, job: Job) -> Path:
+    return out / "runs" / f"{job.name}.json"
+
+
+def _done(out: Path, job: Job) -> bool:
+    path = _record(out, job)
+    return path.exists() and {*map(str, job.calls)} <= json.loads(path.read_text("utf-8"))["results"].keys()
+
+
+def _shared(contest: Contest, missing: list[Job]) -> Iterator[Job]:
+    """The runs as they are done, by several processes."""
+    cuda = torch_device(contest.device).type == "cuda"
+    workers = min(contest.workers or (1 if cuda else os.cpu_count() or 1), len(missing))
+    bench_reference(contest)
+    threads = max(1, (os.cpu_count() or 1) // max(workers, contest.workers or 1))
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, context, _settle, (contest, threads)) as pool:
+        waiting = {pool.submit(_work, job): job for job in missing}
+        with tqdm(total=len(missing), desc="compare", unit="run") as bar:
+            try:
+                for done in as_completed(waiting):
+                    done.result()
+                    bar.update()
+                    yield waiting[done]
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
+
+
+_bench: Bench
+
+_reference: Reference
+
+
+def _settle(contest: Contest, threads: int) -> None:
+    global _bench, _reference
+    threading.Thread(target=_end_with_the_parent, daemon=True).start()
+    torch.set_num_threads(threads)
+    _bench = Bench(contest)
+    _reference = bench_reference(contest, _bench)
+
+
+def _end_with_the_parent() -> None:
+    """A worker whose parent was killed would finish its run, and then wait for ever."""
+    parent = multiprocessing.parent_process()
+    if parent:
+        parent.join()
+        os._exit(1)
+
+
+def _work(job: Job) -> None:
+    run(_bench, _reference, job)
+
+
+def bench_reference(contest: Contest, bench: Bench | None = None) -> Reference:
+    """The teacher's pictures, drawn once for a folder."""
+    path = Path(contest.out) / "teacher.safetensors"
+    if not path.exists():
+        reference = (bench or Bench(contest)).reference()
+        write_atomic(path, lambda draft: save_file(vars(reference), draft))
+    return Reference(**load_file(path))
+
+
+def run(bench: Bench, reference: Reference, job: Job) -> dict[str, Any]:
+    """Train, judge, and put it on disk: first the pictures, then the numbers, which say that it is done."""
+    path = _record(Path(bench.contest.out), job)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    record: dict[str, Any] = {"entrant": job.entrant, "seed": job.seed, "results": {}}
+    if job.entrant in SOLVERS:
+        record |= {"title": TITLES[job.entrant], "spent": 0, "curve": [], "trained": 0}
+        teacher, solve = bench.teacher(bench.base, Cost()), SOLVERS[job.entrant]
+
+        def ends(calls: int) -> End:
+            return lambda x, cond, generator: solve(teacher, x, cond, calls, Distill().shift)
+    else:
+        entrant = next(e for e in entrants(job.study) if e.name == job.entrant)
+        made = train(bench, entrant, job.trained_for, job.seed, reference)
+        record |= {"title": entrant.title, "spent": bench.contest.budget, "curve": made.curve, "trained": made.trained}
+        record |= {"iterations": made.iterations, "skipped": made.skipped, "seconds": made.seconds}
+
+        def ends(calls: int) -> End:
+            return ender(entrant.method.sample, made.walker, made.run.distill, calls)
+
+    for calls in job.calls:
+        with torch.no_grad():
+            judged = bench.judge(ends(calls), reference)
+        strip = np.concatenate(list(judged.pop("pictures")), 1)
+        Image.fromarray(strip).save(path.with_name(f"{path.stem}-{calls}.png"))
+        record["results"][str(calls)] = judged
+    write_atomic(path, lambda draft: draft.write_text(json.dumps(record) + "\n", "utf-8"))
+    return record

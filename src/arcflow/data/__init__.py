@@ -1,0 +1,1 @@
+"""From lists of prompts to batches of conditioning."""

@@ -1,0 +1,262 @@
+"""Prompts, and what a pipeline makes of them: the only data a distillation needs.
+
+Which prompts and which noise iteration n gets is a function of the run's seed and n, nothing else, so an interrupted
+run goes on as if nothing had happened; only a streamed data set has a position that is saved. Samples are counted
+through the whole run: epoch e walks through all prompts in a random order of its own, and sample i has noise of its
+own. With `data.buckets` pictures have the shapes that the list tells, all of a batch the same. Text encoders are
+frozen: a small pipeline's embeddings are computed once, in fixed chunks, and kept in memory (one encoding per prompt,
+whatever batch asks for it); a large one encodes every batch.
+"""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import UInt8
+from PIL import Image, ImageOps
+from torch import Generator
+
+from arcflow.config import Data, Optim
+from arcflow.data.prompts import BLOCK, Row, read_prompts
+from arcflow.data.stream import Stream
+from arcflow.system.seeds import seed_of
+
+
+def buckets(height: int, width: int, step: int) -> list[tuple[int, int]]:
+    """Picture sizes (height, width) of about the same area, from twice as high to twice as wide, in steps of `step`."""
+    area = height * width
+    sizes = {(height, width)}
+    for short in range(step, min(height, width) + step, step):
+        long = round(area / short / step) * step
+        if short < long <= 2 * short:
+            sizes |= {(short, long), (long, short)}
+    return sorted(sizes)
+
+
+def nearest(size: tuple[int, int] | None, sizes: list[tuple[int, int]], usual: tuple[int, int]) -> tuple[int, int]:
+    """The size whose shape is closest; the usual one where the list tells none."""
+    if size is None:
+        return usual
+    return min(sizes, key=lambda s: (max(s[0] * size[1], s[1] * size[0]) / min(s[0] * size[1], s[1] * size[0]), s))
+
+
+def micro_batches(count: int, optim: Optim) -> Iterator[slice]:
+    """A batch in pieces that fit in memory."""
+    size = optim.micro_batch or optim.batch
+    return (slice(i, min(i + size, count)) for i in range(0, count, size))
+
+
+class Batch(NamedTuple):
+    """Samples of one iteration: pictures of one size."""
+
+    prompts: list[str]
+    seeds: list[int]
+    """Of their noise."""
+    size: tuple[int, int]
+    """Height and width in pixels."""
+    images: Sequence[str] = ()
+    """Paths of pictures, where training depends on them."""
+
+
+def _sizes(config: Data) -> list[tuple[int, int]]:
+    usual = (config.height, config.width)
+    return buckets(*usual, step=64 if min(usual) >= 512 else 16) if config.buckets else [usual]
+
+
+def _held_out(rows: Sequence[Row], config: Data, seed: int) -> Batch:
+    seeds = [seed_of(seed, "held-out noise", i) for i in range(len(rows))]
+    return Batch([row.text for row in rows], seeds, (config.height, config.width))
+
+
+class PromptData:
+    """Prompts in memory: batch n is a function of the seed and n.
+
+    `train` are all rows, `held_out` a batch for measuring, `sizes` all that batches may have, `message` what was left
+    out of the list.
+    """
+
+    def __init__(self, config: Data, *, seed: int, batch: int) -> None:
+        self.seed, self.count = seed, batch
+        self.train, held_out, self.message = prompt_sets(config, seed)
+        self.held_out, self.sizes = _held_out(held_out, config, seed), _sizes(config)
+        self._plans: dict[tuple[Any, ...], list[int]] = {}
+        self._places = {size: [] for size in self.sizes}
+        for i, row in enumerate(self.train):
+            self._places[nearest(row.size, self.sizes, self.held_out.size)].append(i)
+        self.folder = Path(config.prompts).parent if config.images else None
+        if self.folder:
+            self._look(self.folder, config.prompts)
+        if len(self.sizes) > 1:
+            self._merge(config.prompts)
+
+    def _look(self, folder: Path, where: str) -> None:
+        """Every row must have a picture."""
+        lacking = [row for row in self.train if not row.image or not (folder / row.image).is_file()]
+        if lacking:
+            raise ValueError(
+                f"{where}: {len(lacking)} of {len(self.train)} rows have no picture, the first {lacking[0].image!r} "
+                f"of {lacking[0].text[:60]!r}: expected paths relative to {folder} in the column 'image'; correct "
+                f"them, or leave data.images off"
+            )
+
+    def _merge(self, where: str) -> None:
+        """Sizes that do not fill a batch give their prompts to the nearest that does."""
+        full = [size for size, places in self._places.items() if len(places) >= self.count]
+        if not full:
+            raise ValueError(
+                f"{where}: no picture size has {self.count} prompts, one batch: expected more; "
+                f"lower optim.batch or switch data.buckets off"
+            )
+        for size in [size for size in self._places if size not in full]:
+            self._places[nearest(size, full, full[0])] += self._places.pop(size)
+        self.sizes = full
+
+    def batch(self, step: int) -> Batch:
+        """Prompts, noise and size of iteration `step`, counted from 0."""
+        samples = range(step * self.count, (step + 1) * self.count)
+        seeds = [seed_of(self.seed, "noise", i) for i in samples]
+        if len(self.sizes) == 1:
+            return self._batch([self._row(i) for i in samples], seeds, self.sizes[0])
+        whole = {size: len(places) // self.count for size, places in self._places.items()}
+        epoch, place = divmod(step, sum(whole.values()))
+        each = [(size, k) for size, count in whole.items() for k in range(count)]
+        size, k = each[self._order(len(each), "sizes", epoch)[place]]
+        order = self._order(len(self._places[size]), "order", epoch, *size)[k * self.count : (k + 1) * self.count]
+        return self._batch([self.train[self._places[size][i]] for i in order], seeds, size)
+
+    def _batch(self, rows: list[Row], seeds: list[int], size: tuple[int, int]) -> Batch:
+        images = [str(self.folder / row.image) for row in rows] if self.folder else []
+        return Batch([row.text for row in rows], seeds, size, images)
+
+    def _row(self, sample: int) -> Row:
+        epoch, place = divmod(sample, len(self.train))
+        return self.train[self._order(len(self.train), "order", epoch)[place]]
+
+    def _order(self, count: int, purpose: str, epoch: int, *which: int) -> list[int]:
+        """A random order, the epoch's own. Those of the last two epochs are kept: a batch may span both."""
+        key = (epoch, purpose, *which)
+        if key not in self._plans:
+            shuffle = Generator().manual_seed(seed_of(self.seed, purpose, epoch, *which))
+            self._plans = {known: order for known, order in self._plans.items() if known[0] >= epoch - 1}
+            self._plans[key] = torch.randperm(count, generator=shuffle).tolist()
+        return self._plans[key]
+
+    def state(self) -> dict[str, Any]:
+        """Nothing: the number of the iteration says all."""
+        return {}
+
+    def load(self, state: dict[str, Any]) -> None:
+        pass
+
+
+class PromptStream:
+    """Prompts of a data set that is read as it goes: batches come in order, and the position is saved.
+
+    A block of rows is shuffled, then sorted by picture size; what does not fill a batch waits for the next block.
+    """
+
+    def __init__(self, config: Data, *, seed: int, batch: int) -> None:
+        self.seed, self.count, self.train = seed, batch, list[Row]()
+        self.stream = Stream(config.prompts, config.split, config.column, block=BLOCK, strict=config.strict)
+        self.sizes, self.step = _sizes(config), 0
+        self.waiting: dict[tuple[int, int], list[str]] = {size: [] for size in self.sizes}
+        self.ready: list[tuple[tuple[int, int], list[str]]] = []
+        if config.held_out:
+            rows, _ = read_prompts(config.held_out, config.column, strict=config.strict)
+            self.held_out = _held_out(rows[: config.held_out_count], config, seed)
+        else:
+            rows = self.stream.next()
+            self.held_out = _held_out(rows[: config.held_out_count], config, seed)
+            self._sort(rows)
+
+    @property
+    def message(self) -> str | None:
+        return self.stream.sieve.message()
+
+    def _sort(self, rows: list[Row]) -> None:
+        shuffle = Generator().manual_seed(seed_of(self.seed, "block", self.stream.epoch, self.stream.place))
+        held_out = set(self.held_out.prompts)
+        for i in torch.randperm(len(rows), generator=shuffle).tolist():
+            if rows[i].text in held_out:
+                continue
+            size = nearest(rows[i].size, self.sizes, self.held_out.size)
+            self.waiting[size].append(rows[i].text)
+            if len(self.waiting[size]) == self.count:
+                self.ready.append((size, self.waiting[size]))
+                self.waiting[size] = []
+
+    def batch(self, step: int) -> Batch:
+        """Prompts, noise and size of iteration `step`, the one after the last."""
+        if step != self.step:
+            raise ValueError(f"batch {step} of a stream: expected {self.step}, the next one")
+        epoch = self.stream.epoch
+        while not self.ready:
+            self._sort(self.stream.next())
+            if self.stream.epoch > epoch + self.count:
+                raise ValueError(
+                    f"{self.stream.sieve.where} fills no batch of {self.count} in as many epochs: expected prompts "
+                    f"beside the {len(self.held_out.prompts)} held-out ones; lower data.held_out_count"
+                )
+        size, prompts = self.ready.pop(0)
+        self.step += 1
+        samples = range(step * self.count, (step + 1) * self.count)
+        return Batch(prompts, [seed_of(self.seed, "noise", i) for i in samples], size)
+
+    def state(self) -> dict[str, Any]:
+        """Where the next batch comes from; goes into JSON."""
+        waiting = [[size, list(texts)] for size, texts in self.waiting.items()]
+        return {"step": self.step, "stream": self.stream.state(), "waiting": waiting, "ready": list(self.ready)}
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Go on from there."""
+        self.step = state["step"]
+        self.stream.load(state["stream"])
+        self.waiting = {tuple(size): texts for size, texts in state["waiting"]}
+        self.ready = [(tuple(size), texts) for size, texts in state["ready"]]
+
+
+Prompts = PromptData | PromptStream
+
+
+def open_prompts(config: Data, *, seed: int, batch: int) -> Prompts:
+    """The prompts of a run."""
+    kind = PromptStream if config.streamed else PromptData
+    return kind(config, seed=seed, batch=batch)
+
+
+def prompt_sets(config: Data, seed: int) -> tuple[list[Row], list[Row], str | None]:
+    """Training and held-out prompts, and what was left out; without a file of their own the last ones are held out."""
+    held_out: list[Row] = []
+    if config.held_out:
+        held_out = read_prompts(config.held_out, config.column, strict=config.strict)[0][: config.held_out_count]
+    if config.prompts == "world":
+        from arcflow.world.scene import sample_prompts  # the grammar is needed here only
+
+        def drawn(count: int, split: Any) -> list[Row]:
+            return [Row(prompt.text) for prompt in sample_prompts(count, seed, split=split)]
+
+        return drawn(config.count, "train"), held_out or drawn(config.held_out_count, "test"), None
+    train, message = read_prompts(config.prompts, config.column, strict=config.strict)
+    if held_out:
+        return train, held_out, message
+    if len(train) <= config.held_out_count:
+        raise ValueError(
+            f"{config.prompts} has {len(train)} prompts and {config.held_out_count} are to be held out: "
+            f"expected more of them; lower data.held_out_count or give data.held_out a file of its own"
+        )
+    return train[: -config.held_out_count], train[-config.held_out_count :], message
+
+
+def read_pictures(paths: Sequence[str], size: tuple[int, int]) -> UInt8[np.ndarray, "batch height width 3"]:
+    """Pictures of one size, cut from the middle of the files."""
+
+    def picture(path: str) -> np.ndarray:
+        try:
+            with Image.open(path) as image:
+                return np.asarray(ImageOps.fit(image.convert("RGB"), (size[1], size[0]), Image.Resampling.LANCZOS))
+        except OSError as error:
+            raise ValueError(f"{path} is no picture ({error}): expected PNG, JPEG or WebP; correct the file") from error
+
+    return np.stack([picture(path) for path in paths])

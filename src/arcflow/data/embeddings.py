@@ -1,0 +1,70 @@
+"""What text encoders make of prompts: computed once and looked up, or computed batch by batch."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from arcflow.config import Run
+from arcflow.data.batches import Prompts
+from arcflow.data.cache import Cache
+from arcflow.families import network
+from arcflow.families.conditioning import Cond
+
+Encode = Callable[[list[str], tuple[int, int]], Cond]
+"""(prompts, height and width of their pictures) -> conditioning."""
+
+
+def encoder(pipe: Any, config: Run, data: Prompts, device: torch.device) -> tuple[Encode, Cond | None]:
+    """What gives the conditioning of prompts, and that of the empty prompt if the teacher is guided with it."""
+    against = [""] if config.distill.teacher_cfg > 1 else []
+    known = [row.text for row in data.train] + data.held_out.prompts + against
+    text: Callable[[list[str]], Cond] = partial(
+        network.encode_text,
+        pipe,
+        max_sequence_length=config.data.max_sequence_length,
+        device=config.model.text_device or device,
+    )
+    if config.data.embeddings:
+        text = Cache(Path(config.data.embeddings), embedded(config), device, getattr(torch, config.model.dtype))
+        text.need(known)
+    elif config.data.cache:
+        text = Table(text, known)
+
+    def encode(prompts: list[str], size: tuple[int, int]) -> Cond:
+        cond = {name: value.to(device) for name, value in text(prompts).items()}
+        return network.place(pipe, cond, height=size[0], width=size[1], guidance=config.distill.guidance)
+
+    return encode, encode(against, data.held_out.size) if against else None
+
+
+def embedded(config: Run) -> dict[str, Any]:
+    """What embeddings depend on, beside the prompt."""
+    return {"model": config.model.base, "max_sequence_length": config.data.max_sequence_length}
+
+
+CHUNK = 64
+
+
+class Table:
+    """Conditioning by prompt, encoded once. Called with prompts it gives their batch."""
+
+    def __init__(self, encode: Callable[[list[str]], Cond], prompts: Sequence[str]) -> None:
+        unique = list(dict.fromkeys(prompts))
+        self.row = {prompt: i for i, prompt in enumerate(unique)}
+        chunks = [encode(unique[i : i + CHUNK]) for i in range(0, len(unique), CHUNK)]
+        self.columns = {name: self._join([c[name] for c in chunks], name) for name in chunks[0]}
+
+    def _join(self, values: list[Tensor], name: str) -> Tensor:
+        if len({value.shape[1:] for value in values}) > 1:
+            raise ValueError(
+                f"{name} differs in length from prompt to prompt, expected one length: set data.cache to False"
+            )
+        return torch.cat(values)
+
+    def __call__(self, prompts: list[str]) -> Cond:
+        index = torch.tensor([self.row[prompt] for prompt in prompts])
+        return {name: value[index.to(value.device)] for name, value in self.columns.items()}

@@ -1,0 +1,1 @@
+"""Students held against their teacher, and benchmarks scored."""

@@ -1,0 +1,183 @@
+"""Numbers for each picture of a folder, computed once: scores and features, kept as they come.
+
+`measure` calls a function on those pictures that have no numbers yet and writes each batch to a file of its own, so a
+run that is killed loses one batch, and several processes share the work without talking. `table` puts the files
+together. Pictures are known by a name, not by a place in a list: a list may grow.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from arcflow.metrics import features
+from arcflow.metrics import pictures as picture_metrics
+from arcflow.metrics.streaming import Table
+from arcflow.system.files import write_atomic
+from arcflow.world.check import judge
+
+Call = Callable[[UInt8[np.ndarray, "n rows columns 3"], list[str]], Float[Tensor, "n width"]]
+"""(pictures, their names) -> one row of numbers each."""
+
+BATCH = 64
+"""Pictures at a time; a run that is killed loses as many."""
+
+KINDS = (".png", ".jpg", ".jpeg", ".webp")
+
+
+def measure(
+    store: Path,
+    pictures: Mapping[str, Path],
+    load: Callable[[], Call],
+    *,
+    share: tuple[int, int] = (0, 1),
+) -> int:
+    """Put numbers into a folder for those pictures of this process's share that have none; for how many.
+
+    `pictures` are files by name. Those of a batch have one size, so pictures of many sizes go in small batches. `load`
+    makes the function that computes, and is called only if something is missing.
+    """
+    rank, ranks = share
+    there = set(_shards(store))
+    missing = {name: pictures[name] for name in list(pictures)[rank::ranks] if name not in there}
+    if not missing:
+        return 0
+    store.mkdir(parents=True, exist_ok=True)
+    call = load()
+    for names, images in _batches(missing, BATCH):
+        values = call(images, names).float().cpu().contiguous()
+        wrong = [name for name, row in zip(names, values, strict=True) if not row.isfinite().all()]
+        if wrong:
+            raise ValueError(
+                f"{pictures[wrong[0]]} gives a number that is not finite; look at the picture, or take another network"
+            )
+        file = store / f"{hashlib.sha256(names[0].encode()).hexdigest()[:16]}.safetensors"
+        about = {"names": json.dumps(names)}
+        write_atomic(file, lambda draft, v=values, about=about: save_file({"values": v}, draft, about))
+    return len(missing)
+
+
+def table(store: Path, names: list[str]) -> Table | None:
+    """The numbers of the pictures of these names, one row each; None if there are none yet."""
+    rows = {name: row for row, name in enumerate(names)}
+    found = _shards(store)
+    if not found:
+        return None
+    result = Table.empty(len(names), len(next(iter(found.values()))))
+    here = [name for name in names if name in found]
+    if here:
+        result.put([rows[name] for name in here], torch.stack([found[name] for name in here]))
+    return result
+
+
+def _shards(store: Path) -> dict[str, Tensor]:
+    found: dict[str, Tensor] = {}
+    for file in sorted(store.glob("*.safetensors")):
+        with safe_open(file, "pt") as shard:  # type: ignore[no-untyped-call]
+            found |= zip(json.loads(shard.metadata()["names"]), shard.get_tensor("values"), strict=True)
+    return found
+
+
+def _batches(pictures: Mapping[str, Path], size: int) -> Iterator[tuple[list[str], np.ndarray]]:
+    names: list[str] = []
+    images: list[np.ndarray] = []
+    for name, path in pictures.items():
+        image = read_picture(path)
+        if images and (len(images) == size or image.shape != images[0].shape):
+            yield names, np.stack(images)
+            names, images = [], []
+        names.append(name)
+        images.append(image)
+    if images:
+        yield names, np.stack(images)
+
+
+def read_picture(path: Path) -> UInt8[np.ndarray, "rows columns 3"]:
+    """A picture as eight-bit RGB."""
+    try:
+        with Image.open(path) as image:
+            return np.asarray(image.convert("RGB"))
+    except OSError as error:
+        raise ValueError(f"{path} is no picture that can be read ({error}); draw it again, or take it away") from error
+
+
+def folder_pictures(folder: Path) -> dict[str, Path]:
+    """All pictures in a folder, by names that change with the file."""
+    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in KINDS)
+    if not files:
+        raise ValueError(f"no picture in {folder}: expected a folder of {', '.join(KINDS)} files; check --reference")
+    return {f"{file.relative_to(folder)} {file.stat().st_size} {file.stat().st_mtime_ns}": file for file in files}
+
+
+def parted(named: str) -> tuple[str, str]:
+    """NAME or NAME=VALUE."""
+    name, _, value = named.partition("=")
+    return name, value
+
+
+def named_by(kind: str, value: str) -> str:
+    """A name under which numbers are kept: another file or network is another name."""
+    return f"{kind}-{hashlib.sha256(value.encode()).hexdigest()[:8]}" if value else kind
+
+
+def accuracy(prompts: Mapping[str, str], images: np.ndarray, names: list[str]) -> Tensor:
+    """1 for a picture of the built-in world that shows what its caption says."""
+    return torch.tensor([[float(judge(image, prompts[name]))] for image, name in zip(images, names, strict=True)])
+
+
+def squared_error(twins: Mapping[str, Path], images: np.ndarray, names: list[str]) -> Tensor:
+    """Mean squared difference to another picture, of channels from 0 to 1."""
+    theirs = np.stack([read_picture(twins[name]) for name in names])
+    return picture_metrics.squared_error(torch.from_numpy(images) / 255, torch.from_numpy(theirs) / 255)[:, None]
+
+
+def clip_score(model: str, device: str, prompts: Mapping[str, str]) -> Call:
+    """Cosine of picture and prompt, times 100."""
+    network = features.clip(model, device=device)
+
+    def call(images: np.ndarray, names: list[str]) -> Tensor:
+        texts = network.texts([prompts[name] for name in names])
+        return picture_metrics.clip_score(network.images(images), texts)[:, None]
+
+    return call
+
+
+def lpips(device: str, twins: Mapping[str, Path]) -> Call:
+    """Perceptual distance to another picture."""
+    distance = features.lpips_distance(device=device)
+    return lambda images, names: distance(images, np.stack([read_picture(twins[name]) for name in names]))[:, None]
+
+
+def check_network(named: str) -> None:
+    """Raises a ValueError if there is no such network, or not its file."""
+    kind, value = parted(named)
+    wrong = kind not in NETWORKS or (kind == "world" and value)
+    if wrong or (kind in ("inception", "patch") and not Path(value).is_file()):
+        raise ValueError(
+            f"no features {named!r}: expected world, dino, dino=MODEL, inception=FILE or patch=FILE, the file from "
+            f"{features.INCEPTION_URL}; correct --features"
+        )
+
+
+NETWORKS = ("world", "dino", "inception", "patch")
+
+
+def network(named: str, device: str) -> Call:
+    """The features of that name."""
+    kind, value = parted(named)
+    if kind == "world":
+        call = features.world_features()
+    elif kind == "dino":
+        call = features.dino_features(value or "facebook/dinov2-large", device=device)
+    else:
+        inception = features.inception_features(value, device=device)
+        call = inception if kind == "inception" else lambda images: inception(features.patches(images))
+    return lambda images, names: call(images)

@@ -1,0 +1,144 @@
+"""A suite from prompts to numbers, in a folder that a run may leave at any time and come back to.
+
+    suite.json      what the pictures are of: another model, adapter or setting wants a folder of its own
+    pictures/       <prompt>-<draw>.png and manifest.jsonl (`sample`): drawn once
+    measured/       what this package computes of each picture (`measure`): computed once
+    scores/         what scorers in their own environments answered (`scorers`): asked once
+    official/       the pictures as the benchmark's own scorer looks for them (`official`)
+    clock/          seconds of each stage
+    results.json    all of it, when nothing is missing
+
+Several processes share the pictures, (rank, ranks) each, and do not talk; the last to finish writes the results.
+"""
+
+import hashlib
+import json
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from arcflow.evaluation.scorers import part_of
+from arcflow.evaluation.suites.suite import Item, Suite
+from arcflow.sampling.folder import Recipe, read_manifest, sample_folder
+from arcflow.system.files import write_atomic
+
+
+@dataclass(frozen=True, kw_only=True)
+class Picture(Recipe):
+    """A picture of a suite; its name says which."""
+
+    id: str
+    category: str
+    number: int
+    draw: int
+
+    @property
+    def file(self) -> str:
+        return f"{self.number:05d}-{self.draw}.png"
+
+
+def pictures_of(suite: Suite, items: Sequence[Item], draws: int, **recipe: Any) -> list[Picture]:
+    """All pictures of a suite, the draws of a prompt one after the other."""
+    return [
+        Picture(
+            id=item.picture(draw),
+            category=item.category,
+            number=item.number,
+            draw=draw,
+            prompt=item.prompt,
+            seed=suite.seed(item, draw),
+            **recipe,
+        )
+        for item in items
+        for draw in range(draws)
+    ]
+
+
+def claim(folder: Path, what: dict[str, Any]) -> None:
+    """Make a folder the home of these pictures.
+
+    Raises:
+        ValueError: it is that of others.
+    """
+    about = folder / "suite.json"
+    if about.exists():
+        there = json.loads(about.read_text("utf-8"))
+        for name in what.keys() | there.keys():
+            if there.get(name) != what.get(name):
+                raise ValueError(
+                    f"{folder} holds pictures with {name} {there.get(name)}, asked for was {what.get(name)}: expected "
+                    "the same in everything; give another --out, or the settings of suite.json"
+                )
+    elif (folder / "pictures").exists():
+        raise ValueError(f"{folder} has pictures but no suite.json: expected a new folder or one of ours; change --out")
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomic(about, lambda draft: draft.write_text(json.dumps(what, indent=2) + "\n", "utf-8"))
+
+
+def digest(items: Sequence[Item]) -> str:
+    """Tells lists of prompts apart."""
+    return hashlib.sha256(json.dumps([[item.id, item.prompt] for item in items]).encode()).hexdigest()[:16]
+
+
+def to_draw(folder: Path, pictures: Sequence[Picture], share: tuple[int, int] = (0, 1)) -> list[Picture]:
+    """Those of this process's share that are not there yet."""
+    there = {record["file"] for record in read_manifest(folder / "pictures")}
+    mine = list(pictures)[share[0] :: share[1]]
+    return [p for p in mine if p.file not in there or not (folder / "pictures" / p.file).exists()]
+
+
+def draw(pipe: Any, folder: Path, pictures: Sequence[Picture], batch: int, share: tuple[int, int] = (0, 1)) -> int:
+    """Draw what is missing, from the pipeline as it is set up now; how many."""
+    start = time.perf_counter()
+    new = sample_folder(pipe, pictures, folder / "pictures", batch_size=batch, share=share)
+    spent = time.perf_counter() - start
+    names = {path.name for path in new}
+    drawn = [record["seconds"] for record in read_manifest(folder / "pictures") if record["file"] in names]
+    _add(folder, "saving", spent - sum(drawn), len(new), share)
+    return len(new)
+
+
+@contextmanager
+def clock(folder: Path, stage: str, share: tuple[int, int] = (0, 1)) -> Iterator[list[int]]:
+    """Add the seconds of a stage to those of the folder; the block puts into the list how many pictures they were."""
+    start, pictures = time.perf_counter(), list[int]()
+    yield pictures
+    if sum(pictures):
+        _add(folder, stage, time.perf_counter() - start, sum(pictures), share)
+
+
+def _add(folder: Path, stage: str, seconds: float, pictures: int, share: tuple[int, int]) -> None:
+    file = folder / "clock" / f"clock{part_of(share)}.json"
+    file.parent.mkdir(exist_ok=True)
+    spent = json.loads(file.read_text()) if file.exists() else {}
+    before = spent.get(stage, [0.0, 0])
+    spent[stage] = [before[0] + seconds, before[1] + pictures]
+    write_atomic(file, lambda draft: draft.write_text(json.dumps(spent)))
+
+
+def times(folder: Path, commands: Sequence[str] = ()) -> dict[str, Any]:
+    """Seconds a picture: its generation, each stage of its evaluation, and their sum as a share of the generation;
+    the scorers' own, `commands`, are named but no part of the share."""
+    made = [record["seconds"] for record in read_manifest(folder / "pictures")]
+    total: dict[str, list[float]] = {}
+    for file in sorted((folder / "clock").glob("*.json")):
+        for stage, (seconds, pictures) in json.loads(file.read_text()).items():
+            before = total.get(stage, [0.0, 0])
+            total[stage] = [before[0] + seconds, before[1] + pictures]
+    each = {stage: seconds / pictures for stage, (seconds, pictures) in total.items() if pictures}
+    generation = sum(made) / len(made)
+    own = sum(seconds for stage, seconds in each.items() if stage not in commands)
+    return {"generation": generation, "evaluation": each, "share": own / generation}
+
+
+def lay_out(folder: Path, suite: Suite, items: Sequence[Item], draws: int, model: str) -> None:
+    """Show the pictures as the official scorer expects them, of those prompts whose pictures are all there."""
+    if suite.layout is None:
+        return
+    for item in items:
+        files = [folder / "pictures" / f"{item.number:05d}-{draw}.png" for draw in range(draws)]
+        if all(file.exists() for file in files):
+            suite.layout(item, files, folder / "official", model)

@@ -1,0 +1,313 @@
+"""One evaluation: what is asked for, in the order it is done: draw, lay out, measure, ask scorers, write results.
+
+Nothing is loaded before it is known to be needed: a run that only adds a scorer opens no pipeline, and the pipeline is
+gone before a scorer wants the memory.
+"""
+
+import gc
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from arcflow.evaluation import pictures as drawn
+from arcflow.evaluation import scorers, summary
+from arcflow.evaluation.measured import (
+    NETWORKS,
+    Call,
+    accuracy,
+    check_network,
+    clip_score,
+    folder_pictures,
+    lpips,
+    measure,
+    named_by,
+    network,
+    parted,
+    squared_error,
+    table,
+)
+from arcflow.evaluation.pictures import Picture
+from arcflow.evaluation.suites import SUITES
+from arcflow.evaluation.suites.suite import Item, Suite, read_items
+from arcflow.sampling.attach import attach
+from arcflow.sampling.generate import euler
+from arcflow.system.devices import torch_device
+from arcflow.system.files import save_results
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reference:
+    """Pictures to compare with."""
+
+    store: Path
+    """Where their features are kept: in their own folder if it is one of ours, so that all who compare share them."""
+    files: dict[str, Path]
+    paired: bool
+    """They are of the same prompts and noises, under the same names."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """An evaluation that knows all it needs; `plan` makes one from the command's options."""
+
+    asked: Any
+    """The options, `suite_command.EvaluateSuite`."""
+    suite: Suite
+    items: list[Item]
+    draws: int
+    pictures: list[Picture]
+    folder: Path
+    adapter: str
+    share: tuple[int, int]
+    reference: Reference | None
+    scorers: dict[str, str]
+    answers: dict[str, dict[str, float]]
+
+    @property
+    def files(self) -> dict[str, Path]:
+        return {picture.file: self.folder / "pictures" / picture.file for picture in self.pictures}
+
+    def draw(self, open_pipe: Callable[[], Any]) -> None:
+        """Draw what is missing and show it to the official scorer."""
+        new = 0
+        if drawn.to_draw(self.folder, self.pictures, self.share):
+            pipe = open_pipe()
+            if self.adapter:
+                attach(pipe, self.adapter, fuse=True)
+            with nullcontext() if self.adapter else euler(pipe):
+                new = drawn.draw(pipe, self.folder, self.pictures, self.asked.batch, self.share)
+            del pipe
+            if torch.cuda.is_available():  # a scorer may want the memory
+                gc.collect()
+                torch.cuda.empty_cache()
+        with drawn.clock(self.folder, "layout", self.share) as done:
+            drawn.lay_out(self.folder, self.suite, self.items, self.draws, self.asked.name)
+            done.append(new)
+
+    def score(self) -> None:
+        """Measure what is not measured, and ask the scorers about what they have not answered."""
+        for name, load in self._measures().items():
+            with drawn.clock(self.folder, name, self.share) as done:
+                done.append(measure(self.folder / "measured" / name, self.files, load, share=self.share))
+        for name, load in self._features().items():
+            with drawn.clock(self.folder, name, self.share) as done:
+                done.append(measure(self.folder / "measured" / name, self.files, load, share=self.share))
+            if self.reference:
+                store = self.reference.store / name
+                with drawn.clock(self.folder, f"{name} of the reference", self.share) as done:
+                    done.append(measure(store, self.reference.files, load, share=self.share))
+        mine = self.pictures[self.share[0] :: self.share[1]]
+        for name, command in self.scorers.items():
+            with drawn.clock(self.folder, name, self.share) as done:
+                lines = self._manifest(mine)
+                done.append(scorers.ask(self.folder, name, command, lines, self.share))
+
+    def _measures(self) -> dict[str, Callable[[], Call]]:
+        """Scores of single pictures, by name: what makes the function that gives them."""
+        prompts = {picture.file: picture.prompt for picture in self.pictures}
+        found: dict[str, Callable[[], Call]] = {}
+        if self.suite.name == "world":
+            found["accuracy"] = lambda: partial(accuracy, prompts)
+        if self.asked.clip:
+            found[named_by("clip", self.asked.clip)] = partial(clip_score, self.asked.clip, self._device(), prompts)
+        if self.reference and self.reference.paired:
+            twins = self.reference.files
+            found["squared_error"] = lambda: partial(squared_error, twins)
+            if self.asked.lpips:
+                found["lpips"] = partial(lpips, self._device(), twins)
+        return found
+
+    def _features(self) -> dict[str, Callable[[], Call]]:
+        names = self.asked.features
+        if not names and self.reference and self.suite.name == "world":
+            names = ("world",)
+        return {named_by(*parted(name)): partial(network, name, self._device()) for name in names}
+
+    def _device(self) -> str:
+        return str(torch_device(self.asked.device))
+
+    def _manifest(self, pictures: Sequence[Picture]) -> list[dict[str, Any]]:
+        more = {item.number: item.more for item in self.items}
+        return [
+            {
+                "id": picture.id,
+                "prompt": picture.prompt,
+                "image": str((self.folder / "pictures" / picture.file).absolute()),
+                "category": picture.category,
+                "suite": self.suite.name,
+                "seed": picture.seed,
+                **({"metadata": more[picture.number]} if more[picture.number] else {}),
+            }
+            for picture in pictures
+        ]
+
+    def results(self, about: dict[str, Any]) -> dict[str, Any] | None:
+        """All numbers, also in results.json; None as long as another process has not done its share."""
+        if drawn.to_draw(self.folder, self.pictures):
+            return None
+        found: dict[str, Any] = {}
+        with drawn.clock(self.folder, "results", self.share) as done:
+            for name in self._measures():
+                values = self._rows(self.folder / "measured" / name, list(self.files))
+                if values is None:
+                    return None
+                scores = dict(zip((picture.id for picture in self.pictures), values[:, 0].tolist(), strict=True))
+                better = "lower" if name in ("squared_error", "lpips") else "higher"
+                found[name] = summary.summary(self.items, self.draws, scores, better)
+            for name in self._features():
+                if not self._compared(name, found):
+                    return None
+            for name in self.scorers:
+                scores = scorers.read_scores(self.folder, name)
+                if not all(picture.id in scores for picture in self.pictures):
+                    return None
+                found[name] = summary.summary(self.items, self.draws, scores, "")
+            for name, scores in self.answers.items():
+                found[name] = summary.summary(self.items, self.draws, scores, "higher")
+            drawn.lay_out(self.folder, self.suite, self.items, self.draws, self.asked.name)
+            done.append(len(self.pictures))
+        whole = not self.suite.counts or Counter(item.category for item in self.items) in self.suite.counts
+        result = {
+            "suite": self.suite.name,
+            "paper": self.suite.paper,
+            "complete": whole and self.draws >= self.suite.pictures,
+            "settings": json.loads((self.folder / "suite.json").read_text("utf-8")),
+            "prompts": len(self.items),
+            "pictures": len(self.pictures),
+            "metrics": found,
+            "seconds": drawn.times(self.folder, list(self.scorers)),
+            "about": about,
+        }
+        save_results(result, self.folder / "results.json")
+        return result
+
+    def _compared(self, name: str, found: dict[str, Any]) -> bool:
+        """Put what one kind of features says; False as long as some are missing."""
+        y = self._rows(self.folder / "measured" / name, list(self.files))
+        x = self._rows(self.reference.store / name, list(self.reference.files)) if self.reference else None
+        if y is None or (self.reference and x is None):
+            return False
+        if x is not None:
+            found |= {f"{name} {metric}": value for metric, value in summary.between(x, y).items()}
+        if self.draws > 1:
+            paired = x if self.reference and self.reference.paired else None
+            found[f"{name} diversity"] = summary.diversity(self.items, self.draws, y, paired)
+        return True
+
+    @staticmethod
+    def _rows(store: Path, names: list[str]) -> Tensor | None:
+        rows = table(store, names)
+        return None if rows is None or rows.missing() else rows.complete()
+
+
+def plan(asked: Any, share: tuple[int, int], adapter: str, **recipe: Any) -> Run:
+    """An evaluation from the options of the command; nothing is drawn yet.
+
+    Raises:
+        ValueError: the options do not go together, or the folder holds something else.
+    """
+    for named in asked.features:
+        check_network(named)
+    names = [name for name, _ in map(parted, (*asked.scorer, *asked.answers))]
+    taken = {"accuracy", "squared_error", "lpips", "clip", *NETWORKS}
+    if len(set(names)) < len(names) or taken & set(names):
+        raise ValueError(
+            f"scorers and answers are named {names}: expected each once, and none of {sorted(taken)}; rename one"
+        )
+    suite = SUITES[asked.suite]
+    items = read_items(suite, asked.prompts, count=asked.count, complete=asked.complete)
+    draws = asked.pictures or suite.pictures
+    recipe |= {"model": asked.model, "adapter": asked.adapter, "steps": asked.steps}
+    pictures = drawn.pictures_of(suite, items, draws, **recipe)
+    what = {
+        "suite": suite.name,
+        "prompts": drawn.digest(read_items(suite, asked.prompts, complete=False)) if asked.prompts else "built in",
+        **{name: value for name, value in recipe.items() if name != "version"},
+        "weights": _weights(adapter),
+    }
+    drawn.claim(asked.out, what)
+    reference = _reference(asked, what, pictures) if asked.reference else None
+    if asked.lpips and not (reference and reference.paired):
+        raise ValueError(
+            f"LPIPS compares pictures of the same prompts, got --reference {asked.reference}: expected the folder of "
+            f"another evaluation of {suite.name}; make one of the teacher with --adapter none --steps 50"
+        )
+    return Run(
+        asked=asked,
+        suite=suite,
+        items=items,
+        draws=draws,
+        pictures=pictures,
+        folder=asked.out,
+        adapter=adapter,
+        share=share,
+        reference=reference,
+        scorers=dict(scorers.parse(named) for named in asked.scorer),
+        answers={name: _official(suite, items, draws, asked.name, path) for name, path in map(parted, asked.answers)},
+    )
+
+
+def _weights(adapter: str) -> str:
+    """Tells adapters apart that have one folder after the other."""
+    files = sorted(Path(adapter).glob("*.safetensors")) if adapter and Path(adapter).is_dir() else []
+    parts = []
+    for file in files:
+        with file.open("rb") as stream:
+            parts.append(hashlib.file_digest(stream, "sha256").hexdigest()[:16])
+    return "-".join(parts)
+
+
+def _reference(asked: Any, what: dict[str, Any], pictures: Sequence[Picture]) -> Reference:
+    folder: Path = asked.reference
+    about = folder / "suite.json"
+    if not about.exists():
+        key = hashlib.sha256(str(folder.absolute()).encode()).hexdigest()[:16]
+        return Reference(store=asked.out / "reference" / key, files=folder_pictures(folder), paired=False)
+    theirs = json.loads(about.read_text("utf-8"))
+    if (theirs["suite"], theirs["prompts"]) != (what["suite"], what["prompts"]):
+        files = {path.name: path for path in sorted((folder / "pictures").glob("*.png"))}
+        return Reference(store=folder / "measured", files=files, paired=False)
+    files = {picture.file: folder / "pictures" / picture.file for picture in pictures}
+    missing = [name for name, path in files.items() if not path.exists()]
+    if missing:
+        raise ValueError(
+            f"{len(missing)} of {len(files)} pictures are not in {folder}, {missing[0]} first: expected the same "
+            "prompts and as many pictures of each; finish that evaluation first"
+        )
+    return Reference(store=folder / "measured", files=files, paired=True)
+
+
+def _official(suite: Suite, items: Sequence[Item], draws: int, model: str, named: str) -> dict[str, float]:
+    """The answers in a file that an official scorer, or any other program, wrote."""
+    path = Path(named)
+    try:
+        text = path.read_text("utf-8")
+        first = json.loads(text.splitlines()[0]) if path.suffix == ".jsonl" and text.strip() else {}
+        if "score" in first:
+            found = {record["id"]: float(record["score"]) for record in map(json.loads, text.splitlines())}
+        elif suite.answers:
+            found = suite.answers(path, items, model)
+        else:
+            raise ValueError(f"{suite.name} has no file of its own to read")
+        known = {item.id for item in items} | {item.picture(draw) for item in items for draw in range(draws)}
+        strange = [name for name, score in found.items() if name not in known or not np.isfinite(score)]
+        if strange or not found:
+            raise ValueError(
+                f"the answer about {strange[0]!r} is not of this suite, or no number" if strange else "empty"
+            )
+    except (ValueError, OSError, KeyError, TypeError, IndexError) as error:
+        raise ValueError(
+            f"cannot read the answers in {named!r} ({error}): expected NAME=FILE, and in it what the official scorer "
+            f'of {suite.name} writes, or lines {{"id", "score"}} (.jsonl); correct --answers'
+        ) from error
+    return found

@@ -1,0 +1,68 @@
+"""Lists of captions: COCO (arXiv 1405.0312) and HPSv2 (arXiv 2306.09341)."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from PIL import Image
+
+from arcflow.evaluation.suites.layouts import link, write_once
+from arcflow.evaluation.suites.suite import Item, Suite
+
+
+def hpsv2_layout(item: Item, pictures: Sequence[Path], root: Path, model: str) -> None:
+    """<style>/<00000>.jpg, the first picture of each prompt."""
+    write_once(root / f"{item.id}.jpg", lambda draft: Image.open(pictures[0]).convert("RGB").save(draft, "JPEG"))
+
+
+def flat_layout(item: Item, pictures: Sequence[Path], root: Path, model: str) -> None:
+    """<id>.png, the first picture of each prompt: a folder that any program for Frechet distances reads."""
+    link(pictures[0], root / f"{item.id}.png")
+
+
+COCO_COUNT = 10_000
+
+
+def _coco(path: Path) -> list[Item]:
+    """Lines with a prompt each, or COCO's own annotations: of each image the caption of the lowest id, the images by
+    their ids, the first 10 000."""
+    if path.suffix == ".jsonl":
+        records = [json.loads(line) for line in path.read_text("utf-8").splitlines() if line.strip()]
+        return [
+            Item(i, str(record.get("id", f"{i:05d}")), record["prompt"] if "prompt" in record else record["caption"])
+            for i, record in enumerate(records)
+        ]
+    captions: dict[int, str] = {}
+    for note in sorted(json.loads(path.read_text("utf-8"))["annotations"], key=lambda note: note["id"]):
+        captions.setdefault(note["image_id"], note["caption"].strip())
+    return [Item(i, f"{image:012d}", captions[image]) for i, image in enumerate(sorted(captions)[:COCO_COUNT])]
+
+
+HPSV2_STYLES = ("anime", "concept-art", "paintings", "photo")
+
+
+def _hpsv2(path: Path) -> list[Item]:
+    lists = {style: json.loads((path / f"{style}.json").read_text("utf-8")) for style in HPSV2_STYLES}
+    named = [(style, i, text) for style, texts in lists.items() for i, text in enumerate(texts)]
+    return [Item(number, f"{style}/{i:05d}", text, style) for number, (style, i, text) in enumerate(named)]
+
+
+COCO = Suite(
+    name="coco",
+    paper="arXiv 1405.0312",
+    file="annotations/captions_val2014.json, or lines of JSON with a prompt each (.jsonl)",
+    source="cocodataset.org",
+    counts=({"": COCO_COUNT},),
+    read=_coco,
+    layout=flat_layout,
+)
+
+HPSV2 = Suite(
+    name="hpsv2",
+    paper="arXiv 2306.09341",
+    file=f"a folder with {', '.join(f'{style}.json' for style in HPSV2_STYLES)}",
+    source="huggingface.co/datasets/zhwang/HPDv2 (benchmark)",
+    counts=(dict.fromkeys(HPSV2_STYLES, 800),),
+    read=_hpsv2,
+    layout=hpsv2_layout,
+)

@@ -1,0 +1,49 @@
+"""The official scorers' side: where each of them looks for pictures, and what it leaves behind.
+
+A suite's own pictures are PNG files of one shape, whatever the benchmark (`evaluation.pictures`). The functions
+`*_layout` show them once more as the benchmark's scorer expects them: as hard links where it reads single PNG files, so that nothing is
+stored twice, else as grids, WebP or JPEG, compressed as the benchmarks' own example scripts leave it to Pillow. The
+functions `*_answers` read the file that a scorer writes, one number for each picture or prompt.
+
+Checked against djghosh13/geneval, TencentQQGYLab/ELLA (dpg_bench), OneIG-Bench/OneIG-Benchmark and tgxs002/HPSv2.
+"""
+
+import math
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from arcflow.system.files import write_atomic
+
+
+def write_once(path: Path, write: Any) -> None:
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(path, write)
+
+
+def link(picture: Path, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        os.link(picture, path)
+    except FileExistsError:
+        pass
+    except OSError:  # a file system without hard links
+        write_once(path, lambda draft: shutil.copyfile(picture, draft))
+
+
+def grid(pictures: Sequence[Path]) -> Image.Image:
+    """A square of pictures, row by row; one alone is itself."""
+    side = math.isqrt(len(pictures))
+    if side**2 != len(pictures):
+        raise ValueError(f"{len(pictures)} pictures of a prompt make no square; the official grid takes --pictures 4")
+    images = [Image.open(path).convert("RGB") for path in pictures]
+    width, height = images[0].size
+    grid = Image.new("RGB", (side * width, side * height))
+    for place, image in enumerate(images):
+        grid.paste(image, (place % side * width, place // side * height))
+    return grid

@@ -1,0 +1,140 @@
+"""Evaluation suites: whose prompts, how many pictures of each, and where the official scorer looks for them.
+
+A suite is a row of `SUITES`. The prompts are the benchmark's own and do not come with the package, but for those of the
+built-in world: a row names the file and where it is to be had, and `read_items` checks that it is that file, and whole.
+"""
+
+import csv
+import re
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from arcflow.system.seeds import seed_of
+from arcflow.world.scene import FIRST_SEED, held_out, parse
+
+
+@dataclass(frozen=True)
+class Item:
+    """One prompt of a suite."""
+
+    number: int
+    """Its place in the benchmark's own list, from 0, which the noise depends on."""
+    id: str
+    prompt: str
+    category: str = ""
+    """What the benchmark reports apart, a task or a style; empty where it has none."""
+    more: dict[str, Any] = field(default_factory=dict, hash=False)
+    """What its scorer needs to know besides the prompt."""
+
+    def picture(self, draw: int) -> str:
+        """The id of one of its pictures."""
+        return f"{self.id}/{draw}"
+
+
+Layout = Callable[[Item, Sequence[Path], Path, str], None]
+"""(prompt, its pictures, folder, name of the model): show the pictures as the official scorer expects them."""
+
+Answers = Callable[[Path, Sequence[Item], str], dict[str, float]]
+"""(file, prompts, name of the model): the official scorer's numbers, by id of picture or prompt."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Suite:
+    """One benchmark."""
+
+    name: str
+    paper: str
+    file: str
+    """What its prompts come in; empty for the built-in world."""
+    source: str = ""
+    """Where that is to be had."""
+    counts: tuple[Mapping[str, int], ...] = ()
+    """Prompts in each category when it is whole; several where there are several editions."""
+    pictures: int = 1
+    """Pictures of each prompt."""
+    read: Callable[[Path], list[Item]]
+    layout: Layout | None = None
+    answers: Answers | None = None
+
+    def seed(self, item: Item, draw: int) -> int:
+        """Seed of a picture's noise: the same for every model, number of steps and way to share the work."""
+        if self.name == "world":  # the first picture of a prompt is that of `arcflow evaluate` and `world score`
+            return FIRST_SEED + item.number + (draw << 32)
+        return seed_of("suite", self.name, item.number, draw)
+
+
+WORLD_COUNT = 384
+"""Captions of the built-in world, unless told."""
+
+
+def read_items(suite: Suite, path: Path | None, *, count: int | None = None, complete: bool = True) -> list[Item]:
+    """The prompts of a suite, in its own order.
+
+    Args:
+        path: the benchmark's own file or folder; None for the built-in world.
+        count: take only so many, evenly spread over the list; of the world, the first.
+        complete: the file must be the whole benchmark.
+
+    Raises:
+        ValueError: it is not what the suite's row says.
+    """
+    if suite.name == "world":
+        if path is not None:
+            raise ValueError(f"the prompts of the suite world are built in, got {path}; leave --prompts out")
+        return _world(count or WORLD_COUNT)
+    remedy = f"expected {suite.file} from {suite.source}"
+    if path is None:
+        raise ValueError(f"the suite {suite.name} has its prompts in a file: {remedy}; give it with --prompts")
+    try:
+        items = suite.read(path)
+        _check(suite, items, complete)
+    except (ValueError, OSError, KeyError, TypeError, AttributeError) as error:
+        what = f"no {error}" if isinstance(error, KeyError) else error
+        raise ValueError(f"{path} cannot be used ({what}): {remedy}; get it again or correct --prompts") from error
+    if count is None or count >= len(items):
+        return items
+    return [items[place * len(items) // count] for place in range(count)]
+
+
+def _check(suite: Suite, items: list[Item], complete: bool) -> None:
+    for item in items:
+        if not isinstance(item.prompt, str) or not item.prompt.strip():
+            raise ValueError(f"prompt {item.id} is empty or no text")
+        if not re.fullmatch(r"\w[\w+-]*(/\w[\w+-]*)?", item.id):
+            raise ValueError(f"{item.id!r} is no name for a picture")
+    twice = [name for name, times in Counter(item.id for item in items).items() if times > 1]
+    if twice:
+        raise ValueError(f"{twice[0]} is there more than once")
+    found = dict(Counter(item.category for item in items))
+    unknown = sorted(set(found) - {name for counts in suite.counts for name in counts})
+    if unknown:
+        raise ValueError(f"unknown category {unknown[0]!r}")
+    if not items or (complete and found not in suite.counts):
+        whole = " or ".join(_told(counts) for counts in suite.counts)
+        raise ValueError(f"{_told(found)} prompts, not {whole}; a part of it will do with --no-complete")
+
+
+def _told(counts: Mapping[str, int]) -> str:
+    named = ", ".join(f"{name} {count}" for name, count in counts.items() if name)
+    return f"{sum(counts.values())}{f' ({named})' if named else ''}"
+
+
+def _world(count: int) -> list[Item]:
+    texts = held_out(count)
+    return [Item(i, f"{i:05d}", text, parse(text).skill) for i, text in enumerate(texts)]
+
+
+def read_table(path: Path, *columns: str) -> list[dict[str, Any]]:
+    with path.open(newline="", encoding="utf-8-sig") as stream:
+        table = csv.DictReader(stream)
+        rows = list(table)
+    for column in columns:
+        if column not in (table.fieldnames or []):
+            raise ValueError(f"no column {column!r}, but {list(table.fieldnames or [])}")
+    return rows
+
+
+WORLD = Suite(name="world", paper="docs/world.md", file="", read=lambda path: [])

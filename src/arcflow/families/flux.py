@@ -1,0 +1,57 @@
+"""FLUX.1: its row, its conditioning and its autoencoder."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from arcflow.families.conditioning import Cond
+from arcflow.families.family import TIME_EMBEDDERS, Family, as_keywords
+
+
+def _encode(pipe: Any, prompts: list[str], length: int, device: Any) -> Cond:
+    embeds, pooled, _ = pipe.encode_prompt(prompt=prompts, prompt_2=None, max_sequence_length=length, device=device)
+    return {"encoder_hidden_states": embeds, "pooled_projections": pooled}
+
+
+def _places(text: Cond, rows: int, columns: int) -> Cond:
+    embeds = text["encoder_hidden_states"]
+    img_ids = embeds.new_zeros(rows, columns, 3)
+    img_ids[..., 1] += torch.arange(rows, device=embeds.device)[:, None]
+    img_ids[..., 2] += torch.arange(columns, device=embeds.device)[None, :]
+    return {"txt_ids": embeds.new_zeros(embeds.shape[1], 3), "img_ids": img_ids.flatten(0, 1)}
+
+
+def _text_length(pipe: Any) -> int:
+    return min(512, pipe.tokenizer_2.model_max_length)
+
+
+def _to_vae(pipe: Any, latents: Tensor) -> Tensor:
+    config = pipe.vae.config
+    latents = latents / config.scaling_factor + (config.shift_factor or 0.0)
+    return pipe.vae.decode(latents.to(pipe.vae.device, pipe.vae.dtype), return_dict=False)[0]
+
+
+def _from_vae(pipe: Any, images: Tensor) -> Tensor:
+    config = pipe.vae.config
+    return (pipe.vae.encode(images).latent_dist.mode() - (config.shift_factor or 0.0)) * config.scaling_factor
+
+
+FLUX = Family(
+    name="flux",
+    transformer="FluxTransformer2DModel",
+    pipeline="FluxPipeline",
+    published="ArcFluxTransformer2DModel",
+    embedder="x_embedder",
+    lora_targets=TIME_EMBEDDERS
+    + r"|transformer_blocks\.\d+\.ff(_context)?\.net\.(0\.proj|2)"
+    + r"|single_transformer_blocks\.\d+\.proj_(mlp|out)",
+    lora_skip="",
+    guidance=3.5,
+    arguments=as_keywords,
+    encode=_encode,
+    places=_places,
+    text_length=_text_length,
+    to_vae=_to_vae,
+    from_vae=_from_vae,
+)

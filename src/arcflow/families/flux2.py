@@ -1,0 +1,62 @@
+"""FLUX.2: its row, its conditioning and its autoencoder."""
+
+from typing import Any
+
+import torch
+from einops import rearrange
+from torch import Tensor
+
+from arcflow.families.conditioning import Cond
+from arcflow.families.family import TIME_EMBEDDERS, Family, as_keywords, reads_512_tokens
+
+
+def _encode(pipe: Any, prompts: list[str], length: int, device: Any) -> Cond:
+    embeds, _ = pipe.encode_prompt(prompt=prompts, max_sequence_length=length, device=device)
+    return {"encoder_hidden_states": embeds}
+
+
+def _places(text: Cond, rows: int, columns: int) -> Cond:
+    embeds = text["encoder_hidden_states"]
+
+    def cells(*sizes: int) -> Tensor:
+        return torch.cartesian_prod(*(torch.arange(n, device=embeds.device) for n in sizes))
+
+    return {"txt_ids": cells(1, 1, 1, embeds.shape[1]), "img_ids": cells(1, rows, columns, 1)}
+
+
+def _to_vae(pipe: Any, latents: Tensor) -> Tensor:
+    vae = pipe.vae
+    latents = rearrange(latents, "b c (h p) (w q) -> b (c p q) h w", p=2, q=2).to(vae.device, vae.dtype)
+    mean, std = vae.bn.running_mean, (vae.bn.running_var + vae.config.batch_norm_eps).sqrt()
+    latents = latents * std[:, None, None] + mean[:, None, None]
+    return vae.decode(rearrange(latents, "b (c p q) h w -> b c (h p) (w q)", p=2, q=2), return_dict=False)[0]
+
+
+def _from_vae(pipe: Any, images: Tensor) -> Tensor:
+    vae = pipe.vae
+    latents = rearrange(vae.encode(images).latent_dist.mode(), "b c (h p) (w q) -> b (c p q) h w", p=2, q=2)
+    mean, std = vae.bn.running_mean, (vae.bn.running_var + vae.config.batch_norm_eps).sqrt()
+    latents = (latents - mean[:, None, None]) / std[:, None, None]
+    return rearrange(latents, "b (c p q) h w -> b c (h p) (w q)", p=2, q=2)
+
+
+FLUX2 = Family(
+    name="flux2",
+    transformer="Flux2Transformer2DModel",
+    pipeline="Flux2Pipeline",
+    published="",
+    embedder="x_embedder",
+    lora_targets=TIME_EMBEDDERS
+    + r"|transformer_blocks\.\d+\.ff(_context)?\.linear_(in|out)"
+    # attention and feed-forward share their Linears here
+    + r"|single_transformer_blocks\.\d+\.attn\.to_(qkv_mlp_proj|out)",
+    lora_skip="",
+    guidance=4.0,
+    arguments=as_keywords,
+    encode=_encode,
+    places=_places,
+    text_length=reads_512_tokens,
+    to_vae=_to_vae,
+    from_vae=_from_vae,
+    packs=False,
+)

@@ -1,0 +1,69 @@
+"""What fits a card: the ways to sample a large model in two steps at 1024 x 1024, by the memory they take.
+
+The parts are computed, not measured: weights counted at their true shapes, what a call needs beside them by following
+every tensor of it without numbers (`python -m benchmarks.memory`). How each way is written: docs/memory.md.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Parts:
+    """GB of the weights in bfloat16, and of what a call needs beside them."""
+
+    transformer: float
+    adapter: float
+    text: float
+    vae: float
+    step: float
+    decode: float
+
+
+@dataclass(frozen=True)
+class Way:
+    """A way to sample, and the GB of GPU memory it takes at its peak."""
+
+    name: str
+    gigabytes: float
+
+
+MODELS = {
+    "flux": Parts(transformer=23.80, adapter=1.30, text=9.77, vae=0.17, step=0.69, decode=1.61),
+    "qwen_image": Parts(transformer=40.86, adapter=1.92, text=15.49, vae=0.25, step=0.53, decode=3.63),
+    "flux2": Parts(transformer=64.45, adapter=3.01, text=46.61, vae=0.17, step=1.67, decode=1.61),
+}
+"""As `python -m benchmarks.memory` prints them."""
+
+CARDS = (12, 16, 24, 48, 80)
+"""GB of the cards that are planned for."""
+
+CONTEXT = 1.0
+"""GB that the CUDA context takes, and what is lost between allocations."""
+
+INT8, NF4 = 0.51, 0.28
+"""Size of a weight with its scales, over bfloat16: one for a row, or for a block of 64 weights."""
+
+STREAMED = 2.0
+"""GB of layers that are on the card at a time when the rest streams in from the CPU."""
+
+
+def ways(parts: Parts) -> Iterator[Way]:
+    """From the fastest to the smallest."""
+
+    def in_turn(transformer: float, text: float) -> float:
+        """One part on the card at a time."""
+        network = transformer * parts.transformer + parts.adapter + parts.step
+        return max(network, text * parts.text, parts.vae + parts.decode) + CONTEXT
+
+    whole = parts.transformer + parts.adapter + parts.text + parts.vae + max(parts.step, parts.decode)
+    yield Way("everything on the card", whole + CONTEXT)
+    yield Way("model offload", in_turn(1.0, 1.0))
+    yield Way("transformer and text encoder in int8, model offload", in_turn(INT8, INT8))
+    yield Way("transformer and text encoder in nf4, model offload", in_turn(NF4, NF4))
+    yield Way("group offload", STREAMED + max(parts.step, parts.vae + parts.decode) + CONTEXT)
+
+
+def best(parts: Parts, card: int | float) -> Way | None:
+    """The fastest way that fits a card of so many GB."""
+    return next((way for way in ways(parts) if way.gigabytes <= card), None)

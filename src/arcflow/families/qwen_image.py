@@ -1,0 +1,62 @@
+"""Qwen-Image: its row, its conditioning and its autoencoder."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from arcflow.families.conditioning import Cond
+from arcflow.families.family import TIME_EMBEDDERS, Family, reads_512_tokens
+
+
+def _arguments(cond: Cond) -> dict[str, Any]:
+    mask = cond["encoder_hidden_states_mask"]
+    return {
+        "encoder_hidden_states": cond["encoder_hidden_states"],
+        # as the stock pipeline: padding is masked, and without any there is no mask
+        "encoder_hidden_states_mask": None if bool(mask.all()) else mask,
+        "img_shapes": [[tuple(shape)] for shape in cond["img_shapes"].tolist()],
+    }
+
+
+def _encode(pipe: Any, prompts: list[str], length: int, device: Any) -> Cond:
+    embeds, mask = pipe.encode_prompt(prompt=prompts, max_sequence_length=length, device=device)
+    mask = torch.ones(embeds.shape[:2], device=embeds.device) if mask is None else mask
+    return {"encoder_hidden_states": embeds, "encoder_hidden_states_mask": mask.bool()}
+
+
+def _places(text: Cond, rows: int, columns: int) -> Cond:
+    return {"img_shapes": torch.tensor([[1, rows, columns]] * len(text["encoder_hidden_states"]))}
+
+
+def _to_vae(pipe: Any, latents: Tensor) -> Tensor:
+    config = pipe.vae.config
+    latents = latents.to(pipe.vae.device, pipe.vae.dtype)
+    mean, std = (torch.tensor(v).to(latents)[:, None, None] for v in (config.latents_mean, config.latents_std))
+    return pipe.vae.decode((latents / (1.0 / std) + mean).unsqueeze(2), return_dict=False)[0][:, :, 0]
+
+
+def _from_vae(pipe: Any, images: Tensor) -> Tensor:
+    config = pipe.vae.config
+    latents = pipe.vae.encode(images.unsqueeze(2)).latent_dist.mode()[:, :, 0]
+    mean, std = (torch.tensor(v).to(latents)[:, None, None] for v in (config.latents_mean, config.latents_std))
+    return (latents - mean) / std
+
+
+QWEN_IMAGE = Family(
+    name="qwen_image",
+    transformer="QwenImageTransformer2DModel",
+    pipeline="QwenImagePipeline",
+    published="ArcQwenImageTransformer2DModel",
+    embedder="img_in",
+    lora_targets=TIME_EMBEDDERS + r"|transformer_blocks\.\d+\.(img|txt)_mlp\.net\.(0\.proj|2)",
+    # the text stream ends before these
+    lora_skip=r"transformer_blocks\.{last}\.(txt_mlp\..*|attn\.(add_q_proj|to_add_out))",
+    guidance=None,
+    arguments=_arguments,
+    encode=_encode,
+    places=_places,
+    text_length=reads_512_tokens,
+    to_vae=_to_vae,
+    from_vae=_from_vae,
+)

@@ -1,0 +1,1 @@
+"""Research on toys whose answers are known exactly."""

@@ -1,0 +1,1 @@
+"""Few-step methods, one paper a file; none imports another."""

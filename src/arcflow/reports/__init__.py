@@ -1,0 +1,1 @@
+"""What people read: pages, tables, model cards. Nothing but commands imports this."""

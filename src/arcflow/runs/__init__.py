@@ -1,0 +1,1 @@
+"""What a run remembers: averaged weights, checkpoints, the log."""

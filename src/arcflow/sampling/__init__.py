@@ -1,0 +1,1 @@
+"""A student in a stock pipeline: attach it, generate, fill a folder."""

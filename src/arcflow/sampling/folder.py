@@ -1,0 +1,124 @@
+"""A folder of pictures that can be taken up again: recipes in the PNG files, a manifest, nothing drawn twice."""
+
+import hashlib
+import json
+import os
+import re
+import time
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+from tqdm import tqdm
+
+from arcflow.sampling.generate import generate
+from arcflow.system.files import write_atomic
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """All that decides one picture, besides the machine; it is written into the PNG."""
+
+    prompt: str
+    seed: int
+    steps: int
+    height: int
+    width: int
+    guidance: float | None
+    model: str
+    adapter: str
+    version: str
+
+    @property
+    def file(self) -> str:
+        """A readable name that differs whenever any part of the recipe does."""
+        words = re.sub(r"[^a-z0-9]+", "-", self.prompt.lower()).strip("-")[:60]
+        digest = hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:8]
+        return f"{words}-{self.seed}-{digest}.png"
+
+
+def share_of_work() -> tuple[int, int]:
+    """Number of this process and of all of them, as torchrun and its like set them; (0, 1) alone."""
+    return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def sample_folder(
+    pipe: Any, recipes: Sequence[Recipe], folder: Path, *, batch_size: int = 8, share: tuple[int, int] = (0, 1)
+) -> list[Path]:
+    """Write every picture that the folder's manifests do not list yet; the paths of the new ones.
+
+    The recipes must agree in everything but prompt and seed. Several processes share the work, (rank, ranks) each: who
+    draws what depends on the list alone, so they need not talk to one another, and each keeps a manifest of its own,
+    which also says how many seconds a picture took.
+    """
+    rank, ranks = share
+    folder.mkdir(parents=True, exist_ok=True)
+    own = folder / ("manifest.jsonl" if ranks == 1 else f"manifest-{rank}-of-{ranks}.jsonl")
+    _trim(own)
+    finished = {record["file"] for record in read_manifest(folder) if (folder / record["file"]).exists()}
+    mine = list(dict.fromkeys(recipes))[rank::ranks]
+    missing = [recipe for recipe in mine if recipe.file not in finished]
+    paths: list[Path] = []
+    waiting: list[tuple[Recipe, float, Future[None]]] = []
+
+    def list_saved() -> None:
+        with own.open("a") as manifest:
+            while waiting:
+                recipe, seconds, saved = waiting.pop(0)
+                saved.result()
+                manifest.write(json.dumps({"file": recipe.file, **asdict(recipe), "seconds": seconds}) + "\n")
+                paths.append(folder / recipe.file)
+
+    with ThreadPoolExecutor(1) as saver:  # writes the last batch while the next one is drawn
+        try:
+            for start in tqdm(
+                range(0, len(missing), batch_size), desc="sampling", unit="batch", disable=len(missing) < 2
+            ):
+                batch = missing[start : start + batch_size]
+                first, began = batch[0], time.perf_counter()
+                samples = generate(
+                    pipe,
+                    [recipe.prompt for recipe in batch],
+                    [recipe.seed for recipe in batch],
+                    steps=first.steps,
+                    height=first.height,
+                    width=first.width,
+                    batch_size=batch_size,
+                    guidance=first.guidance,
+                )
+                seconds = round((time.perf_counter() - began) / len(batch), 6)
+                list_saved()
+                for recipe, image in zip(batch, samples.images, strict=True):
+                    saved = saver.submit(save_png, image, recipe, folder / recipe.file)
+                    waiting.append((recipe, seconds, saved))
+        finally:
+            list_saved()
+    return paths
+
+
+def read_manifest(folder: Path) -> list[dict[str, Any]]:
+    """One record for each picture that a folder's manifests list; a last line cut short by a kill is left out."""
+    texts = [file.read_text() for file in sorted(folder.glob("manifest*.jsonl"))]
+    lines = [line for text in texts for line in text[: text.rfind("\n") + 1].splitlines()]
+    return list({record["file"]: record for record in map(json.loads, lines)}.values())
+
+
+def _trim(manifest: Path) -> None:
+    """Drop a last line cut short by a kill."""
+    text = manifest.read_text() if manifest.exists() else ""
+    if text and not text.endswith("\n"):
+        manifest.write_text(text[: text.rfind("\n") + 1])
+
+
+def save_png(image: UInt8[np.ndarray, "height width 3"], recipe: Recipe, path: Path) -> None:
+    """Write a PNG whose text chunks are the recipe, whole or not at all."""
+    chunks = PngInfo()
+    for name, value in asdict(recipe).items():
+        chunks.add_itxt(name, str(value))
+    write_atomic(path, lambda draft: Image.fromarray(image).save(draft, format="PNG", pnginfo=chunks))

@@ -1,0 +1,189 @@
+"""Prompts and seeds in, pictures out: always through the stock pipeline, teacher and student alike.
+
+`generate` calls an unmodified diffusers pipeline. What it samples is decided before: with `euler(pipe)` the teacher
+walks straight pieces on the grid `sigma = shift tau / (1 + (shift - 1) tau)`; after `arcflow.attach` the student walks
+arcs on the same grid (with `fuse=True` its calls are as cheap as the teacher's). Every image starts from the noise of
+its own CPU generator, so a seed means the same noise for every method, batch size and device.
+
+Forward hooks measure where the time goes (text encoders, transformer, VAE decoder) and count the network calls; nothing
+is estimated. `sample_folder` writes PNG files that carry their own recipe and a manifest; a second run does only what
+is missing.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import DiffusionPipeline, FlowMatchEulerDiscreteScheduler
+from jaxtyping import Float, UInt8
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from arcflow.families import family_of
+from arcflow.path import SHIFT
+from arcflow.student import layers
+from arcflow.system.timing import now
+
+PARTS = ("text_encoder", "transformer", "vae")
+"""The parts of a pipeline whose time is reported, in the order they run."""
+
+TRUE_CFG = 4.0
+"""Guidance of a teacher that embeds none, against the empty prompt."""
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Pictures, the latents they were decoded from, and what they cost."""
+
+    images: UInt8[np.ndarray, "n rows columns 3"]
+    latents: Float[Tensor, "n tokens size"]
+    nfe: int
+    seconds: dict[str, float]
+    """Wall time of each part of `PARTS` over all images."""
+
+    @property
+    def seconds_per_image(self) -> float:
+        return sum(self.seconds.values()) / len(self.images)
+
+
+@dataclass
+class Meter:
+    """Time and calls of each part, filled while a `metered` block runs."""
+
+    seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(PARTS, 0.0))
+    calls: dict[str, int] = field(default_factory=lambda: dict.fromkeys(PARTS, 0))
+
+
+@contextmanager
+def metered(pipe: DiffusionPipeline) -> Iterator[Meter]:
+    """Measure the parts of a pipeline while the block runs."""
+    meter, handles = Meter(), []
+    for part, module in _modules(pipe):
+        handles += _meter(meter, part, module)
+    try:
+        yield meter
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _modules(pipe: Any) -> Iterator[tuple[str, nn.Module]]:
+    yield "text_encoder", pipe.text_encoder
+    if getattr(pipe, "text_encoder_2", None) is not None:
+        yield "text_encoder", pipe.text_encoder_2
+    yield "transformer", pipe.transformer
+    yield "vae", pipe.vae.decoder
+
+
+def _meter(meter: Meter, part: str, module: nn.Module) -> list[Any]:
+    start = 0.0
+
+    def before(module: nn.Module, inputs: Any) -> None:
+        nonlocal start
+        start = now()
+
+    def after(module: nn.Module, inputs: Any, output: Any) -> None:
+        meter.seconds[part] += now() - start
+        meter.calls[part] += 1
+
+    return [module.register_forward_pre_hook(before), module.register_forward_hook(after)]
+
+
+@contextmanager
+def euler(pipe: Any, shift: float = SHIFT) -> Iterator[None]:
+    """Let the stock Euler scheduler drive the pipeline on the fixed-shift grid while the block runs."""
+    kept = pipe.scheduler
+    pipe.scheduler = FlowMatchEulerDiscreteScheduler(shift=shift, use_dynamic_shifting=False)
+    try:
+        yield
+    finally:
+        pipe.scheduler = kept
+
+
+@contextmanager
+def _quiet(pipe: Any) -> Iterator[None]:
+    kept = getattr(pipe, "_progress_bar_config", {})
+    pipe.set_progress_bar_config(disable=True)
+    try:
+        yield
+    finally:
+        pipe.set_progress_bar_config(**kept)
+
+
+def generate(
+    pipe: Any,
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    *,
+    steps: int,
+    height: int,
+    width: int,
+    batch_size: int = 64,
+    guidance: float | None = None,
+    progress: bool = False,
+) -> Samples:
+    """One picture for each pair of prompt and seed, from the stock pipeline as it is set up now.
+
+    Raises:
+        ValueError: as many seeds as prompts are needed, and at least one.
+    """
+    if not prompts or len(prompts) != len(seeds):
+        raise ValueError(
+            f"got {len(prompts)} prompts and {len(seeds)} seeds; give one seed for each prompt (repeat a prompt "
+            "to draw it with several seeds)"
+        )
+    images, latents = [], []
+    with metered(pipe) as meter, _quiet(pipe):
+        for start in tqdm(range(0, len(prompts), batch_size), desc=f"{steps} steps", disable=not progress):
+            batch = slice(start, start + batch_size)
+            picture, path = _call(pipe, prompts[batch], seeds[batch], steps, height, width, guidance)
+            images.append(np.round(picture * 255).astype(np.uint8))
+            latents.append(path[-1])
+    nfe = meter.calls["transformer"] // len(images)
+    return Samples(np.concatenate(images), torch.cat(latents), nfe, meter.seconds)
+
+
+def trajectory(
+    pipe: Any, prompt: str, seed: int, *, steps: int, height: int, width: int, guidance: float | None = None
+) -> Float[Tensor, "steps tokens width"]:
+    """The latents of one picture after each step, without the noise it started from."""
+    with _quiet(pipe):
+        _, path = _call(pipe, [prompt], [seed], steps, height, width, guidance)
+    return torch.cat(path)
+
+
+def _call(
+    pipe: Any, prompts: Sequence[str], seeds: Sequence[int], steps: int, height: int, width: int, guidance: float | None
+) -> tuple[np.ndarray, list[Tensor]]:
+    path: list[Tensor] = []
+
+    def keep(pipe: Any, step: int, timestep: Any, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        path.append(tensors["latents"].detach().float().cpu())
+        return {}
+
+    output = pipe(
+        prompt=list(prompts),
+        height=height,
+        width=width,
+        num_inference_steps=steps,
+        generator=[torch.Generator("cpu").manual_seed(seed) for seed in seeds],
+        output_type="np",
+        callback_on_step_end=keep,
+        **_arguments(pipe, len(prompts), guidance),
+    )
+    return output.images, path
+
+
+def _arguments(pipe: Any, count: int, guidance: float | None) -> dict[str, Any]:
+    """What a pipeline must be told besides prompt and size: its guidance, and no more text than its encoder reads."""
+    family = family_of(pipe.transformer)
+    embedded = family.guidance
+    if embedded is not None:
+        scale = embedded if guidance is None else guidance
+        return {"guidance_scale": scale, "max_sequence_length": family.text_length(pipe)}
+    if layers.is_student(pipe.transformer):  # it learned the guided teacher and takes no guidance itself
+        return {"true_cfg_scale": 1.0}
+    return {"true_cfg_scale": TRUE_CFG if guidance is None else guidance, "negative_prompt": [""] * count}

@@ -1,1 +1,0 @@
-"""Benchmarks of text-to-image models: their prompts, their pictures on disk, their scorers, one file of results."""

@@ -1,0 +1,27 @@
+"""Which packages are here, at which version, and what a run was made with."""
+
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import torch
+
+
+def version_of(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "unknown"
+
+
+def about(**more: Any) -> dict[str, Any]:
+    """What the numbers were made with: versions, machine, and whatever the caller adds."""
+    packages = ("arcflow", "torch", "diffusers", "transformers", "peft")
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or platform.machine()
+    return {
+        "versions": {name: version(name) for name in packages},
+        "python": platform.python_version(),
+        "device": device,
+        "threads": torch.get_num_threads(),
+        **more,
+    }

@@ -1,0 +1,226 @@
+"""The loop: prompts in, an adapter out.
+
+One `for` over iterations: noise and conditioning of iteration n, one backward pass per segment and micro-batch, one
+AdamW step, one step of the average. Everything random in iteration n derives from (seed, n), so a run that was killed
+goes on from its last checkpoint to the same bits. Settings: arXiv 2602.09014.
+"""
+
+import dataclasses
+import json
+import math
+import os
+import shutil
+import signal
+import time
+from collections.abc import Callable
+from contextlib import closing, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from arcflow import families
+from arcflow.config import Run, check, flat, from_json, to_json
+from arcflow.data.batches import Prompts, open_prompts, read_pictures
+from arcflow.data.embeddings import Encode, encoder
+from arcflow.data.prefetch import Feed, Sample
+from arcflow.families import network
+from arcflow.families.loading import load_pipe, settle
+from arcflow.runs.checkpoint import Checkpoints, Progress
+from arcflow.runs.ema import Ema, ema_beta
+from arcflow.runs.log import Log, Tracker
+from arcflow.student import adapter, formats
+from arcflow.system import processes
+from arcflow.system.devices import attention, torch_device
+from arcflow.system.files import write_atomic
+from arcflow.system.processes import Ranks
+from arcflow.system.seeds import seed_of
+from arcflow.system.signals import stop_signals
+from arcflow.system.timing import Speed
+from arcflow.training.learner import accumulate, build_student, views
+from arcflow.training.optimizer import accepted, adamw, diagnosis, rate, set_rate, step_directions
+from arcflow.training.validation import Gauge
+
+FREE = (
+    *("out", "device", "pictures", "eval_every", "save_every", "keep", "milestones", "log_every", "stop_after"),
+    *("shard", "tracker", "model.compile", "model.text_device"),
+)
+"""Settings that may change when a run is taken up again."""
+
+
+def train(config: Run, pipe: Any = None, log: Callable[[str], None] = tqdm.write) -> Path:
+    """Distill, and return the run folder: `adapter/`, `log.jsonl`, `run.json`, `checkpoints/`.
+
+    A run that is already in the folder is taken up where it stopped, by as many processes as `torchrun` starts now.
+    `pipe` (by default loaded from `config.model.base`) is changed in place: at the end its transformer is the student
+    with averaged weights. SIGINT and SIGTERM save, say how to go on, and exit.
+    """
+    device = torch_device(config.device)
+    if config.model.compile and device.type == "cpu":
+        compiler = any(map(shutil.which, (os.environ.get("CXX", "c++"), "g++", "clang++", "cl")))
+        check(compiler, "model.compile", True, "a C++ compiler on the path", "install g++ or clang++, or leave it out")
+    with processes.start(device, config.shard) as ranks, attention(device):
+        return _train(config, pipe, device, ranks, log if ranks.first else _silent)
+
+
+def _silent(message: str) -> None:
+    pass
+
+
+def _train(config: Run, pipe: Any, device: torch.device, ranks: Ranks, log: Callable[[str], None]) -> Path:
+    started = time.monotonic()
+    optim, mine, speed = config.optim, ranks.rows(config.optim.batch), Speed(device)
+    data = open_prompts(config.data, seed=config.seed, batch=optim.batch)
+    if data.message:
+        log(data.message)
+    folder, tracked = claim(config, ranks), ranks.first and config.tracker != "none"
+    curves = Tracker(config.tracker, folder, json.loads(to_json(config))) if tracked else None
+    pipe = load_pipe(config.model, not config.data.embeddings) if pipe is None else pipe
+    encode, negative = encoder(settle(pipe, config.model, device, ranks), config, data, device)
+    parameters = build_student(pipe.transformer, config, ranks)
+    walker, teacher = views(pipe.transformer, negative, config.distill.teacher_cfg)
+    ema, optimizer = Ema(parameters), adamw(parameters, optim)
+    turned = step_directions(parameters, config)
+    keep = {"keep": config.keep, "milestones": config.milestones}
+    checkpoints = Checkpoints(folder / "checkpoints", parameters, ema, optimizer, ranks=ranks, log=log, **keep)
+    progress = checkpoints.restore()
+    if progress.data:
+        data.load(progress.data)
+    before = progress.seconds
+
+    held_out = data.held_out
+    gauge = Gauge(
+        config,
+        teacher,
+        network.noise(pipe, held_out.seeds, *held_out.size).to(device),
+        encode(held_out.prompts, held_out.size),
+        folder / "held_out.safetensors",
+        log,
+        ranks,
+    )
+    feed = feed_of(pipe, data, encode, config, device, ranks)
+    fetch, ask = speed.of("data", feed), speed.of("teacher", teacher)
+    journal = Log(folder, progress.step, log, curves) if ranks.first else None
+    if progress.step:
+        log(f"resuming {folder} at iteration {progress.step} of {optim.iterations}")
+    quiet = None if ranks.first else True
+    bar = tqdm(total=optim.iterations, initial=progress.step, desc="distill", unit="it", disable=quiet)
+
+    def measure() -> None:
+        pipe.transformer.eval()
+        with ema.applied():
+            measured = gauge.distance(walker)
+        progress.distance = measured["distance"]
+        pipe.transformer.train()
+        if journal and config.pictures:
+            journal.picture(progress.step, gauge.pictures(pipe, config.pictures, held_out.size))
+        if journal:
+            journal.write(progress.step, **measured, **(gauge.euler if progress.step == 0 else {}))
+
+    told = False
+    pipe.transformer.train()
+    with journal or nullcontext(), bar, closing(feed), closing(checkpoints), stop_signals() as caught:
+        for step in range(progress.step, optim.iterations):
+            if step == 0:
+                measure()
+            torch.manual_seed(seed_of(config.seed, "dropout", step, *([ranks.rank] if ranks.rank else [])))
+            sample, first = fetch(step), step * optim.batch + mine.start
+            progress.data = sample.position
+            draws = [seed_of(config.seed, "draws", first + i) for i in range(len(sample.x))]
+            logs = accumulate(walker, ask, sample, config=config, step=step, draws=draws)
+            ranks.average(parameters.values())
+            limit = optim.clip if step >= optim.clip_from else math.inf
+            norm = float(processes.whole(torch.nn.utils.clip_grad_norm_(parameters.values(), limit)))
+            if accepted(progress, norm, step, optim):
+                set_rate(optimizer, rate(step, optim))
+                with turned():
+                    optimizer.step()
+                ema.update(ema_beta(step, optim.ema_from, optim.ema_power))
+            elif progress.in_a_row >= optim.most_skipped:
+                raise ValueError(diagnosis(progress, norm, logs, parameters))
+            optimizer.zero_grad()
+
+            progress.step, progress.samples = step + 1, progress.samples + optim.batch
+            late = time.monotonic() - started > 60 * (config.stop_after or math.inf)
+            logs = ranks.mean({**logs, "late": float(late), "signal": float(bool(caught))})  # all stop, or none
+            late, told = logs.pop("late") > 0, logs.pop("signal") > 0
+            last, stop = progress.step == optim.iterations, late or told
+            if journal and progress.step % config.log_every == 0:
+                lr = optimizer.param_groups[0]["lr"]
+                journal.write(progress.step, **logs, gradient_norm=norm, lr=lr, skipped=progress.skipped)
+                journal.speed(progress.step, **speed.line(config.log_every, config.log_every * optim.batch))
+            if progress.step % config.eval_every == 0 or last:
+                measure()
+            bar.update()
+            bar.set_postfix(loss=logs["loss"], distance=progress.distance, refresh=False)
+            if stop or last or progress.step % config.save_every == 0:
+                progress.seconds = before + time.monotonic() - started
+                if journal:
+                    journal.sync()
+                checkpoints.save(progress)
+            if stop:
+                break
+    if progress.step < optim.iterations:
+        log(
+            f"stopped at iteration {progress.step} of {optim.iterations}, saved in {folder}: "
+            f"run the same command to go on"
+        )
+    if told:
+        raise SystemExit(128 + next(iter(caught), signal.SIGTERM))
+    ema.swap()
+    if ranks.first or ranks.mesh:  # all give their part of a network that is shared out
+        save_adapter(pipe.transformer, folder / "adapter", config, progress)
+    return folder
+
+
+def feed_of(pipe: Any, data: Prompts, encode: Encode, config: Run, device: torch.device, ranks: Ranks) -> Feed:
+    """This process's part of every batch. One process reads the prompts, so that a streamed data set is read once."""
+    mine = ranks.rows(config.optim.batch)
+
+    def make(number: int) -> Sample:
+        batch, position = ranks.agree(lambda: (data.batch(number), data.state()), ranks.side)
+        x = network.noise(pipe, batch.seeds[mine], *batch.size).to(device)
+        clean = None
+        if config.data.images:
+            clean = network.encode_pictures(pipe, read_pictures(batch.images[mine], batch.size)).to(device)
+        return Sample(x, encode(batch.prompts[mine], batch.size), position, clean)
+
+    in_memory = config.data.cache and not config.data.embeddings
+    return Feed(make, device, ahead=not in_memory)
+
+
+def claim(config: Run, ranks: Ranks) -> Path:
+    """The run folder, with the resolved configuration in it; refused if it holds another run."""
+    folder, stored = Path(config.out), Path(config.out) / "run.json"
+    if stored.exists():
+        then, now = flat(json.loads(to_json(from_json(stored.read_text("utf-8"))))), flat(json.loads(to_json(config)))
+        changed = [f"{k}: {then[k]!r} there, {now[k]!r} now" for k in now if k not in FREE and then[k] != now[k]]
+        if changed:
+            raise ValueError(
+                f"{folder} holds a run with other settings ({'; '.join(changed)}): expected the same ones "
+                f"to go on with it; repeat them, or choose another folder with --out"
+            )
+    if ranks.first:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomic(stored, lambda temporary: temporary.write_text(to_json(config), "utf-8"))
+    ranks.agree(lambda: None)
+    return folder
+
+
+def save_adapter(net: Any, folder: Path, config: Run, progress: Progress) -> None:
+    """Write the adapter with everything needed to sample rightly, and the record of its training."""
+    settings = json.loads(to_json(config))
+    settings.pop("out")  # a folder of this machine
+    record = {name: value for name, value in dataclasses.asdict(progress).items() if name != "data"}
+    info = formats.AdapterInfo(
+        base=config.model.base,
+        shift=config.distill.shift,
+        steps=config.distill.steps,
+        also_steps=config.distill.also_steps,
+        final_step_scale=config.distill.final_step_scale,
+        guidance=config.distill.guidance if families.family_of(net).guidance else None,
+        teacher_lora=config.model.teacher_lora,
+        training={"settings": settings, "progress": record},
+    )
+    adapter.save_adapter(net, folder, info=info)

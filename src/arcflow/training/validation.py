@@ -1,0 +1,103 @@
+"""The distance to the teacher while a run goes on.
+
+Mean squared difference between the final latents of the student and those of the teacher's many Euler steps, from the
+same noise, on held-out prompts. The teacher's ends are computed once and kept in the run folder, under a key of
+everything they depend on.
+"""
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import UInt8
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from arcflow.config import Run
+from arcflow.data.batches import micro_batches
+from arcflow.distillation.policy import Student, Teacher
+from arcflow.distillation.walk import arcs, euler, sampler_grid
+from arcflow.families.conditioning import Cond, rows
+from arcflow.families.network import decode
+from arcflow.path import step_grid
+from arcflow.system.files import write_atomic
+from arcflow.system.processes import Ranks
+
+EULER_STEPS = (2, 4, 8)
+"""Plain Euler runs of the teacher that put the distance into proportion."""
+
+
+class Gauge:
+    """Distance to the teacher on held-out prompts: mean squared difference of final latents from the same noise."""
+
+    def __init__(
+        self,
+        config: Run,
+        teacher: Teacher,
+        x: Tensor,
+        cond: Cond,
+        cache: Path,
+        log: Callable[[str], None],
+        ranks: Ranks | None = None,
+    ) -> None:
+        self.distill, self.ranks, self.count = config.distill, ranks or Ranks(), len(x)
+        key = _key(config, x, cond)
+        mine = self.ranks.share(len(x))  # every process walks its own, and all see all ends
+        self.x, self.cond = x[mine], rows(cond, mine)
+        self.parts = list(micro_batches(len(mine), config.optim))
+        known = self.ranks.agree(lambda: _cached(cache, key))
+        if known is None:
+            log(f"teacher: {len(x)} held-out images in {config.data.teacher_steps} steps (once)")
+            known = self._teacher_end(teacher, config.data.teacher_steps)
+            if self.ranks.first:
+                write_atomic(cache, lambda path: save_file({"x": known.cpu()}, path, {"key": key}))
+        self.end = self.latest = known.to(x.device)
+        self.euler = {f"euler_{n}": self._error(self._teacher_end(teacher, n)) for n in EULER_STEPS}
+
+    def distance(self, walker: Student) -> dict[str, float]:
+        """Of the student: `distance` at its own number of steps, `distance_n` at each other one it learns."""
+        ends = {steps: self._student_end(walker, steps) for steps in self.distill.all_steps}
+        self.latest = ends[self.distill.steps]
+        others = {f"distance_{steps}": self._error(ends[steps]) for steps in self.distill.also_steps}
+        return {"distance": self._error(self.latest)} | others
+
+    def _student_end(self, walker: Student, steps: int) -> Tensor:
+        sigmas = sampler_grid(steps, self.distill)
+        return self._all([arcs(walker, self.x[p], rows(self.cond, p), sigmas) for p in self.parts])
+
+    def pictures(self, pipe: Any, count: int, size: tuple[int, int]) -> UInt8[np.ndarray, "rows columns 3"]:
+        """The first held-out pictures side by side: the teacher's above, below them the student's as last measured."""
+        drawn = [np.concatenate(list(decode(pipe, end[:count], *size)), 1) for end in (self.end, self.latest)]
+        return np.concatenate(drawn)
+
+    def _error(self, x: Tensor) -> float:
+        return float((x - self.end).square().mean())
+
+    def _teacher_end(self, teacher: Teacher, steps: int) -> Tensor:
+        sigmas = step_grid(steps, self.distill.shift)
+        return self._all([euler(teacher, self.x[p], rows(self.cond, p), sigmas) for p in self.parts])
+
+    def _all(self, parts: list[Tensor]) -> Tensor:
+        """The ends of all processes' walks."""
+        return self.ranks.gather(torch.cat(parts))[: self.count]
+
+
+def _key(config: Run, x: Tensor, cond: Cond) -> str:
+    """Everything the teacher's ends depend on, hashed."""
+    model, distill = config.model, config.distill
+    settings = (model.base, model.dtype, config.data.teacher_steps, model.teacher_lora, model.quantize)
+    digest = hashlib.sha256(repr((settings, distill.shift, distill.teacher_cfg)).encode())
+    for value in (x, *(cond[name] for name in sorted(cond))):
+        digest.update(value.cpu().float().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _cached(path: Path, key: str) -> Tensor | None:
+    if not path.exists():
+        return None
+    with safe_open(path, "pt") as file:
+        return file.get_tensor("x") if file.metadata()["key"] == key else None
