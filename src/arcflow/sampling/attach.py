@@ -1,8 +1,8 @@
 """Putting an adapter on a stock pipeline, and taking it off again.
 
-`attach` adds what `student.adapter.load_adapter` cannot, because it sees the transformer alone: the
-scheduler, and a watch over what a pipeline does with a student. Each call of the student is counted, since true classifier-free guidance makes two
-for a step, and both its LoRA and its scheduler must be in place: a packed output read otherwise is noise.
+`attach` adds what `student.adapter.load_adapter` cannot, because it sees the transformer alone: the scheduler, and a
+watch over what a pipeline does with a student. Each call of the student is counted, since true classifier-free guidance
+makes two for a step, and both its LoRA and its scheduler must be in place: a packed output read otherwise is noise.
 """
 
 import warnings

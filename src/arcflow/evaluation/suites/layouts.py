@@ -1,9 +1,9 @@
 """The official scorers' side: where each of them looks for pictures, and what it leaves behind.
 
 A suite's own pictures are PNG files of one shape, whatever the benchmark (`evaluation.pictures`). The functions
-`*_layout` show them once more as the benchmark's scorer expects them: as hard links where it reads single PNG files, so that nothing is
-stored twice, else as grids, WebP or JPEG, compressed as the benchmarks' own example scripts leave it to Pillow. The
-functions `*_answers` read the file that a scorer writes, one number for each picture or prompt.
+`*_layout` show them once more as the benchmark's scorer expects them: as hard links where it reads single PNG files, so
+that nothing is stored twice, else as grids, WebP or JPEG, compressed as the benchmarks' own example scripts leave it to
+Pillow. The functions `*_answers` read the file that a scorer writes, one number for each picture or prompt.
 
 Checked against djghosh13/geneval, TencentQQGYLab/ELLA (dpg_bench), OneIG-Bench/OneIG-Benchmark and tgxs002/HPSv2.
 """
