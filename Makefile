@@ -13,7 +13,7 @@ test: $(STAMP)
 	$(BIN)/python -m pytest -n auto -m "not slow and not gpu"
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m "slow and not gpu"
 	$(BIN)/pip install -q -c constraints.txt --no-deps --upgrade --target .venv/quantized torchao bitsandbytes gguf
-	PYTHONPATH=.venv/quantized $(BIN)/python -m pytest tests/test_quantized.py tests/test_guides.py
+	PYTHONPATH=.venv/quantized $(BIN)/python -m pytest tests/families/test_quantized.py tests/docs/test_guides.py
 
 check: $(STAMP)
 	$(BIN)/ruff format --check .

@@ -5,5 +5,9 @@ import pytest
 
 def pytest_configure(config: pytest.Config) -> None:
     hands_out = getattr(config.option, "numprocesses", None) and not hasattr(config, "workerinput")
-    if not hands_out:
-        config.pluginmanager.import_plugin("tiny")
+    if hands_out:
+        return
+    # Not at the top: shapes are checked in what is imported after the options are read.
+    from tests.support import fixtures
+
+    config.pluginmanager.register(fixtures, "arcflow_fixtures")

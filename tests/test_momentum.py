@@ -6,15 +6,7 @@ import torch
 
 from arcflow import Mixture
 from arcflow.momentum import BLOCK, pack, packed_width, phi, unpack
-
-
-def mixture(*batch, modes=4, width=8, pixels=4, gain=3.0, dtype=torch.float64, seed=0) -> Mixture:
-    generator = torch.Generator().manual_seed(seed)
-
-    def draw(*shape):
-        return torch.randn(*batch, *shape, generator=generator, dtype=torch.float64).to(dtype)
-
-    return Mixture(draw(modes, width), draw(modes, pixels), gain * draw(modes - 1, pixels))
+from tests.support.mixtures import mixture
 
 
 def exact_velocity(m: Mixture, s, channel: int, pixel: int):

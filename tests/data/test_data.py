@@ -1,0 +1,172 @@
+"""Prompts by number: the same for every start of a run, each once per epoch, embeddings independent of the batch."""
+
+import json
+from collections import Counter
+
+import pytest
+import torch
+
+from arcflow.config import Data
+from arcflow.data.batches import PromptData, PromptStream, open_prompts, read_pictures
+from arcflow.data.embeddings import CHUNK, Table
+from arcflow.families.conditioning import repeat, rows
+from arcflow.system.seeds import seed_of
+from tests.support.prompt_lists import with_pictures
+
+
+def data(tmp_path, count=10, held_out_count=2, batch=3, seed=0):
+    path = tmp_path / "prompts.txt"
+    path.write_text("".join(f"prompt {i}\n\n" for i in range(count)))
+    return PromptData(Data(prompts=str(path), held_out_count=held_out_count), seed=seed, batch=batch)
+
+
+def test_a_batch_depends_on_seed_and_step_alone(tmp_path):
+    first, second = data(tmp_path), data(tmp_path)
+    ahead = [first.batch(step) for step in range(9)]
+    assert [second.batch(step) for step in reversed(range(9))][::-1] == ahead
+    assert data(tmp_path, seed=1).batch(0) != ahead[0]
+
+
+def test_every_epoch_has_every_prompt_once_in_an_order_of_its_own(tmp_path):
+    prompts = [p for step in range(16) for p in data(tmp_path).batch(step).prompts]
+    epochs = [prompts[i : i + 8] for i in range(0, 48, 8)]
+    assert all(sorted(epoch) == [f"prompt {i}" for i in range(8)] for epoch in epochs)
+    assert len({tuple(epoch) for epoch in epochs}) == len(epochs)
+
+
+def test_no_noise_is_used_twice(tmp_path):
+    d = data(tmp_path)
+    seeds = [s for step in range(20) for s in d.batch(step).seeds] + d.held_out.seeds
+    assert len(set(seeds)) == len(seeds) == 62
+
+
+def test_pictures_stay_with_their_prompts(tmp_path):
+    batch = PromptData(with_pictures(tmp_path), seed=0, batch=3).batch(0)
+    pictures = read_pictures(batch.images, (8, 16))
+    assert pictures.shape == (3, 8, 16, 3)
+    assert [f"prompt {picture[0, 0, 0]}" for picture in pictures] == batch.prompts
+
+
+def test_rows_without_a_picture_are_named(tmp_path):
+    config = with_pictures(tmp_path)
+    (tmp_path / "1.png").unlink()
+    with pytest.raises(
+        ValueError, match=r"1 of 3 rows have no picture, the first '1.png' of 'prompt 1'.*data.images off"
+    ):
+        PromptData(config, seed=0, batch=3)
+    (tmp_path / "1.png").write_text("no picture")
+    with pytest.raises(ValueError, match=r"1.png is no picture .*: expected PNG"):
+        read_pictures([str(tmp_path / "1.png")], (8, 8))
+
+
+def test_the_last_prompts_of_a_file_are_held_out(tmp_path):
+    d = data(tmp_path)
+    assert d.held_out.prompts == ["prompt 8", "prompt 9"]
+    assert not set(d.held_out.prompts) & {row.text for row in d.train}
+    with pytest.raises(ValueError, match="10 prompts and 10 are to be held out.*lower data.held_out_count"):
+        data(tmp_path, held_out_count=10)
+
+
+def test_held_out_prompts_of_the_world_are_other_combinations():
+    d = PromptData(Data(count=200, held_out_count=50), seed=0, batch=4)
+    assert len(d.train) == 200 and len(d.held_out.prompts) == 50
+    assert not {row.text for row in d.train} & set(d.held_out.prompts)
+
+
+@pytest.fixture
+def shapes(tmp_path):
+    """Wide, high and plain pictures, and one shape too rare to fill a batch."""
+    wanted = [(512, 1024)] * 9 + [(1024, 512)] * 7 + [(None, None)] * 8 + [(600, 800)]
+    lines = [json.dumps({"prompt": f"p{i}", "height": h, "width": w}) for i, (h, w) in enumerate(wanted)]
+    (tmp_path / "p.jsonl").write_text("\n".join(lines))
+    return Data(prompts=str(tmp_path / "p.jsonl"), held_out_count=1, height=1024, width=1024, buckets=True, cache=False)
+
+
+def test_pictures_of_a_batch_have_one_size_of_about_the_same_area(shapes):
+    d = PromptData(shapes, seed=0, batch=3)
+    batches = [d.batch(step) for step in range(14)]  # two epochs: 3 + 2 + 2 batches
+    first, second = Counter(b.size for b in batches[:7]), Counter(b.size for b in batches[7:])
+    assert first == second == {(768, 1344): 3, (1344, 768): 2, (1024, 1024): 2}
+    assert all(abs(h * w / 1024**2 - 1) < 0.05 for h, w in first)
+    assert len({p for b in batches[:7] for p in b.prompts}) == 21
+    assert PromptData(shapes, seed=0, batch=3).batch(11) == batches[11]
+    with pytest.raises(ValueError, match="no picture size has 20 prompts.*lower optim.batch"):
+        PromptData(shapes, seed=0, batch=20)
+
+
+@pytest.fixture
+def shards(tmp_path):
+    """A data set of three files, dirty rows among the clean ones."""
+    pytest.importorskip("datasets")
+    folder = tmp_path / "set"
+    folder.mkdir()
+    for k in range(3):
+        texts = [f"p{k} {i}" for i in range(7)] + [" "]
+        (folder / f"{k}.jsonl").write_text("".join(json.dumps({"prompt": t}) + "\n" for t in texts))
+    return Data(prompts=str(folder), held_out_count=2, cache=False)
+
+
+def test_a_stream_gives_every_prompt_once_an_epoch_and_says_what_it_left_out(shards):
+    d = open_prompts(shards, seed=0, batch=4)
+    assert isinstance(d, PromptStream) and d.held_out.prompts == ["p0 0", "p0 1"]
+    drawn = [prompt for step in range(19) for prompt in d.batch(step).prompts]  # four epochs of 19
+    assert set(Counter(drawn).values()) == {4} and len(set(drawn)) == 19
+    assert "3 of 24 rows left out: 3 empty (row 8, 16, 24)" in str(open_prompts(shards, seed=0, batch=4).message)
+
+
+def test_a_stream_goes_on_where_it_was_left(shards, monkeypatch):
+    monkeypatch.setattr("arcflow.data.prompts.BLOCK", 5)
+    whole = open_prompts(shards, seed=0, batch=4)
+    batches = [whole.batch(step) for step in range(20)]
+    for left in (0, 1, 7, 13):
+        first, then = open_prompts(shards, seed=0, batch=4), open_prompts(shards, seed=0, batch=4)
+        for step in range(left):
+            first.batch(step)
+        then.load(json.loads(json.dumps(first.state())))
+        assert [then.batch(step) for step in range(left, 20)] == batches[left:]
+
+
+def test_a_stream_that_cannot_be_read_says_so(shards, tmp_path):
+    for changes, said in (
+        ({"prompts": str(tmp_path / "none/")}, "cannot be read|no data set"),
+        ({"column": "text"}, r"no column 'text': expected one of \['prompt'\]; name it with --data.column"),
+        ({"split": "best"}, "split 'best'.*cannot be read"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            open_prompts(Data(**{**vars(shards), **changes}), seed=0, batch=4)
+
+
+def test_seeds_differ_by_purpose_and_fit_a_generator():
+    assert seed_of(0, "noise", 1) != seed_of(0, "order", 1) != seed_of(1, "order", 0)
+    torch.Generator().manual_seed(seed_of(7, "noise", 2**40))
+
+
+def test_a_table_encodes_each_prompt_once_in_fixed_chunks():
+    asked = []
+
+    def encode(prompts):
+        asked.append(len(prompts))
+        length = torch.tensor([[float(len(p))] for p in prompts])
+        return {"text": length}
+
+    prompts = ["x" * (i % 100) for i in range(300)]
+    table = Table(encode, prompts)
+    assert asked == [CHUNK, 100 - CHUNK]
+    assert table(["xxx", "x", "xxx"])["text"].flatten().tolist() == [3, 1, 3]
+
+
+def test_a_table_of_unequal_lengths_names_the_way_out():
+    def encode(prompts):
+        return {"text": torch.zeros(len(prompts), len(prompts))}
+
+    with pytest.raises(ValueError, match="text differs in length.*data.cache to False"):
+        Table(encode, [str(i) for i in range(CHUNK + 1)])
+
+
+def test_conditioning_is_repeated_and_cut_by_sample():
+    cond = {"text": torch.arange(6).view(2, 3), "txt_ids": torch.zeros(2, 3)}
+    twice = repeat(cond, 2)
+    assert torch.equal(twice["text"], torch.cat([cond["text"]] * 2)) and twice["txt_ids"] is cond["txt_ids"]
+    assert (
+        torch.equal(rows(cond, slice(1, 2))["text"], cond["text"][1:]) and len(rows(cond, slice(0, 1))["txt_ids"]) == 2
+    )

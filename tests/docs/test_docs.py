@@ -1,0 +1,120 @@
+"""The documents agree with the code: links, files, equations, commands, and every number has its source."""
+
+import dataclasses
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+import arcflow
+from arcflow import cli
+
+ROOT = Path(__file__).parents[2]
+RESULTS = ROOT / "benchmarks" / "results"
+DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
+SOURCES = sorted([*ROOT.glob("src/**/*.py"), *ROOT.glob("benchmarks/*.py"), *ROOT.glob("tests/*.py"), *DOCUMENTS])
+
+
+def read(name: str) -> str:
+    return (ROOT / name).read_text("utf-8")
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_links_lead_somewhere(document) -> None:
+    for target in re.findall(r"\]\(([^)#]+)\)", document.read_text("utf-8")):
+        assert "://" in target or (document.parent / target).exists(), target
+
+
+def test_python_in_documents_compiles_and_names_exist() -> None:
+    for document in DOCUMENTS:
+        for block in re.findall(r"```python\n(.*?)```", document.read_text("utf-8"), re.DOTALL):
+            compile(block, document.name, "exec")
+            for name in re.findall(r"arcflow\.(\w+)\(", block):
+                assert name in arcflow.__all__
+
+
+def test_equations_that_the_code_cites_are_there() -> None:
+    numbered = set(re.findall(r"\((\d+)\)$", read("docs/math.md"), re.MULTILINE))
+    cited = set()
+    for source in ROOT.glob("src/**/*.py"):
+        for span in re.findall(r"eqs?\. ([\d, and-]+)", source.read_text("utf-8")):
+            cited |= set(re.findall(r"\d+", span))
+    assert {"1", "2", "3", "4", "5"} <= numbered
+    assert cited - {"6", "7", "8", "9"} <= numbered, "equations of the paper itself are cited with its arXiv number"
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_commands_in_documents_exist(document) -> None:
+    text = document.read_text("utf-8")
+    lines = [line for line in text.splitlines() if line.startswith("    arcflow ")]
+    spans = [span for span in re.findall(r"`([^`\n]+)`", text) if span.startswith("arcflow ")]
+    for command in [*lines, *spans]:
+        words = command.split("#")[0].split()[1:]
+        assert cli.did_you_mean(words) is None, command
+        for option in re.findall(r"--(\w+)[ =]?", command.split("#")[0]):
+            assert option in COMMAND_WORDS, command
+
+
+FILES = [p for p in (ROOT / "src/arcflow").rglob("*.py") if "commands" in p.as_posix() or p.name == "config.py"]
+COMMANDS = "".join(path.read_text("utf-8") for path in FILES)
+COMMAND_WORDS = set(re.findall(r"    (\w+):", COMMANDS)) | {"data", "help"}
+
+
+def test_the_guide_to_a_new_family_has_every_field() -> None:
+    from arcflow.families.family import Family
+
+    listed = re.findall(r"`(\w+)`", "".join(re.findall(r"^\| (`.*?) \|", read("docs/families.md"), re.MULTILINE)))
+    assert sorted(listed) == sorted(field.name for field in dataclasses.fields(Family))
+
+
+def test_sources_are_ascii() -> None:
+    for source in SOURCES:
+        assert source.read_text("utf-8").isascii(), source
+
+
+def test_the_changelog_knows_the_version() -> None:
+    assert f"## {arcflow.__version__}" in read("CHANGELOG.md")
+    assert f'version = "{arcflow.__version__}"' in read("pyproject.toml")
+
+
+@pytest.mark.parametrize("name", ["shipped", "demo"])
+def test_numbers_in_the_readme_are_those_of_a_run(name) -> None:
+    from arcflow.reports.side_by_side import markdown_table
+    from benchmarks.readme_table import put
+
+    stored, text = ROOT / "benchmarks" / "results" / f"{name}.json", read("README.md")
+    content = markdown_table(json.loads(stored.read_text("utf-8"))) if stored.exists() else "Not measured yet."
+    assert put(text, f"results:{name}", content) == text
+
+
+def test_the_committed_tables_are_those_of_their_results() -> None:
+    from arcflow.reports.comparison import markdown_ranking
+
+    stored = [path for path in RESULTS.glob("*.json") if "rows" in json.loads(path.read_text("utf-8"))]
+    assert stored
+    for path in stored:
+        assert (
+            path.with_suffix(".md").read_text("utf-8") == markdown_ranking(json.loads(path.read_text("utf-8"))) + "\n"
+        )
+
+
+def test_the_page_of_claims_is_that_of_the_committed_results(tmp_path, monkeypatch) -> None:
+    from arcflow.reports.claims import write_claims
+
+    monkeypatch.chdir(ROOT)
+    page = write_claims(Path("benchmarks/results"), tmp_path / "claims.md").read_text("utf-8")
+    assert page == read("docs/claims.md")
+
+
+def test_the_pins_cover_every_dependency() -> None:
+    import tomllib
+
+    project = tomllib.loads(read("pyproject.toml"))["project"]
+    wanted = project["dependencies"] + [line for extra in project["optional-dependencies"].values() for line in extra]
+    names = {re.split(r"[^A-Za-z0-9_-]", line)[0].lower().replace("_", "-") for line in wanted} - {"arcflow"}
+    pinned = {
+        line.split("==")[0].lower().replace("_", "-") for line in read("constraints.txt").splitlines() if "==" in line
+    }
+    assert names <= pinned
+    assert "torchvision" not in pinned and not any(name.startswith("nvidia") for name in pinned)
