@@ -24,7 +24,7 @@ from arcflow.families.conditioning import Cond
 from arcflow.families.loading import load_pipe
 from arcflow.laboratory.ideal import Errors, Measure, ideal_errors, noise_level, raw_time
 from arcflow.path import step_grid
-from arcflow.system.files import save_results
+from arcflow.system import files
 from arcflow.system.packages import about
 
 MODES = (1, 2, 4, 8, 16, 32)
@@ -82,7 +82,7 @@ def main() -> None:
             for n in options.steps
         }
         command = f"python -m benchmarks.ideal --count {options.count} --refine {options.refine}"
-        save_results({"calls": calls, "about": about(command=command)}, options.out)
+        files.write_json(options.out, {"calls": calls, "about": about(command=command)})
 
 
 def table(measure: Measure, path: Tensor, sigmas: Tensor, pixels: int, steps: int, refine: int) -> None:

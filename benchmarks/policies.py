@@ -21,7 +21,7 @@ from arcflow import Mixture
 from arcflow.config import Distill
 from arcflow.methods.piflow import DX, GM, denoised_curve, gaussian_mixture
 from arcflow.path import step_grid
-from arcflow.system.files import save_results
+from arcflow.system import files
 from arcflow.system.packages import about
 
 TOKENS, MODES, WIDTH, PIXELS = 4096, 16, 64, 4
@@ -83,7 +83,7 @@ def main() -> None:
         print(f"{TITLES[name]:<30}{1e3 * row['seconds']:8.1f} ms   {row['ratio']:5.1f}x")
     if options.out:
         command = f"python -m benchmarks.policies --repeats {options.repeats}"
-        save_results({**results, "about": about(command=command)}, options.out)
+        files.write_json(options.out, {**results, "about": about(command=command)})
 
 
 if __name__ == "__main__":

@@ -29,8 +29,8 @@ import arcflow
 from arcflow.sampling import generate
 from arcflow.sampling.open import SHIPPED, adapter_of
 from arcflow.student import adapter
+from arcflow.system import files
 from arcflow.system import packages as system_packages
-from arcflow.system.files import write_atomic
 from arcflow.world.check import accuracy
 from arcflow.world.scene import FIRST_SEED, held_out
 from arcflow.world.teacher import load_teacher
@@ -213,7 +213,7 @@ def main() -> None:
         )
     rows, teacher = measure(options.count)
     content = f"# What a quantized base costs\n\n{table(rows)}\n\n{origin(options.count, teacher)}\n"
-    write_atomic(options.out, lambda path: path.write_text(content))
+    files.write_text(options.out, content)
     print(content)
 
 

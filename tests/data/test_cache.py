@@ -99,7 +99,7 @@ def test_what_cannot_work_is_refused_with_a_remedy(make, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="no cache in .*arcflow cache make"):
         opened(tmp_path)
     make()
-    with pytest.raises(ValueError, match="shard 3 there, 4 now.*choose another folder"):
+    with pytest.raises(ValueError, match="shard: 3 there, 4 now.*choose another folder"):
         make(shard=4)
     with pytest.raises(ValueError, match="model 'tiny' there, 'other' here.*data.embeddings"):
         Cache(tmp_path / "cache", {"model": "other"}, torch.device("cpu"), torch.float32)

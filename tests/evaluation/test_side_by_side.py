@@ -11,7 +11,7 @@ from arcflow import save_adapter, student
 from arcflow.evaluation.side_by_side import ROWS, compare, tracks
 from arcflow.families import network
 from arcflow.sampling.generate import PARTS, euler, generate
-from arcflow.system.files import save_results
+from arcflow.system import files
 from arcflow.system.packages import about
 from tests.support.pipelines import SIDE, perturb
 
@@ -80,7 +80,7 @@ def test_arcs_end_where_the_sampled_student_does(flux, adapter) -> None:
 
 
 def test_results_say_what_made_them(tmp_path) -> None:
-    save_results({"about": about(command="arcflow demo")}, tmp_path / "new" / "results.json")
+    files.write_json(tmp_path / "new" / "results.json", {"about": about(command="arcflow demo")})
     stored = json.loads((tmp_path / "new" / "results.json").read_text())
     assert stored["about"]["command"] == "arcflow demo"
     assert stored["about"]["versions"]["torch"] == torch.__version__

@@ -14,7 +14,7 @@ from arcflow.families.loading import load_pipe
 from arcflow.runs.checkpoint import Checkpoints, Progress
 from arcflow.runs.ema import Ema
 from arcflow.student import adapter, views
-from arcflow.system.files import read_log
+from arcflow.system import files
 from arcflow.training.loop import train
 from arcflow.training.optimizer import adamw
 from benchmarks import quantized
@@ -142,7 +142,7 @@ def test_a_student_learns_on_a_quantized_base(way, tmp_path):
         before = network.call(net, x, 0.7, cond)
     folder = train(run, pipe, quiet)
 
-    lines = read_log(folder / "log.jsonl")
+    lines = files.read_lines(folder / "log.jsonl")
     distances = [line["distance"] for line in lines if "distance" in line]
     assert distances[-1] < distances[0] and not any(line.get("skipped") for line in lines)
     trained = student.trainable(net)
@@ -169,10 +169,12 @@ def test_text_encoders_may_be_stored_short(bits, tmp_path):
     pipe = load_pipe(run.model)
     short, plain = quantized.weight_bytes(pipe.text_encoder_2), quantized.weight_bytes(tiny_pipe().text_encoder_2)
     assert short < plain and not weights.quantized(pipe.transformer.x_embedder)
-    (line,) = [line for line in read_log(train(run, pipe, quiet) / "log.jsonl") if "loss" in line]
+    (line,) = [line for line in files.read_lines(train(run, pipe, quiet) / "log.jsonl") if "loss" in line]
     (exact,) = [
         line
-        for line in read_log(train(config(tmp_path / "plain", optim__iterations=1), tiny_pipe(), quiet) / "log.jsonl")
+        for line in files.read_lines(
+            train(config(tmp_path / "plain", optim__iterations=1), tiny_pipe(), quiet) / "log.jsonl"
+        )
         if "loss" in line
     ]
     assert line["loss"] == pytest.approx(exact["loss"], rel=0.05)

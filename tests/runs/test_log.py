@@ -7,7 +7,7 @@ import torch
 
 from arcflow.runs.ema import ema_beta
 from arcflow.runs.log import Log
-from arcflow.system.files import read_log, write_atomic
+from arcflow.system import files
 from tests.support.averages import model, same, walk
 
 
@@ -48,7 +48,7 @@ def test_an_interrupted_write_leaves_the_old_file(tmp_path):
         raise OSError("disk full")
 
     with pytest.raises(OSError):
-        write_atomic(path, fail)
+        files.write_atomic(path, fail)
     assert path.read_text() == "old"
 
 
@@ -60,7 +60,7 @@ def test_the_log_is_cut_back_to_the_checkpoint(tmp_path):
     path.write_text(path.read_text() + '{"step": 5, "lo')
     with Log(tmp_path, 3, log=lambda _: None) as log:
         log.write(4, loss=float("nan"))
-    assert read_log(path) == [{"step": i, "loss": i / 2} for i in range(4)] + [{"step": 4, "loss": None}]
+    assert files.read_lines(path) == [{"step": i, "loss": i / 2} for i in range(4)] + [{"step": 4, "loss": None}]
     with Log(tmp_path, 0, log=lambda _: None):
         assert path.read_text() == ""
 

@@ -12,6 +12,7 @@ import arcflow
 from arcflow import ArcFlowScheduler, families, student
 from arcflow.families import network
 from arcflow.student import adapter, formats, layers
+from arcflow.system import files
 from tests.support.pipelines import SIDE, flux_transformer, fresh, perturb, qwen_transformer, sample
 
 LAYOUTS = ["arcflow", "published"]
@@ -382,7 +383,7 @@ def test_a_write_that_fails_leaves_the_adapter_before_it(net, tmp_path, monkeypa
         path.write_bytes(b"half")
         raise OSError("disk full")
 
-    monkeypatch.setattr(adapter, "save_file", fail)
+    monkeypatch.setattr(files, "save_file", fail)
     with pytest.raises(OSError, match="disk full"):
         adapter.save_adapter(distilled(net, seed=1), tmp_path)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before

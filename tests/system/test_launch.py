@@ -9,8 +9,7 @@ import pytest
 
 from arcflow.commands import demo, train
 from arcflow.config import Optim, Run
-from arcflow.system import devices, launch
-from arcflow.system.files import read_log
+from arcflow.system import devices, files, launch
 
 COMMAND = [sys.executable, "-m", "arcflow.cli", "train"]
 SHORT = ["world", "--data.count", "32", "--data.held-out-count", "2", "--data.teacher-steps", "2", "--optim.batch", "4"]
@@ -53,7 +52,7 @@ def test_a_batch_that_does_not_divide_is_refused_before_anything_starts(tmp_path
 @pytest.mark.slow
 def test_two_processes_learn_what_one_learns_and_stop_together(tmp_path) -> None:
     def losses(name: str) -> list[float]:
-        return [line["loss"] for line in read_log(tmp_path / name / "log.jsonl") if "loss" in line]
+        return [line["loss"] for line in files.read_lines(tmp_path / name / "log.jsonl") if "loss" in line]
 
     def words(name: str, *more: str, save: int = 100) -> list[str]:
         return [*COMMAND, *more, *SHORT, "--save-every", str(save), "--out", str(tmp_path / name)]

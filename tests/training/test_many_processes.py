@@ -18,8 +18,7 @@ from arcflow.families import network
 from arcflow.families.conditioning import rows
 from arcflow.runs.checkpoint import broken
 from arcflow.student.adapter import load_adapter
-from arcflow.system import processes
-from arcflow.system.files import read_log
+from arcflow.system import files, processes
 from arcflow.training.learner import build_student, views
 from arcflow.training.loop import train
 from tests.support.pipelines import save_style, torchrun
@@ -137,7 +136,7 @@ def test_a_base_that_is_not_plain_is_shared_out_too(tmp_path, monkeypatch):
 
 
 def curve(folder):
-    return [value for line in read_log(folder / "log.jsonl") for value in line.values() if value is not None]
+    return [value for line in files.read_lines(folder / "log.jsonl") for value in line.values() if value is not None]
 
 
 def test_a_batch_that_does_not_divide_is_refused():

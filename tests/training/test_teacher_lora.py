@@ -17,8 +17,7 @@ from arcflow.families import network
 from arcflow.families.loading import load_pipe
 from arcflow.reports import model_card
 from arcflow.student.adapter import read_info
-from arcflow.system import processes
-from arcflow.system.files import read_log
+from arcflow.system import files, processes
 from arcflow.training import learner, loop
 from tests.support.pipelines import qwen_pipeline, save_style
 from tests.support.trainings import config, quiet, tiny_pipe
@@ -59,7 +58,7 @@ def inputs(pipe):
 
 
 def losses(folder):
-    return [line["loss"] for line in read_log(folder / "log.jsonl") if "loss" in line]
+    return [line["loss"] for line in files.read_lines(folder / "log.jsonl") if "loss" in line]
 
 
 def test_the_teacher_is_the_base_with_the_lora(shelf, styled):

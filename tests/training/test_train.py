@@ -29,9 +29,8 @@ from arcflow.path import step_grid
 from arcflow.runs.checkpoint import Progress
 from arcflow.runs.log import HELD_OUT
 from arcflow.student.adapter import read_info
-from arcflow.system import signals
+from arcflow.system import files, signals
 from arcflow.system.devices import attention, torch_device
-from arcflow.system.files import read_log
 from arcflow.system.processes import Ranks
 from arcflow.system.signals import stop_signals
 from arcflow.training.loop import claim, train
@@ -75,7 +74,7 @@ def test_a_run_leaves_a_folder_that_explains_itself(run):
 
 
 def test_the_log_has_every_iteration_and_the_distance_where_asked(run):
-    lines = read_log(run[0] / "log.jsonl")
+    lines = files.read_lines(run[0] / "log.jsonl")
     losses = [line for line in lines if "loss" in line]
     assert [line["step"] for line in losses] == list(range(1, ITERATIONS + 1))
     assert all(line["loss"] == pytest.approx(line["loss_1"] + line["loss_2"]) for line in losses)
@@ -85,7 +84,7 @@ def test_the_log_has_every_iteration_and_the_distance_where_asked(run):
 
 
 def test_the_distance_falls(run):
-    distances = [line["distance"] for line in read_log(run[0] / "log.jsonl") if "distance" in line]
+    distances = [line["distance"] for line in files.read_lines(run[0] / "log.jsonl") if "distance" in line]
     assert distances[-1] < distances[0]
 
 
@@ -207,7 +206,9 @@ def test_a_run_on_stored_embeddings_needs_no_text_encoder(run, tmp_path):
     cache.make(tmp_path / "cache", partial(network.encode_text, pipe), texts, about=about, dtype="float32", log=quiet)
     pipe.text_encoder = pipe.text_encoder_2 = None
     folder = train(config(tmp_path / "run", data__embeddings=str(tmp_path / "cache")), pipe, quiet)
-    mine, theirs = ([line.get("loss", 0.0) for line in read_log(where / "log.jsonl")] for where in (folder, run[0]))
+    mine, theirs = (
+        [line.get("loss", 0.0) for line in files.read_lines(where / "log.jsonl")] for where in (folder, run[0])
+    )
     assert mine == pytest.approx(theirs, rel=1e-3)
 
 
@@ -276,7 +277,7 @@ def test_a_step_that_is_not_finite_is_skipped_and_counted(tmp_path):
 
     pipe.transformer.forward = forward
     train(config(tmp_path, optim__iterations=3), pipe, quiet)
-    lines = [line for line in read_log(tmp_path / "log.jsonl") if "loss" in line]
+    lines = [line for line in files.read_lines(tmp_path / "log.jsonl") if "loss" in line]
     assert [line["skipped"] for line in lines] == [0, 1, 1]
     assert lines[1]["loss"] is None and lines[2]["loss"] is not None
     assert all(value.isfinite().all() for value in finished(tmp_path)[0].values())
@@ -315,7 +316,7 @@ def test_gradient_checkpointing_changes_memory_not_gradients(tmp_path):
             tiny_pipe(),
             quiet,
         )
-        return next(line for line in read_log(folder / "log.jsonl") if "loss" in line)
+        return next(line for line in files.read_lines(folder / "log.jsonl") if "loss" in line)
 
     plain, checkpointed = first_line(False), first_line(True)
     assert checkpointed["loss"] == plain["loss"]
@@ -327,7 +328,7 @@ def test_micro_batches_change_nothing(tmp_path):
     def losses(size):
         changes = {"optim__batch": 5, "optim__iterations": 3, "optim__micro_batch": size, "model__dropout": 0.0}
         folder = train(config(tmp_path / str(size), **changes), tiny_pipe(), quiet)
-        return [value for line in read_log(folder / "log.jsonl") for value in line.values()]
+        return [value for line in files.read_lines(folder / "log.jsonl") for value in line.values()]
 
     assert losses(2) == pytest.approx(losses(None), rel=1e-5)
 
@@ -353,7 +354,7 @@ def test_every_choice_trains_and_its_adapter_samples(choice, tmp_path):
     """On the teacher's path, then on the student's own."""
     changes = {"distill__hold": 2, "distill__decay": 0, "pictures": 0, "optim__iterations": 4, **choice}
     folder = train(config(tmp_path, **changes), tiny_pipe(), quiet)
-    lines = [line for line in read_log(folder / "log.jsonl") if "loss" in line]
+    lines = [line for line in files.read_lines(folder / "log.jsonl") if "loss" in line]
     assert [line["teacher_ratio"] for line in lines] == [1.0, 1.0, 0.0, 0.0]
     assert all(line["loss"] > 0 and line["gradient_norm"] > 0 for line in lines) and lines[-1]["skipped"] == 0
     fresh, info = tiny_pipe(), read_info(folder / "adapter")
@@ -383,7 +384,7 @@ def test_shapes_of_pictures_are_honoured_whether_text_is_cached_or_not(tmp_path)
     def losses(name, **changes):
         chosen = dataclasses.replace(data, **changes)
         folder = train(config(tmp_path / name, data=chosen, optim__iterations=3, optim__batch=3), tiny_pipe(), quiet)
-        return [line["loss"] for line in read_log(folder / "log.jsonl") if "loss" in line]
+        return [line["loss"] for line in files.read_lines(folder / "log.jsonl") if "loss" in line]
 
     sizes = open_prompts(data, seed=0, batch=3)
     assert len({sizes.batch(step).size for step in range(3)}) > 1
@@ -395,7 +396,7 @@ def test_shapes_of_pictures_are_honoured_whether_text_is_cached_or_not(tmp_path)
 @pytest.mark.slow
 def test_one_student_learns_several_numbers_of_steps_in_turn(tmp_path):
     folder = train(config(tmp_path, distill__also_steps=(1, 3), optim__iterations=6), tiny_pipe(), quiet)
-    lines = read_log(folder / "log.jsonl")
+    lines = files.read_lines(folder / "log.jsonl")
     segments = [sum(name.startswith("loss_") for name in line) for line in lines if "loss" in line]
     assert segments == [2, 1, 3, 2, 1, 3]
     assert all({"distance", "distance_1", "distance_3"} <= set(line) for line in lines if "distance" in line)
@@ -406,10 +407,10 @@ def test_one_student_learns_several_numbers_of_steps_in_turn(tmp_path):
 def test_a_run_may_start_its_later_segments_from_pictures(tmp_path):
     data = dataclasses.replace(with_pictures(tmp_path, 8), height=8, width=8, held_out_count=3, teacher_steps=2)
     folder = train(config(tmp_path / "run", data=data, optim__iterations=3), tiny_pipe(), quiet)
-    first, *_ = (line for line in read_log(folder / "log.jsonl") if "loss" in line)
+    first, *_ = (line for line in files.read_lines(folder / "log.jsonl") if "loss" in line)
     plain = dataclasses.replace(data, images=False)
     folder = train(config(tmp_path / "plain", data=plain, optim__iterations=3), tiny_pipe(), quiet)
-    other, *_ = (line for line in read_log(folder / "log.jsonl") if "loss" in line)
+    other, *_ = (line for line in files.read_lines(folder / "log.jsonl") if "loss" in line)
     assert first["loss_1"] == other["loss_1"] and first["loss_2"] != other["loss_2"]
 
 
@@ -429,7 +430,7 @@ def test_the_curves_go_to_a_tracker_too(tmp_path, monkeypatch):
     assert pictures == [{HELD_OUT: (2 * 8, 3 * 8, 3), "step": step} for step in (0, 2)]
     numbers = [line for line in lines if line not in pictures]
     told = [line for line in numbers if not any(name.startswith("speed/") for name in line)]
-    assert told == [{k: v for k, v in line.items() if v is not None} for line in read_log(folder / "log.jsonl")]
+    assert told == [{k: v for k, v in line.items() if v is not None} for line in files.read_lines(folder / "log.jsonl")]
     with pytest.raises(ValueError, match="tracker = 'wandb': expected it to be installed"):
         monkeypatch.setitem(sys.modules, "wandb", None)
         train(config(tmp_path / "other", tracker="wandb"), tiny_pipe(), quiet)

@@ -31,7 +31,6 @@ class Evaluate:
         from arcflow.reports.side_by_side import write_report
         from arcflow.student.adapter import read_info
         from arcflow.system import files, packages
-        from arcflow.system.files import read_log
         from arcflow.world.check import accuracy
         from arcflow.world.scene import SIZE
 
@@ -43,13 +42,13 @@ class Evaluate:
             pipe, adapter, prompts, judge=accuracy, seeds=self.seeds, first_seed=FIRST_SEED, progress=True, **size
         )
         about = packages.about(command=f"arcflow {' '.join(sys.argv[1:])}", adapter=self.adapter)
-        files.save_results({**results, "about": about}, self.out / "results.json")
+        files.write_json(self.out / "results.json", {**results, "about": about})
         ways = [
             side_by_side.tracks(pipe, adapter, text, FIRST_SEED + i * self.seeds, **size) for i, text in three(prompts)
         ]
         log = adapter.parent / "log.jsonl"
         words = [text for text in prompts for _ in range(self.seeds)]
-        curves = read_log(log) if log.exists() else []
+        curves = files.read_lines(log)
         write_report(self.out / "report.html", results, samples, words, ways, curves, about=about)
         for row, result in results.items():
             share = result["accuracy"]["overall"]

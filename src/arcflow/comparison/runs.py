@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from tqdm import tqdm
 
 from arcflow.comparison.bench import Bench, End, Reference
@@ -32,8 +32,8 @@ from arcflow.comparison.trial import ender, train
 from arcflow.config import Distill
 from arcflow.distillation.method import Cost
 from arcflow.distillation.solvers import SOLVERS
-from arcflow.system.devices import torch_device
-from arcflow.system.files import save_results, write_atomic
+from arcflow.system import files
+from arcflow.system.devices import cores, torch_device
 
 
 def compare(contest: Contest, log: Callable[[str], None] = print) -> dict[str, Any]:
@@ -45,24 +45,15 @@ def compare(contest: Contest, log: Callable[[str], None] = print) -> dict[str, A
         for job in _shared(contest, missing):
             tqdm.write(job.name)
     results = summary(contest, {job: json.loads(_record(out, job).read_text("utf-8")) for job in todo})
-    save_results(results, out / f"{contest.study}.json")
+    files.write_json(out / f"{contest.study}.json", results)
     return results
 
 
 def claim(contest: Contest) -> Path:
     """The folder, refused if its runs had another budget, network or prompts."""
     out = Path(contest.out)
-    stored, mine = out / "contest.json", {k: v for k, v in asdict(contest).items() if k not in FREE}
-    if stored.exists():
-        theirs = json.loads(stored.read_text("utf-8"))
-        changed = [f"{k}: {theirs.get(k)!r} there, {v!r} now" for k, v in mine.items() if theirs.get(k) != v]
-        if changed:
-            raise ValueError(
-                f"{out} holds runs with other settings ({'; '.join(changed)}): expected the same, for they would not "
-                f"compare; repeat them, or choose another folder with --out"
-            )
-    out.mkdir(parents=True, exist_ok=True)
-    write_atomic(stored, lambda draft: draft.write_text(json.dumps(mine, indent=2) + "\n", "utf-8"))
+    settings = {name: value for name, value in asdict(contest).items() if name not in FREE}
+    files.claim(out / "contest.json", json.dumps(settings, indent=2) + "\n", holds="runs")
     return out
 
 
@@ -78,9 +69,9 @@ def _done(out: Path, job: Job) -> bool:
 def _shared(contest: Contest, missing: list[Job]) -> Iterator[Job]:
     """The runs as they are done, by several processes."""
     cuda = torch_device(contest.device).type == "cuda"
-    workers = min(contest.workers or (1 if cuda else os.cpu_count() or 1), len(missing))
+    workers = min(contest.workers or (1 if cuda else cores()), len(missing))
     bench_reference(contest)
-    threads = max(1, (os.cpu_count() or 1) // max(workers, contest.workers or 1))
+    threads = max(1, cores() // max(workers, contest.workers or 1))
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, context, _settle, (contest, threads)) as pool:
         waiting = {pool.submit(_work, job): job for job in missing}
@@ -125,7 +116,7 @@ def bench_reference(contest: Contest, bench: Bench | None = None) -> Reference:
     path = Path(contest.out) / "teacher.safetensors"
     if not path.exists():
         reference = (bench or Bench(contest)).reference()
-        write_atomic(path, lambda draft: save_file(vars(reference), draft))
+        files.write_tensors(path, vars(reference))
     return Reference(**load_file(path))
 
 
@@ -155,5 +146,5 @@ def run(bench: Bench, reference: Reference, job: Job) -> dict[str, Any]:
         strip = np.concatenate(list(judged.pop("pictures")), 1)
         Image.fromarray(strip).save(path.with_name(f"{path.stem}-{calls}.png"))
         record["results"][str(calls)] = judged
-    write_atomic(path, lambda draft: draft.write_text(json.dumps(record) + "\n", "utf-8"))
+    files.write_text(path, json.dumps(record) + "\n")
     return record

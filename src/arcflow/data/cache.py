@@ -9,7 +9,6 @@ tokens, so that is stored too; `max_sequence_length` shortens it, for teacher an
 for every token.
 """
 
-import hashlib
 import json
 import shutil
 import time
@@ -19,12 +18,11 @@ from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
 from arcflow.families.conditioning import Cond
-from arcflow.system.files import write_atomic
+from arcflow.system import files
 
 Stored = Literal["float32", "bfloat16", "float16", "float8"]
 
@@ -58,8 +56,8 @@ def make(
         ValueError: the folder holds another cache, or the disk is too small.
     """
     prompts = list(dict.fromkeys(["", *prompts]))
-    digest = hashlib.sha256(json.dumps(prompts).encode()).hexdigest()
-    _claim(folder, {**about, "dtype": dtype, "shard": shard, "prompts": len(prompts), "digest": digest})
+    settings = {**about, "dtype": dtype, "shard": shard, "prompts": len(prompts), "digest": files.text_digest(prompts)}
+    files.claim(folder / "cache.json", json.dumps(settings, indent=2) + "\n", holds="embeddings")
     names = _shards(len(prompts), shard)
     own = [i for i in range(share[0], len(names), share[1])]
     flaws = {i: _flaw(folder, names[i]) for i in own}
@@ -83,8 +81,8 @@ def make(
                     estimated = True
             path = folder / f"{names[i]}.safetensors"
             metadata = {"prompts": json.dumps(texts)}
-            write_atomic(path, lambda to, t=tensors, m=metadata: save_file(t, to, m))
-            write_atomic(path.with_suffix(".sha256"), lambda to, p=path: to.write_text(_sha256(p) + "\n"))
+            files.write_tensors(path, tensors, metadata)
+            files.write_text(path.with_suffix(".sha256"), files.digest(path) + "\n")
 
 
 def verify(folder: Path) -> list[str]:
@@ -107,7 +105,7 @@ class Cache:
 
     def __init__(self, folder: Path, about: dict[str, Any], device: torch.device, dtype: torch.dtype) -> None:
         self.folder, self.device, self.dtype = folder, device, dtype
-        if other := _differing(_about(folder), about, "here"):
+        if other := files.differing(_about(folder), about):
             raise ValueError(
                 f"{folder} holds embeddings of something else ({other}): expected the same settings; "
                 f"make another cache with `arcflow cache make`, or correct data.embeddings"
@@ -203,23 +201,6 @@ def _estimate(folder: Path, size: float, count: int, seconds: float, ranks: int,
         )
 
 
-def _claim(folder: Path, about: dict[str, Any]) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / "cache.json"
-    if path.exists():
-        if other := _differing(_about(folder), about, "now"):
-            raise ValueError(
-                f"{folder} holds another cache ({other}): expected the same settings to go on with it; "
-                f"repeat them, or choose another folder with --out"
-            )
-    write_atomic(path, lambda to: to.write_text(json.dumps(about, indent=2) + "\n"))
-
-
-def _differing(there: dict[str, Any], wanted: dict[str, Any], now: str) -> str:
-    other = [(name, there.get(name), value) for name, value in wanted.items() if there.get(name) != value]
-    return "; ".join(f"{name} {old!r} there, {new!r} {now}" for name, old, new in other)
-
-
 def _about(folder: Path) -> dict[str, Any]:
     path = folder / "cache.json"
     if not path.is_file():
@@ -238,9 +219,4 @@ def _flaw(folder: Path, name: str) -> str:
         return "missing"
     if not sums.is_file():
         return "without its checksum"
-    return "" if _sha256(path) == sums.read_text().strip() else "its checksum is wrong"
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return "" if files.digest(path) == sums.read_text().strip() else "its checksum is wrong"

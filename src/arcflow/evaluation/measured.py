@@ -15,13 +15,12 @@ import torch
 from jaxtyping import Float, UInt8
 from PIL import Image
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from arcflow.metrics import features
 from arcflow.metrics import pictures as picture_metrics
 from arcflow.metrics.streaming import Table
-from arcflow.system.files import write_atomic
+from arcflow.system import files
 from arcflow.world.check import judge
 
 Call = Callable[[UInt8[np.ndarray, "n rows columns 3"], list[str]], Float[Tensor, "n width"]]
@@ -61,7 +60,7 @@ def measure(
             )
         file = store / f"{hashlib.sha256(names[0].encode()).hexdigest()[:16]}.safetensors"
         about = {"names": json.dumps(names)}
-        write_atomic(file, lambda draft, v=values, about=about: save_file({"values": v}, draft, about))
+        files.write_tensors(file, {"values": values}, about)
     return len(missing)
 
 

@@ -11,7 +11,6 @@
 Several processes share the pictures, (rank, ranks) each, and do not talk; the last to finish writes the results.
 """
 
-import hashlib
 import json
 import time
 from collections.abc import Iterator, Sequence
@@ -23,7 +22,7 @@ from typing import Any
 from arcflow.evaluation.scorers import part_of
 from arcflow.evaluation.suites.suite import Item, Suite
 from arcflow.sampling.folder import Recipe, read_manifest, sample_folder
-from arcflow.system.files import write_atomic
+from arcflow.system import files
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,23 +63,14 @@ def claim(folder: Path, what: dict[str, Any]) -> None:
         ValueError: it is that of others.
     """
     about = folder / "suite.json"
-    if about.exists():
-        there = json.loads(about.read_text("utf-8"))
-        for name in what.keys() | there.keys():
-            if there.get(name) != what.get(name):
-                raise ValueError(
-                    f"{folder} holds pictures with {name} {there.get(name)}, asked for was {what.get(name)}: expected "
-                    "the same in everything; give another --out, or the settings of suite.json"
-                )
-    elif (folder / "pictures").exists():
+    if not about.exists() and (folder / "pictures").exists():
         raise ValueError(f"{folder} has pictures but no suite.json: expected a new folder or one of ours; change --out")
-    folder.mkdir(parents=True, exist_ok=True)
-    write_atomic(about, lambda draft: draft.write_text(json.dumps(what, indent=2) + "\n", "utf-8"))
+    files.claim(about, json.dumps(what, indent=2) + "\n", holds="pictures")
 
 
 def digest(items: Sequence[Item]) -> str:
     """Tells lists of prompts apart."""
-    return hashlib.sha256(json.dumps([[item.id, item.prompt] for item in items]).encode()).hexdigest()[:16]
+    return files.text_digest([[item.id, item.prompt] for item in items], 16)
 
 
 def to_draw(folder: Path, pictures: Sequence[Picture], share: tuple[int, int] = (0, 1)) -> list[Picture]:
@@ -116,7 +106,7 @@ def _add(folder: Path, stage: str, seconds: float, pictures: int, share: tuple[i
     spent = json.loads(file.read_text()) if file.exists() else {}
     before = spent.get(stage, [0.0, 0])
     spent[stage] = [before[0] + seconds, before[1] + pictures]
-    write_atomic(file, lambda draft: draft.write_text(json.dumps(spent)))
+    files.write_text(file, json.dumps(spent))
 
 
 def times(folder: Path, commands: Sequence[str] = ()) -> dict[str, Any]:

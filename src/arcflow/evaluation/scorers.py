@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from arcflow.system.files import write_atomic
+from arcflow.system import files
 
 TORCHRUN = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "GROUP_RANK")
 """What would make a scorer believe that it is one of our processes."""
@@ -44,9 +44,9 @@ def parse(named: str) -> tuple[str, str]:
 
 def read_scores(folder: Path, name: str) -> dict[str, float]:
     """All scores of a scorer so far, by id of the picture."""
-    files = [path for path in (folder / "scores").glob(f"{name}*.jsonl") if re.match(rf"{name}(-|\.)", path.name)]
-    lines = [line for file in sorted(files) for line in file.read_text("utf-8").splitlines()]
-    return {record["id"]: float(record["score"]) for record in map(json.loads, lines)}
+    stores = [path for path in (folder / "scores").glob(f"{name}*.jsonl") if re.match(rf"{name}(-|\.)", path.name)]
+    records = [record for file in sorted(stores) for record in files.read_lines(file)]
+    return {record["id"]: float(record["score"]) for record in records}
 
 
 def ask(
@@ -68,8 +68,7 @@ def ask(
     missing = [picture for picture in pictures if picture["id"] not in before]
     if not missing:
         return 0
-    text = "".join(json.dumps(picture) + "\n" for picture in missing)
-    write_atomic(manifest, lambda draft: draft.write_text(text, "utf-8"))
+    files.write_lines(manifest, missing)
     for place, path in (("{manifest}", manifest), ("{out}", out)):
         command = command.replace(place, shlex.quote(str(path.absolute())))
     with log.open("w") as sink:
@@ -104,9 +103,8 @@ def _collect(store: Path, name: str) -> None:
     manifest, out = store.with_suffix(".manifest"), store.with_suffix(".out")
     if not out.exists() or not manifest.exists():
         return
-    asked = {json.loads(line)["id"] for line in manifest.read_text("utf-8").splitlines()}
-    text = store.read_text("utf-8") if store.exists() else ""
-    kept = {record["id"]: record for record in map(json.loads, text.splitlines())}
+    asked = {record["id"] for record in files.read_lines(manifest)}
+    kept = {record["id"]: record for record in files.read_lines(store)}
     lines = out.read_text("utf-8", errors="replace").split("\n")
     wrong = []
     for place, line in enumerate(lines, 1):
@@ -117,8 +115,7 @@ def _collect(store: Path, name: str) -> None:
             kept[record["id"]] = record
         elif place < len(lines) or flaw != "no JSON":  # else a last line cut short
             wrong.append(f"line {place}: {flaw}")
-    merged = "".join(json.dumps(record) + "\n" for record in kept.values())
-    write_atomic(store, lambda draft: draft.write_text(merged, "utf-8"))
+    files.write_lines(store, kept.values())
     if wrong:
         aside = out.replace(out.with_suffix(".strange"))
         raise ValueError(

@@ -41,8 +41,8 @@ from arcflow.evaluation.suites import SUITES
 from arcflow.evaluation.suites.suite import Item, Suite, read_items
 from arcflow.sampling.attach import attach
 from arcflow.sampling.generate import euler
+from arcflow.system import files
 from arcflow.system.devices import torch_device
-from arcflow.system.files import save_results
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -188,7 +188,7 @@ class Run:
             "seconds": drawn.times(self.folder, list(self.scorers)),
             "about": about,
         }
-        save_results(result, self.folder / "results.json")
+        files.write_json(self.folder / "results.json", result)
         return result
 
     def _compared(self, name: str, found: dict[str, Any]) -> bool:
@@ -259,12 +259,8 @@ def plan(asked: Any, share: tuple[int, int], adapter: str, **recipe: Any) -> Run
 
 def _weights(adapter: str) -> str:
     """Tells adapters apart that have one folder after the other."""
-    files = sorted(Path(adapter).glob("*.safetensors")) if adapter and Path(adapter).is_dir() else []
-    parts = []
-    for file in files:
-        with file.open("rb") as stream:
-            parts.append(hashlib.file_digest(stream, "sha256").hexdigest()[:16])
-    return "-".join(parts)
+    stored = sorted(Path(adapter).glob("*.safetensors")) if adapter and Path(adapter).is_dir() else []
+    return "-".join(files.digest(path)[:16] for path in stored)
 
 
 def _reference(asked: Any, what: dict[str, Any], pictures: Sequence[Picture]) -> Reference:

@@ -16,7 +16,7 @@ import torch
 
 from arcflow.comparison.results import verdict
 from arcflow.student import layers
-from arcflow.system.files import write_atomic
+from arcflow.system import files
 
 Holds = Literal["holds", "holds in part", "does not hold", "not measured"]
 
@@ -293,5 +293,5 @@ def write_claims(folder: Path, path: Path) -> Path:
             made = json.loads(source.read_text("utf-8")).get("about", {}).get("command", FILES[name])
             lines.append(f"* `{name}.json`: `{made}`")
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(path, lambda draft: draft.write_text("\n".join(lines) + "\n", "utf-8"))
+    files.write_text(path, "\n".join(lines) + "\n")
     return path

@@ -13,7 +13,7 @@ import numpy as np
 
 from arcflow.comparison.results import Rows, main_calls, ranked, spread, verdict
 from arcflow.reports.page import EULER, FAINT, STUDENT, TEACHER, canvas, data, render, section, wide, write_page
-from arcflow.system.files import write_atomic
+from arcflow.system import files
 
 PALETTE = (STUDENT, "#dc2626", "#059669", "#9333ea", "#ca8a04", "#0891b2", "#db2777", "#4d7c0f", "#111827", "#b45309")
 
@@ -51,8 +51,8 @@ def write_ranking(path: Path, results: dict[str, Any], folder: Path) -> Path:
         section(f"At {n} call{'s' * (n != '1')}", "", _table(rows, n, results["first"])) for n in counts if n != calls
     ]
     write_page(path, "arcflow: few-step methods compared", "".join(parts), about)
-    write_atomic(path.with_suffix(".png"), lambda draft: draft.write_bytes(curves))
-    write_atomic(path.with_suffix(".md"), lambda draft: draft.write_text(markdown_ranking(results) + "\n", "utf-8"))
+    files.write_bytes(path.with_suffix(".png"), curves)
+    files.write_text(path.with_suffix(".md"), markdown_ranking(results) + "\n")
     return path
 
 

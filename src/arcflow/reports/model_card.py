@@ -19,7 +19,7 @@ from arcflow.recipes import command
 from arcflow.reports.side_by_side import curves_figure, markdown_table
 from arcflow.student.adapter import load_adapter, read_info, save_adapter
 from arcflow.student.formats import FILES, AdapterInfo, Layout
-from arcflow.system.files import read_log, write_atomic
+from arcflow.system import files
 
 LICENCES: dict[str, dict[str, str]] = {
     "black-forest-labs/FLUX.1-dev": {
@@ -64,19 +64,19 @@ def export(
     out.mkdir(parents=True, exist_ok=True)
     if source.is_dir() and all((source / file).is_file() for file in FILES[layout]):
         for file in FILES[layout]:
-            write_atomic(out / file, lambda path, file=file: shutil.copyfile(source / file, path))
+            files.write_atomic(out / file, lambda path, file=file: shutil.copyfile(source / file, path))
     elif transformer is None:
         raise ValueError(f"{adapter} is not in the layout {layout!r}: expected its base to convert it; give --model")
     else:
         load_adapter(transformer, adapter, dtype=torch.float32)  # whatever the base has been read as
         save_adapter(transformer, out, info=info, layout=layout)
         student.remove(transformer)
-    lines = read_log(log) if log else []
+    lines = files.read_lines(log) if log else []
     if lines:
-        write_atomic(out / CURVES, lambda path: path.write_bytes(curves_figure(lines)))
+        files.write_bytes(out / CURVES, curves_figure(lines))
     table = markdown_table(json.loads(results.read_text("utf-8"))) if results else None
     text = str(card(info, name, table=table, curves=bool(lines)))
-    write_atomic(out / "README.md", lambda path: path.write_text(text, "utf-8"))
+    files.write_text(out / "README.md", text)
     return out
 
 

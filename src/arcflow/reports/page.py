@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from arcflow.system.files import write_atomic
+from arcflow.system import files
 
 TEACHER, EULER, STUDENT, FAINT = "#334155", "#e8710a", "#2563eb", "#cbd5e1"
 
@@ -52,7 +52,7 @@ def write_page(path: Path, title: str, body: str, about: dict[str, Any]) -> Path
         f'<meta name="viewport" content="width=device-width"><style>{STYLE}</style></head>'
         f"<body><main>{body}<footer>{footer}</footer></main></body></html>\n"
     )
-    write_atomic(path, lambda draft: draft.write_text(page, encoding="utf-8"))
+    files.write_text(path, page)
     return path
 
 

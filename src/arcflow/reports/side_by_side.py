@@ -17,7 +17,7 @@ from torch import Tensor
 from arcflow.evaluation.side_by_side import Tracks
 from arcflow.reports.page import EULER, FAINT, STUDENT, TEACHER, canvas, data, png, render, section, wide, write_page
 from arcflow.sampling.generate import PARTS, Samples
-from arcflow.system.files import write_atomic
+from arcflow.system import files
 
 TITLES = {"teacher": "teacher", "euler": "plain Euler", "arcflow": "ArcFlow"}
 
@@ -73,7 +73,7 @@ def write_report(
             )
         )
     write_page(path, "arcflow: two calls instead of fifty", "".join(parts), about)
-    write_atomic(path.with_name("path.png"), lambda draft: draft.write_bytes(picture))
+    files.write_bytes(path.with_name("path.png"), picture)
     return path
 
 

@@ -23,7 +23,7 @@ import torch.distributed.checkpoint as dcp
 from torch import Tensor
 
 from arcflow.runs.ema import Ema, Parameters
-from arcflow.system.files import digest, sync, write_atomic
+from arcflow.system import files
 from arcflow.system.processes import Ranks
 
 
@@ -127,13 +127,15 @@ class Checkpoints:
         upload.result()
         if not self.ranks.first:
             return
-        files = {path.name: {"bytes": path.stat().st_size, "sha256": digest(path)} for path in sorted(draft.iterdir())}
-        record = {"progress": json.loads(progress), "files": files}
-        write_atomic(draft / RECORD, lambda path: path.write_text(json.dumps(record, indent=2) + "\n", "utf-8"))
+        sums = {
+            path.name: {"bytes": path.stat().st_size, "sha256": files.digest(path)} for path in sorted(draft.iterdir())
+        }
+        record = {"progress": json.loads(progress), "files": sums}
+        files.write_json(draft / RECORD, record)
         final = draft.with_suffix("")
         shutil.rmtree(final, ignore_errors=True)
         os.replace(draft, final)
-        sync(self.folder)
+        files.sync(self.folder)
         for old in self._all()[: -self.keep]:
             if not (self.milestones and int(old.name) % self.milestones == 0):
                 shutil.rmtree(old)
@@ -197,14 +199,14 @@ def _number(value: Tensor) -> Tensor | int:
 def broken(path: Path) -> str | None:
     """What is wrong with a checkpoint's files; None if nothing is."""
     try:
-        files = json.loads((path / RECORD).read_text("utf-8"))["files"]
+        recorded = json.loads((path / RECORD).read_text("utf-8"))["files"]
     except (OSError, ValueError, KeyError) as error:
         return f"{RECORD}: {error}"
-    for name, expected in files.items():
+    for name, expected in recorded.items():
         if not (path / name).is_file():
             return f"{name} is missing"
         if (size := (path / name).stat().st_size) != expected["bytes"]:
             return f"{name} has {size} bytes, expected {expected['bytes']}"
-        if digest(path / name) != expected["sha256"]:
+        if files.digest(path / name) != expected["sha256"]:
             return f"{name} is not what was written: its SHA-256 differs"
     return None

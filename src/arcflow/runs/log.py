@@ -15,7 +15,7 @@ from typing import IO, Any
 import numpy as np
 from PIL import Image
 
-from arcflow.system.files import whole_lines, write_atomic
+from arcflow.system import files
 
 HELD_OUT = "held out, teacher above student"
 
@@ -34,7 +34,7 @@ class Tracker:
             ) from error
         kept = folder / "tracker.txt"
         if not kept.exists():
-            write_atomic(kept, lambda temporary: temporary.write_text(f"{folder.name}-{secrets.token_hex(4)}"))
+            files.write_text(kept, f"{folder.name}-{secrets.token_hex(4)}")
         own = kept.read_text()
         found = {"id": own} if name == "wandb" else {}  # trackio goes by the name
         self.run = self.library.init(project="arcflow", name=own, config=settings, resume="allow", **found)
@@ -60,8 +60,10 @@ class Log:
         path = folder / "log.jsonl"
         for old in (path, folder / "speed.jsonl"):
             if old.exists():
-                kept = "".join(f"{line}\n" for line in whole_lines(old) if step and json.loads(line)["step"] <= step)
-                write_atomic(old, lambda temporary, kept=kept: temporary.write_text(kept, "utf-8"))
+                kept = "".join(
+                    f"{line}\n" for line in files.whole_lines(old) if step and json.loads(line)["step"] <= step
+                )
+                files.write_text(old, kept)
         self.folder, self.file, self.clock = folder, _append(path), _append(folder / "speed.jsonl")
         self.curves, self.tracker = _tensorboard(folder / "tensorboard", step, log), tracker
 
@@ -87,7 +89,7 @@ class Log:
         """A picture (rows, columns, 3) of uint8: `pictures/` in the run folder, TensorBoard and tracker."""
         path = self.folder / "pictures" / f"{step:06d}.png"
         path.parent.mkdir(exist_ok=True)
-        write_atomic(path, lambda temporary: Image.fromarray(picture).save(temporary, "png"))
+        files.write_atomic(path, lambda temporary: Image.fromarray(picture).save(temporary, "png"))
         if self.curves:
             self.curves.add_image(HELD_OUT, picture, step, dataformats="HWC")
         if self.tracker:

@@ -18,7 +18,7 @@ from PIL.PngImagePlugin import PngInfo
 from tqdm import tqdm
 
 from arcflow.sampling.generate import generate
-from arcflow.system.files import write_atomic
+from arcflow.system import files
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,9 +104,8 @@ def sample_folder(
 
 def read_manifest(folder: Path) -> list[dict[str, Any]]:
     """One record for each picture that a folder's manifests list; a last line cut short by a kill is left out."""
-    texts = [file.read_text() for file in sorted(folder.glob("manifest*.jsonl"))]
-    lines = [line for text in texts for line in text[: text.rfind("\n") + 1].splitlines()]
-    return list({record["file"]: record for record in map(json.loads, lines)}.values())
+    records = [record for file in sorted(folder.glob("manifest*.jsonl")) for record in files.read_lines(file)]
+    return list({record["file"]: record for record in records}.values())
 
 
 def _trim(manifest: Path) -> None:
@@ -121,4 +120,4 @@ def save_png(image: UInt8[np.ndarray, "height width 3"], recipe: Recipe, path: P
     chunks = PngInfo()
     for name, value in asdict(recipe).items():
         chunks.add_itxt(name, str(value))
-    write_atomic(path, lambda draft: Image.fromarray(image).save(draft, format="PNG", pnginfo=chunks))
+    files.write_atomic(path, lambda draft: Image.fromarray(image).save(draft, format="PNG", pnginfo=chunks))

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 
 from arcflow.families import family_of
 from arcflow.families.weights import compute_dtype
@@ -30,8 +29,7 @@ from arcflow.student.formats import (
     sizes_of,
 )
 from arcflow.student.layers import trainable
-from arcflow.system import hub
-from arcflow.system.files import write_atomic
+from arcflow.system import files, hub
 from arcflow.system.packages import version_of
 from arcflow.system.processes import whole, writes
 
@@ -83,8 +81,8 @@ def save_adapter(
         tensors = published_tensors(tensors, full)
     else:
         content, metadata = dataclasses.asdict(full), {"format": "arcflow"}
-    write_atomic(weights, lambda path: save_file(tensors, path, metadata))
-    write_atomic(record, lambda path: path.write_text(json.dumps(content, indent=2) + "\n"))
+    files.write_tensors(weights, tensors, metadata)
+    files.write_json(record, content)
     for other in {"arcflow", "published"} - {layout}:
         for name in FILES[other]:  # a folder holds one adapter
             (folder / name).unlink(missing_ok=True)

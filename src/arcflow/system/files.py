@@ -3,9 +3,12 @@
 import hashlib
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
+
+from safetensors.torch import save_file
+from torch import Tensor
 
 
 def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
@@ -34,14 +37,43 @@ def sync(path: Path) -> None:
         os.close(handle)
 
 
+def write_text(path: Path, text: str) -> None:
+    """Write UTF-8 text, whole or not at all."""
+    write_atomic(path, lambda draft: draft.write_text(text, "utf-8"))
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write bytes, whole or not at all."""
+    write_atomic(path, lambda draft: draft.write_bytes(content))
+
+
+def write_json(path: Path, content: object) -> None:
+    """Write JSON for people to read, whole or not at all; the folder is made if it is not there."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_text(path, json.dumps(content, indent=2) + "\n")
+
+
+def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
+    """Write a safetensors file, whole or not at all."""
+    write_atomic(path, lambda draft: save_file(tensors, draft, metadata))
+
+
 def whole_lines(path: Path) -> list[str]:
+    """The lines of a file; a last one that is cut short is left out, and a file that is not there has none."""
+    if not path.exists():
+        return []
     *lines, _ = path.read_text("utf-8", errors="replace").split("\n")
     return lines
 
 
-def read_log(path: Path) -> list[dict[str, Any]]:
-    """The lines of a log; an unfinished last one is left out."""
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The records of a file of JSON lines; a last one that is cut short is left out."""
     return [json.loads(line) for line in whole_lines(path)]
+
+
+def write_lines(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
+    """Write records as JSON lines, whole or not at all."""
+    write_text(path, "".join(json.dumps(record) + "\n" for record in records))
 
 
 def digest(path: Path) -> str:
@@ -50,7 +82,44 @@ def digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def save_results(results: dict[str, Any], path: Path) -> None:
-    """Write the results as JSON, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(path, lambda draft: draft.write_text(json.dumps(results, indent=2) + "\n"))
+def text_digest(content: object, digits: int = 64) -> str:
+    """SHA-256 of what JSON makes of a value, in so many hex digits: it tells settings and lists apart."""
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:digits]
+
+
+def differing(there: Mapping[str, Any], wanted: Mapping[str, Any], free: Collection[str] = ()) -> str:
+    """The settings that are not the same in both, in words; empty if there are none. `free` ones may differ."""
+    names = [name for name in wanted if name not in free and there.get(name) != wanted[name]]
+    return "; ".join(f"{name}: {there.get(name)!r} there, {wanted[name]!r} now" for name in names)
+
+
+def claim(
+    path: Path,
+    text: str,
+    *,
+    holds: str,
+    settings: Callable[[str], Mapping[str, Any]] = json.loads,
+    free: Collection[str] = (),
+    write: bool = True,
+) -> None:
+    """Make a folder the home of work with these settings, which are written into it as `text`.
+
+    Args:
+        path: the file of the folder that tells its settings.
+        holds: what the folder holds, for the error: "a run", "embeddings".
+        settings: makes settings of the text, the stored one and this one.
+        free: names of settings that may change when the work is taken up again.
+        write: whether this process writes; of several that share a folder one does.
+
+    Raises:
+        ValueError: it is the home of work with other settings.
+    """
+    if path.exists():
+        if other := differing(settings(path.read_text("utf-8")), settings(text), free):
+            raise ValueError(
+                f"{path.parent} holds {holds} with other settings ({other}): expected the same ones to go on with it; "
+                f"repeat them, or choose another folder with --out"
+            )
+    if write:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_text(path, text)

@@ -31,9 +31,8 @@ from arcflow.runs.checkpoint import Checkpoints, Progress
 from arcflow.runs.ema import Ema, ema_beta
 from arcflow.runs.log import Log, Tracker
 from arcflow.student import adapter, formats
-from arcflow.system import processes
+from arcflow.system import files, processes
 from arcflow.system.devices import attention, torch_device
-from arcflow.system.files import write_atomic
 from arcflow.system.processes import Ranks
 from arcflow.system.seeds import seed_of
 from arcflow.system.signals import stop_signals
@@ -192,18 +191,15 @@ def feed_of(pipe: Any, data: Prompts, encode: Encode, config: Run, device: torch
 
 def claim(config: Run, ranks: Ranks) -> Path:
     """The run folder, with the resolved configuration in it; refused if it holds another run."""
-    folder, stored = Path(config.out), Path(config.out) / "run.json"
-    if stored.exists():
-        then, now = flat(json.loads(to_json(from_json(stored.read_text("utf-8"))))), flat(json.loads(to_json(config)))
-        changed = [f"{k}: {then[k]!r} there, {now[k]!r} now" for k in now if k not in FREE and then[k] != now[k]]
-        if changed:
-            raise ValueError(
-                f"{folder} holds a run with other settings ({'; '.join(changed)}): expected the same ones "
-                f"to go on with it; repeat them, or choose another folder with --out"
-            )
-    if ranks.first:
-        folder.mkdir(parents=True, exist_ok=True)
-        write_atomic(stored, lambda temporary: temporary.write_text(to_json(config), "utf-8"))
+    folder = Path(config.out)
+    files.claim(
+        folder / "run.json",
+        to_json(config),
+        holds="a run",
+        settings=lambda text: flat(json.loads(to_json(from_json(text)))),
+        free=FREE,
+        write=ranks.first,
+    )
     ranks.agree(lambda: None)
     return folder
 

@@ -14,7 +14,6 @@ import numpy as np
 import torch
 from jaxtyping import UInt8
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from arcflow.config import Run
@@ -24,7 +23,7 @@ from arcflow.distillation.walk import arcs, euler, sampler_grid
 from arcflow.families.conditioning import Cond, rows
 from arcflow.families.network import decode
 from arcflow.path import step_grid
-from arcflow.system.files import write_atomic
+from arcflow.system import files
 from arcflow.system.processes import Ranks
 
 EULER_STEPS = (2, 4, 8)
@@ -54,7 +53,7 @@ class Gauge:
             log(f"teacher: {len(x)} held-out images in {config.data.teacher_steps} steps (once)")
             known = self._teacher_end(teacher, config.data.teacher_steps)
             if self.ranks.first:
-                write_atomic(cache, lambda path: save_file({"x": known.cpu()}, path, {"key": key}))
+                files.write_tensors(cache, {"x": known.cpu()}, {"key": key})
         self.end = self.latest = known.to(x.device)
         self.euler = {f"euler_{n}": self._error(self._teacher_end(teacher, n)) for n in EULER_STEPS}
 

@@ -21,14 +21,13 @@ import numpy as np
 import torch
 from diffusers import AutoencoderKL, FluxTransformer2DModel
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import CLIPTextModel, T5EncoderModel
 
 from arcflow.runs.checkpoint import Checkpoints, Progress
 from arcflow.runs.ema import Ema
-from arcflow.system.files import write_atomic
+from arcflow.system import files
 from arcflow.system.seeds import seed_of
 from arcflow.world import autoencoder as ae
 from arcflow.world import teacher as tf
@@ -217,7 +216,7 @@ def encode_scenes(out: Path, recipe: Pretrain, vae: AutoencoderKL) -> tuple[Tens
                 parts.append(tf.pack(ae.encode(vae, x)).half())
             captions += [prompt.text for prompt in prompts]
         metadata = {"captions": json.dumps(captions)}
-        write_atomic(path, lambda temporary: save_file({"latents": torch.cat(parts)}, temporary, metadata))
+        files.write_tensors(path, {"latents": torch.cat(parts)}, metadata)
     with safe_open(path, "pt") as file:
         return file.get_tensor("latents"), json.loads(file.metadata()["captions"])
 

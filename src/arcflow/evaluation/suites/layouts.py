@@ -17,13 +17,13 @@ from typing import Any
 
 from PIL import Image
 
-from arcflow.system.files import write_atomic
+from arcflow.system import files
 
 
 def write_once(path: Path, write: Any) -> None:
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(path, write)
+        files.write_atomic(path, write)
 
 
 def link(picture: Path, path: Path) -> None:

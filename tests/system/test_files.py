@@ -1,0 +1,41 @@
+"""Files that are whole or absent, and folders that belong to one work."""
+
+import json
+
+import pytest
+
+from arcflow.system import files
+
+
+def test_a_folder_is_taken_up_again_with_the_same_settings_and_refused_with_others(tmp_path):
+    home = tmp_path / "run" / "settings.json"
+    files.claim(home, json.dumps({"rank": 4, "out": "a"}), holds="a run", free=("out",))
+    files.claim(home, json.dumps({"rank": 4, "out": "b"}), holds="a run", free=("out",))
+    before = home.read_bytes()
+
+    with pytest.raises(ValueError, match="holds a run with other settings .rank: 4 there, 8 now.*--out"):
+        files.claim(home, json.dumps({"rank": 8, "out": "b"}), holds="a run", free=("out",))
+    assert home.read_bytes() == before
+
+
+def test_a_process_that_does_not_write_still_holds_the_settings_against_the_folder(tmp_path):
+    home = tmp_path / "settings.json"
+    files.claim(home, "{}", holds="a run", write=False)
+    assert not home.exists()
+
+
+def test_lines_come_back_and_one_that_was_cut_short_is_left_out(tmp_path):
+    path = tmp_path / "log.jsonl"
+    assert files.read_lines(path) == []
+    files.write_lines(path, [{"step": 1}, {"step": 2}])
+    with path.open("a") as log:
+        log.write('{"step": 3')
+    assert files.read_lines(path) == [{"step": 1}, {"step": 2}]
+
+
+def test_digests_tell_values_and_files_apart(tmp_path):
+    one, other = tmp_path / "one", tmp_path / "other"
+    files.write_text(one, "a")
+    files.write_text(other, "b")
+    assert files.digest(one) != files.digest(other)
+    assert files.text_digest(["a"], 16) != files.text_digest(["b"], 16) and len(files.text_digest(["a"], 16)) == 16
