@@ -101,7 +101,7 @@ def test_what_cannot_work_is_refused_with_a_remedy(make, tmp_path, monkeypatch):
     make()
     with pytest.raises(ValueError, match="shard: 3 there, 4 now.*choose another folder"):
         make(shard=4)
-    with pytest.raises(ValueError, match="model 'tiny' there, 'other' here.*data.embeddings"):
+    with pytest.raises(ValueError, match="model: 'tiny' there, 'other' now.*data.embeddings"):
         Cache(tmp_path / "cache", {"model": "other"}, torch.device("cpu"), torch.float32)
     with pytest.raises(ValueError, match="lacks 1 of 2 prompts, the first 'a cow'"):
         opened(tmp_path).need(["a ball", "a cow"])

@@ -556,7 +556,7 @@ def test_a_folder_holds_pictures_of_one_kind(evaluate, tmp_path) -> None:
     with pytest.raises(ValueError, match=r"steps: 1 there, 3 now.*choose another folder with --out"):
         evaluate("coco", steps=3)
     (tmp_path / "captions_val2014.json").write_text('{"annotations": [{"id": 1, "image_id": 1, "caption": "new"}]}')
-    with pytest.raises(ValueError, match="pictures with prompts"):
+    with pytest.raises(ValueError, match="holds pictures with other settings .prompts: "):
         evaluate("coco")
     (tmp_path / "foreign/pictures").mkdir(parents=True)
     with pytest.raises(ValueError, match="has pictures but no suite.json"):
