@@ -35,6 +35,7 @@ from arcflow.commands.sample import Sample
 from arcflow.commands.suite import EvaluateSuite, asked
 from arcflow.commands.train import RECIPES, Train
 from arcflow.commands.world import World
+from arcflow.system.text import printable
 
 Command = (
     Annotated[Demo, subcommand("demo")]
@@ -90,7 +91,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     except ValueError as error:
         if sys.flags.dev_mode:
             raise
-        print(f"arcflow: {error}", file=sys.stderr)
+        print("arcflow:", printable(str(error), keep="\n"), file=sys.stderr)
         raise SystemExit(1) from None
 
 

@@ -117,7 +117,7 @@ def test_a_lora_on_all_linears_survives_too(unchecked, net, inputs, tmp_path):
     with pytest.raises(ValueError, match="on 'all'; save with layout='arcflow'"):
         adapter.save_adapter(made, tmp_path / "published", layout="published")
     edit_record(tmp_path, "arcflow", targets="norms")
-    with pytest.raises(ValueError, match="targets 'norms'; expected .*one of 'feed_forward', 'all'"):
+    with pytest.raises(ValueError, match="targets = 'norms'; expected one of 'feed_forward', 'all'"):
         arcflow.load_adapter(net, tmp_path)
 
 
@@ -236,6 +236,8 @@ def edit_tensors(folder, layout, change):
     tensors = load_file(file)
     change(tensors)
     save_file(tensors, file)
+    if layout == "arcflow":  # as files without a checksum are
+        edit_record(folder, layout, sha256={})
 
 
 def edit_record(folder, layout, **changes):
@@ -337,12 +339,26 @@ def test_a_base_of_the_same_sizes_but_other_weights_is_named(flux, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "remedy"),
     [
-        ({"modes": "many"}, "'many' modes.*whole numbers"),
-        ({"rank": -1}, "rank -1.*whole numbers"),
+        ({"modes": "many"}, "modes = 'many'; expected a whole number"),
+        ({"modes": True}, "modes = True; expected a whole number"),
+        ({"modes": 10**9}, "modes = 1000000000; expected a whole number from 1 to 256"),
+        ({"rank": -1}, "rank = -1; expected a whole number"),
         ({"flavor": 1}, r"unknown \['flavor'\].*Upgrade"),
-        ({"shift": 0.0}, "shift is 0.0; it must be above 0"),
-        ({"rank": 3}, "K = 4 and rank 3.*misshapen: .*lora_A"),
-        ({"modes": 8}, r"K = 8 and rank 2.*misshapen: proj_out_.* \(expected \(.*fetch or save the adapter again"),
+        ({"shift": 0.0}, "shift = 0.0; expected a finite number above 0"),
+        ({"shift": float("nan")}, "shift = nan; expected a finite number"),
+        ({"guidance": "strong"}, "guidance = 'strong'; expected null or a finite number"),
+        ({"also_steps": [0]}, r"also_steps = \[0\]; expected a list"),
+        ({"sizes": {"num_layers": 2.5}}, "sizes = .*; expected an object"),
+        ({"base": "a\x1b[2Jb"}, r"base = 'a\\x1b\[2Jb'; expected a text .* without control characters"),
+        ({"training": {"settings": [1]}}, "training = .*; expected an object whose settings"),
+        ({"sha256": {"adapter.safetensors": "0" * 64}}, r"checksums \(SHA-256\) differ"),
+        ({"sha256": {"other.safetensors": "0" * 64}}, r"checksums \(SHA-256\) differ"),
+        ({"shift": 3.0}, "shift = 3.0, but adapter.safetensors was saved with 3.2.*take the entry `sha256` out"),
+        ({"rank": 3, "sha256": {}}, "K = 4 and rank 3.*misshapen: .*lora_A"),
+        (
+            {"modes": 8, "sha256": {}},
+            r"K = 8 and rank 2.*misshapen: proj_out_.* \(expected \(.*fetch or save the adapter again",
+        ),
     ],
 )
 def test_a_record_that_makes_no_sense_is_refused(unchecked, flux, tmp_path, changes, remedy):

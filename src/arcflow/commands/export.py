@@ -15,8 +15,9 @@ class Export:
     """Adapter folder, or Hub "owner/name:subfolder"."""
     out: Path = Path("out/export")
     """Folder to write: the adapter's files, README.md and the curves."""
-    layout: Literal["arcflow", "published"] = "arcflow"
-    """"arcflow" keeps all that sampling needs, "published" is what the authors' code reads (float16)."""
+    layout: Literal["arcflow", "file", "published"] = "arcflow"
+    """"arcflow" keeps all that sampling needs in a folder, "file" in one `adapter.safetensors`, "published" is what the
+    authors' code reads (float16)."""
     model: str | None = None
     """The base, needed to change the layout: "world", a diffusers pipeline folder, or a Hub id."""
     results: Path | None = None

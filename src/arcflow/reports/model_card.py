@@ -8,7 +8,7 @@ import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from huggingface_hub import HfApi, ModelCard, ModelCardData
@@ -17,8 +17,8 @@ from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
 from arcflow import student
 from arcflow.recipes import command
 from arcflow.reports.side_by_side import curves_figure, markdown_table
-from arcflow.student.adapter import load_adapter, read_info, save_adapter
-from arcflow.student.formats import FILES, AdapterInfo, Layout
+from arcflow.student.adapter import found_at, load_adapter, save_adapter, write_adapter
+from arcflow.student.formats import FILES, AdapterInfo, tensors_of
 from arcflow.system import files
 
 LICENCES: dict[str, dict[str, str]] = {
@@ -44,32 +44,36 @@ def export(
     adapter: str,
     out: Path,
     *,
-    layout: Layout = "arcflow",
+    layout: Literal["arcflow", "file", "published"] = "arcflow",
     transformer: Any = None,
     log: Path | None = None,
     results: Path | None = None,
     name: str = "owner/name",
 ) -> Path:
-    """A folder that can be published: the adapter's two files, README.md, and the curves if there is a log.
+    """A folder that can be published: the adapter's files, README.md, and the curves if there is a log.
 
     Args:
-        adapter: an adapter's folder, or one on the Hub.
+        adapter: an adapter's folder or file, or one on the Hub.
+        layout: "file" is ours in a single tensor file.
         transformer: the base's, needed to change the layout; it ends as it came.
         log: `log.jsonl` of the run that made it.
         results: `results.json` of `arcflow evaluate`.
         name: where it will be found, for the example in the card.
     """
-    info = read_info(adapter)
-    source = Path(adapter)
+    found = found_at(adapter)
+    info, own = found.info, "published" if layout == "published" else "arcflow"
+    target = out / FILES["arcflow"][0] if layout == "file" else out
     out.mkdir(parents=True, exist_ok=True)
-    if source.is_dir() and all((source / file).is_file() for file in FILES[layout]):
-        for file in FILES[layout]:
-            files.write_atomic(out / file, lambda path, file=file: shutil.copyfile(source / file, path))
+    if found.layout == own == "arcflow":
+        write_adapter(tensors_of(found), info, target)
+    elif found.layout == own:
+        for file in FILES[own]:
+            files.write_atomic(out / file, lambda path, file=file: shutil.copyfile(found.weights.parent / file, path))
     elif transformer is None:
-        raise ValueError(f"{adapter} is not in the layout {layout!r}: expected its base to convert it; give --model")
+        raise ValueError(f"{adapter} is not in the layout {own!r}: expected its base to convert it; give --model")
     else:
         load_adapter(transformer, adapter, dtype=torch.float32)  # whatever the base has been read as
-        save_adapter(transformer, out, info=info, layout=layout)
+        save_adapter(transformer, target, info=info, layout=own)
         student.remove(transformer)
     lines = files.read_lines(log) if log else []
     if lines:

@@ -10,25 +10,30 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from arcflow.families import family_of
 from arcflow.families.weights import compute_dtype
 from arcflow.student import layers as student_layers
+from arcflow.student import record
 from arcflow.student.build import build, remove
 from arcflow.student.formats import (
     FILES,
     PAIRS,
-    AdapterInfo,
+    SINGLE,
+    Found,
     Layout,
     checked_tensors,
     few,
     find,
     fingerprint_of,
+    metadata_of,
     published_config,
     published_tensors,
     sizes_of,
 )
 from arcflow.student.layers import trainable
+from arcflow.student.record import AdapterInfo
 from arcflow.system import files, hub
 from arcflow.system.packages import version_of
 from arcflow.system.processes import whole, writes
@@ -37,7 +42,7 @@ from arcflow.system.processes import whole, writes
 def load_adapter(transformer: Any, folder: str | Path, *, dtype: torch.dtype | None = None) -> Any:
     """The same transformer, now the student that the adapter describes, in evaluation mode; an adapter it already
     carries is replaced. LoRA weights take `dtype`, the base's unless given; head and norm are float32."""
-    found = find(_local(folder))
+    found = found_at(folder)
     info = found.info
     tensors = checked_tensors(transformer, found)
     if student_layers.is_student(transformer):
@@ -65,33 +70,64 @@ def load_adapter(transformer: Any, folder: str | Path, *, dtype: torch.dtype | N
 def save_adapter(
     transformer: Any, folder: str | Path, *, info: AdapterInfo | None = None, layout: Layout = "arcflow"
 ) -> Path:
-    """The folder, with the student's adapter in it. Each file appears whole or not at all. All processes among which a
-    network is shared out must call; the first one writes."""
+    """The folder, with the student's adapter in it; or a file that is one by itself, if the name ends in .safetensors.
+    Each file appears whole or not at all. All processes among which a network is shared out must call; the first one
+    writes."""
     if layout not in FILES:
         raise ValueError(f"layout is {layout!r}; expected one of {', '.join(map(repr, FILES))}.")
+    folder, single = Path(folder), Path(folder).suffix == SINGLE
+    if single and layout != "arcflow":
+        raise ValueError(f"{str(folder)!r} is one file, the layout {layout!r} has two; expected a folder.")
     full = describe(transformer, info)
     tensors = {name: whole(p.detach()).cpu().contiguous() for name, p in trainable(transformer).items()}
-    folder = Path(folder)
     if not writes(transformer):
         return folder
+    if layout == "arcflow":
+        return write_adapter(tensors, full, folder)
     folder.mkdir(parents=True, exist_ok=True)
-    weights, record = (folder / name for name in FILES[layout])
-    if layout == "published":
-        content, metadata = published_config(transformer, full), {"policy_config": json.dumps({"type": "ArcFlow"})}
-        tensors = published_tensors(tensors, full)
-    else:
-        content, metadata = dataclasses.asdict(full), {"format": "arcflow"}
-    files.write_tensors(weights, tensors, metadata)
-    files.write_json(record, content)
-    for other in {"arcflow", "published"} - {layout}:
-        for name in FILES[other]:  # a folder holds one adapter
-            (folder / name).unlink(missing_ok=True)
+    weights, told = (folder / name for name in FILES[layout])
+    content = published_config(transformer, full)
+    policy = {"policy_config": json.dumps({"type": "ArcFlow"})}
+    files.write_tensors(weights, published_tensors(tensors, full), policy)
+    files.write_json(told, content)
+    _leave_one(folder, layout)
     return folder
+
+
+def write_adapter(tensors: dict[str, Tensor], info: AdapterInfo, path: Path) -> Path:
+    """The folder, with an adapter of these tensors in it in our layout; or the file, if its name ends in .safetensors.
+
+    Raises:
+        ValueError: the record is one that could not be read again.
+    """
+    info = dataclasses.replace(info, sha256={})
+    record.info_of(json.loads(json.dumps(dataclasses.asdict(info))), path)
+    single = path.suffix == SINGLE
+    weights, told = (path, None) if single else (path / name for name in FILES["arcflow"])
+    weights.parent.mkdir(parents=True, exist_ok=True)
+    files.write_tensors(weights, tensors, metadata_of(tensors, info))
+    if told:
+        with_digest = dataclasses.replace(info, sha256={weights.name: files.digest(weights)})
+        files.write_json(told, dataclasses.asdict(with_digest))
+        _leave_one(path, "arcflow")
+    return path
+
+
+def _leave_one(folder: Path, layout: Layout) -> None:
+    """A folder holds one adapter."""
+    for other in {"arcflow", "published"} - {layout}:
+        for name in FILES[other]:
+            (folder / name).unlink(missing_ok=True)
+
+
+def found_at(path: str | Path) -> Found:
+    """The adapter in a folder, in a file, or on the Hub: its files and what it says about itself."""
+    return find(_local(path))
 
 
 def read_info(path: str | Path) -> AdapterInfo:
     """What the adapter in a folder (or on the Hub) says about itself."""
-    return find(_local(path)).info
+    return found_at(path).info
 
 
 def describe(transformer: Any, info: AdapterInfo | None = None) -> AdapterInfo:
@@ -116,32 +152,43 @@ def describe(transformer: Any, info: AdapterInfo | None = None) -> AdapterInfo:
 
 
 def _local(path: str | Path) -> Path:
-    """The folder a path means: a folder, or "root:subfolder" with a folder or a Hub repository as the root."""
-    if Path(path).is_dir():
+    """The folder or file a path means: one on this machine, or "root:inside" with a folder or a Hub repository as the
+    root."""
+    if Path(path).is_dir() or (Path(path).is_file() and Path(path).suffix == SINGLE):
         return Path(path)
     root, _, inside = str(path).partition(":")
     if inside and Path(root).is_dir():
-        if not (Path(root) / inside).is_dir():
+        within = Path(root) / inside
+        if not (within.is_dir() or (within.is_file() and within.suffix == SINGLE)):
             there = sorted(entry.name for entry in Path(root).iterdir() if entry.is_dir())
             raise ValueError(
                 f"{root!r} has no subfolder {inside!r}: expected one that holds an adapter; found {there}."
             )
-        return Path(root) / inside
+        return within
     if Path(path).is_file():
         raise ValueError(
-            f"{str(path)!r} is a file; expected a folder that holds {PAIRS}. Give the folder, not a file in it."
+            f"{str(path)!r} is a file; expected a folder that holds {PAIRS}, or a {SINGLE} file that is an adapter by "
+            f"itself. Give the folder."
         )
     if re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", root):
         return _fetched(root, inside)
     raise ValueError(
-        f"no adapter folder {str(path)!r}; expected an existing folder that holds {PAIRS}, or a repository on the "
-        f"Hugging Face Hub as 'owner/name' or 'owner/name:subfolder'."
+        f"no adapter folder {str(path)!r}; expected an existing folder that holds {PAIRS}, a {SINGLE} file, or a "
+        f"repository on the Hugging Face Hub as 'owner/name' or 'owner/name:subfolder'."
     )
 
 
 def _fetched(repository: str, inside: str) -> Path:
     """A local copy of an adapter on the Hub."""
     inside = inside.strip("/")
+    if inside.endswith(SINGLE):
+        file = hub.fetch(repository, [inside]) / inside
+        if not file.is_file():
+            raise ValueError(
+                f"{repository!r} has no file {inside!r}: expected an adapter; see "
+                f"https://huggingface.co/{repository}/tree/main."
+            )
+        return file
     prefix = f"{inside}/" if inside else ""
     folder = hub.fetch(repository, [f"{prefix}{name}" for files in FILES.values() for name in files]) / inside
     if not any(all((folder / file).is_file() for file in files) for files in FILES.values()):

@@ -1,29 +1,34 @@
-"""The two layouts of an adapter on disk: what a record says, and what its tensors must be.
+"""The two layouts of an adapter on disk: which files, and what their tensors must be.
 
-    arcflow     adapter.safetensors + arcflow.json: all that sampling needs (base, K, rank, shift, steps, guidance, ...)
+    arcflow     adapter.safetensors + arcflow.json: all that sampling needs (base, K, rank, shift, steps, guidance).
+                The tensor file carries the record in its metadata too, so that it is an adapter by itself.
     published   diffusion_pytorch_model.safetensors (float16) + config.json, the layout of the paper's authors, which
                 leaves out alpha (= rank), shift, steps, guidance and the base
 
 The names of the tensors are the same in both (`proj_out_means.weight`, `<module>.lora_A.weight`, ...)."""
 
 import dataclasses
+import hashlib
 import json
 import re
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from arcflow.config import Targets
 from arcflow.families import FAMILIES, family_of
 from arcflow.families.family import Family
 from arcflow.families.weights import dense
-from arcflow.path import SHIFT
 from arcflow.student import layers as student_layers
+from arcflow.student import record
+from arcflow.student.record import AdapterInfo
+from arcflow.system import files
 from arcflow.system.packages import version_of
+from arcflow.system.text import shown
 
 Layout = Literal["arcflow", "published"]
 
@@ -47,45 +52,20 @@ SIZES = (
 )
 """Entries of a transformer's config that a base must share with an adapter."""
 
+FLOATS = ("F32", "F16", "BF16")
+"""Types of the weights that are read, as safetensors calls them."""
 
-@dataclass(frozen=True, kw_only=True)
-class AdapterInfo:
-    """What an adapter's tensors do not say. Fields marked * are filled in by `save_adapter` from the student."""
+PREFIX = "transformer."
+"""What may stand before the names of an adapter's tensors."""
 
-    base: str = ""
-    """* Where the base came from: a Hub id or a path."""
-    family: str = ""
-    """* Row of `families.FAMILIES`."""
-    modes: int = 0
-    """* K."""
-    pixels: int = 4
-    """* Latent pixels per token, P."""
-    rank: int = 0
-    """* Rank of the LoRA; 0 for none."""
-    alpha: float = 0.0
-    """* LoRA scale times rank."""
-    targets: Targets = "feed_forward"
-    """* Which Linears carry the LoRA."""
-    shift: float = SHIFT
-    """Shift between raw time and noise level the student was trained with."""
-    steps: int = 2
-    """Number of steps it was trained for."""
-    also_steps: tuple[int, ...] = ()
-    """Others that it was trained for too."""
-    final_step_scale: float = 1.0
-    """Length of the last step over the others."""
-    guidance: float | None = None
-    """Guidance embedding it was trained with; None: the family's."""
-    teacher_lora: str | None = None
-    """A LoRA that was part of the teacher: the pipeline needs it too, before this adapter."""
-    sizes: dict[str, Any] = field(default_factory=dict)
-    """* The base's sizes (`SIZES`)."""
-    fingerprint: list[float] = field(default_factory=list)
-    """* Some weights of the base's last layer, to tell it from another of the same sizes; empty: not known."""
-    versions: dict[str, str] = field(default_factory=dict)
-    """* Versions of the packages that wrote it."""
-    training: dict[str, Any] = field(default_factory=dict)
-    """Record of the training: config, progress, whatever its maker wants to keep."""
+SINGLE = ".safetensors"
+"""How the name of a file ends that is an adapter by itself."""
+
+RECORD = "arcflow"
+"""Entry of a tensor file's metadata that holds the record, so that the file is an adapter by itself."""
+
+CONTENT = "content"
+"""Name under which such a record has the SHA-256 of itself and the tensors, in whose file it stands."""
 
 
 class Found(NamedTuple):
@@ -94,62 +74,85 @@ class Found(NamedTuple):
     layout: Layout
 
 
-def find(folder: Path) -> Found:
-    """The adapter files in a folder and what they say."""
+def find(path: Path) -> Found:
+    """The adapter in a folder, or in a file by itself, and what it says.
+
+    Raises:
+        ValueError: there is none, or its record is not what a record must be.
+    """
+    if path.is_file():
+        own = _own_record(path)
+        if own is None:
+            raise ValueError(
+                f"{path} has no record of an adapter in it; expected a file that arcflow saved, or a folder that holds "
+                f"{PAIRS}. Give the folder, or save the adapter again."
+            )
+        return Found(path, own, "arcflow")
     for layout in ("arcflow", "published"):
-        weights, record = (folder / name for name in FILES[layout])
-        if weights.is_file() and record.is_file():
-            content = _json(record)
-            info = _own_info(content, record) if layout == "arcflow" else _published_info(content, record, weights)
-            _check_record(info, record)
-            return Found(weights, info, layout)
-    inside = sorted(entry.name for entry in folder.iterdir())
-    folders = [name for name in inside if (folder / name).is_dir()]
+        weights, told = (path / name for name in FILES[layout])
+        if not (weights.is_file() and told.is_file()):
+            continue
+        content = record.read(told)
+        if layout == "published":
+            return Found(weights, _published_info(content, told, weights), layout)
+        info = record.info_of(content, told)
+        if info.sha256 and (own := _own_record(weights)):
+            record.agree(info, own, told, weights)
+        return Found(weights, info, layout)
+    inside = sorted(entry.name for entry in path.iterdir())
+    folders = [name for name in inside if (path / name).is_dir()]
     hint = f" Did you mean its subfolder {' or '.join(map(repr, folders))}?" if folders else ""
-    raise ValueError(f"no adapter in {str(folder)!r}: expected {PAIRS}, found {inside or 'nothing'}.{hint}")
+    raise ValueError(f"no adapter in {str(path)!r}: expected {PAIRS}, found {inside or 'nothing'}.{hint}")
 
 
-def _check_record(info: AdapterInfo, record: Path) -> None:
-    whole = isinstance(info.modes, int) and isinstance(info.rank, int)
-    if not (whole and info.modes > 0 and info.rank >= 0 and info.targets in get_args(Targets)):
-        raise ValueError(
-            f"{record} says {info.modes!r} modes, rank {info.rank!r} and targets {info.targets!r}; expected whole "
-            f"numbers, at least 1 and 0, and one of {', '.join(map(repr, get_args(Targets)))}. The file was changed or "
-            f"damaged, or written by a newer arcflow: upgrade, or fetch or save it again."
-        )
+def _own_record(weights: Path) -> AdapterInfo | None:
+    """The record that a tensor file carries in its metadata, if it does."""
+    content = _own_content(weights)
+    return None if content is None else record.info_of(content, weights)
 
 
-def _own_info(content: dict[str, Any], record: Path) -> AdapterInfo:
-    known = {f.name for f in dataclasses.fields(AdapterInfo)}
-    lacking = [name for name in ("family", "modes", "rank") if name not in content]
-    if lacking or not set(content) <= known:
-        raise ValueError(
-            f"{record} is not a record this version of arcflow reads: missing {lacking}, unknown "
-            f"{sorted(set(content) - known)}. Was it written by a newer arcflow? Upgrade, or save the adapter again."
-        )
-    fields: dict[str, Any] = {**content, "also_steps": tuple(content.get("also_steps", ()))}
-    return AdapterInfo(**fields)
+def _own_content(weights: Path) -> dict[str, Any] | None:
+    with _opened(weights) as file:
+        text = (file.metadata() or {}).get(RECORD)
+    return None if text is None else record.parse(text, weights)
 
 
-def _published_info(content: dict[str, Any], record: Path, weights: Path) -> AdapterInfo:
+def metadata_of(tensors: dict[str, Tensor], info: AdapterInfo) -> dict[str, str]:
+    """What makes a tensor file an adapter by itself: its record, with a SHA-256 over that and the tensors. It is one
+    entry, for safetensors writes several in any order."""
+    content = dataclasses.asdict(info)
+    return {RECORD: json.dumps({**content, "sha256": {CONTENT: _content_digest(tensors, content)}})}
+
+
+def _content_digest(tensors: dict[str, Tensor], content: dict[str, Any]) -> str:
+    """SHA-256 over a record but for its checksum, and over name, type, shape and bytes of every tensor."""
+    total = hashlib.sha256(json.dumps({**content, "sha256": {}}).encode())
+    for name, tensor in sorted(tensors.items()):
+        total.update(f"\n{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
+        total.update(tensor.contiguous().flatten().view(torch.uint8).numpy().data)
+    return total.hexdigest()
+
+
+def _published_info(content: dict[str, Any], told: Path, weights: Path) -> AdapterInfo:
     families = {family.published: family for family in FAMILIES if family.published}
     name = content.get("_class_name")
-    if name not in families or "num_gaussians" not in content:
+    if not isinstance(name, str) or name not in families or "num_gaussians" not in content:
         raise ValueError(
-            f"{record} describes {name!r}, with num_gaussians {content.get('num_gaussians')}; expected one of "
-            f"{', '.join(families)} with a number of modes. Is this an ArcFlow adapter?"
+            f"{told} describes {shown(repr(name))}, with num_gaussians {shown(repr(content.get('num_gaussians')))}; "
+            f"expected one of {', '.join(families)} with a number of modes. Is this an ArcFlow adapter?"
         )
-    ranks = [shape[0] for key, shape in _header(weights).items() if key.endswith(".lora_A.weight")]
-    steps = re.search(r"(\d+)steps?\b", record.parent.name)
-    return AdapterInfo(
-        family=families[name].name,
-        modes=content["num_gaussians"],
-        pixels=content.get("logweights_channels", 4),
-        rank=ranks[0] if ranks else 1,  # published adapters always have a LoRA: without any, all of it is missing
-        steps=int(steps[1]) if steps else 2,
-        guidance=families[name].guidance,
-        sizes={size: content[size] for size in SIZES if size in content},
-    )
+    ranks = [t.shape[0] for key, t in _header(weights).items() if key.endswith(".lora_A.weight") and len(t.shape) == 2]
+    steps = re.search(r"(\d{1,3})steps?\b", told.parent.name)
+    fields = {
+        "family": families[name].name,
+        "modes": content["num_gaussians"],
+        "pixels": content.get("logweights_channels", 4),
+        "rank": ranks[0] if ranks else 1,  # published adapters always have a LoRA: without any, all of it is missing
+        "steps": max(1, int(steps[1])) if steps else 2,
+        "guidance": families[name].guidance,
+        "sizes": {size: content[size] for size in SIZES if size in content},
+    }
+    return record.info_of(fields, told)
 
 
 def checked_tensors(transformer: Any, found: Found) -> dict[str, Tensor]:
@@ -160,29 +163,53 @@ def checked_tensors(transformer: Any, found: Found) -> dict[str, Tensor]:
     expected = student_layers.shapes(transformer, info.modes, info.rank, info.targets)
     present = _header(weights)
     missing, unknown = sorted(set(expected) - set(present)), sorted(set(present) - set(expected))
+    both = sorted(set(expected) & set(present))
     misshapen = [
-        f"{name} {present[name]} (expected {expected[name]})"
-        for name in sorted(set(expected) & set(present))
-        if present[name] != expected[name]
+        f"{name} {present[name].shape} (expected {expected[name]})"
+        for name in both
+        if present[name].shape != expected[name]
     ]
-    problems = {"missing": missing, "unknown": unknown, "misshapen": misshapen}
+    mistyped = [f"{name} {present[name].dtype}" for name in both if present[name].dtype not in FLOATS]
+    problems = {
+        "missing": missing,
+        "unknown": unknown,
+        "misshapen": misshapen,
+        f"of a type other than {', '.join(FLOATS)}": mistyped,
+    }
     if any(problems.values()):
         told = "; ".join(f"{len(names)} {what}: {few(names)}" for what, names in problems.items() if names)
         raise ValueError(
             f"{weights} does not fit this {family.transformer} with K = {info.modes} and rank {info.rank}. {told}. "
             f"Nothing was loaded. Check that adapter and base belong together, and fetch or save the adapter again."
         )
-    tensors = {}
-    with safe_open(weights, "pt") as file:
-        for key in file.keys():
-            tensors[_bare(key)] = file.get_tensor(key)
+    return tensors_of(found)
+
+
+def tensors_of(found: Found) -> dict[str, Tensor]:
+    """The tensors in an adapter's file by their bare names, held against its checksum if there is one."""
+    weights, told = found.weights, found.info.sha256
+    of_file = told and CONTENT not in told
+    if of_file and told.get(weights.name) != files.digest(weights):
+        raise _changed(weights)
+    with _opened(weights) as file:
+        tensors = {key: file.get_tensor(key) for key in file.keys()}
+    own = None if of_file else _own_content(weights)
+    if own is not None and own.get("sha256") != {CONTENT: _content_digest(tensors, own)}:
+        raise _changed(weights)
     broken = sorted(name for name, tensor in tensors.items() if not tensor.isfinite().all())
     if broken:
         raise ValueError(
             f"{weights} holds values that are not finite in {few(broken)}. Nothing was loaded. The training diverged, "
             f"or float16 overflowed: take an earlier checkpoint, or save with layout='arcflow'."
         )
-    return tensors
+    return {_bare(key): tensor for key, tensor in tensors.items()}
+
+
+def _changed(weights: Path) -> ValueError:
+    return ValueError(
+        f"{weights} is not the file that its record was written for: the checksums (SHA-256) differ. Nothing was "
+        f"loaded. It was changed or damaged: copy, fetch or save the adapter again."
+    )
 
 
 def _check_base(transformer: Any, family: Family, found: Found) -> None:
@@ -192,8 +219,17 @@ def _check_base(transformer: Any, family: Family, found: Found) -> None:
             f"{found.weights} is an adapter for the family {info.family!r}, but the base is a {family.transformer} "
             f"({family.name!r}). Load the base it was made for{f': {info.base}' if info.base else ''}."
         )
+    if info.pixels != family.pixels:
+        raise ValueError(
+            f"{found.weights} was made for {info.pixels} latent pixels a token, but a {family.transformer} has "
+            f"{family.pixels}. Nothing was loaded. Fetch or save the adapter again."
+        )
     own = json.loads(json.dumps(sizes_of(transformer)))
-    wrong = [f"{k} is {own[k]} (the adapter's base has {v})" for k, v in info.sizes.items() if k in own and own[k] != v]
+    wrong = [
+        f"{k} is {own[k]} (the adapter's base has {shown(v)})"
+        for k, v in info.sizes.items()
+        if k in own and own[k] != v
+    ]
     if wrong:
         raise ValueError(
             f"{found.weights} was made for another base: {'; '.join(wrong)}. Nothing was loaded. "
@@ -210,26 +246,40 @@ def _check_base(transformer: Any, family: Family, found: Found) -> None:
             )
 
 
-def _header(weights: Path) -> dict[str, tuple[int, ...]]:
-    """Names and shapes in a safetensors file, without reading the tensors."""
+class _Stored(NamedTuple):
+    shape: tuple[int, ...]
+    dtype: str
+
+
+def _header(weights: Path) -> dict[str, _Stored]:
+    """Names, shapes and types in a safetensors file, without reading the tensors.
+
+    Raises:
+        ValueError: it cannot be read, or holds a tensor twice, with and without a prefix.
+    """
+    with _opened(weights) as file:
+        slices = {key: file.get_slice(key) for key in file.keys()}
+        stored = {key: _Stored(tuple(one.get_shape()), one.get_dtype()) for key, one in slices.items()}
+    names = [_bare(key) for key in stored]
+    doubled = sorted({name for name in names if names.count(name) > 1}) if len(set(names)) < len(names) else []
+    if doubled:
+        raise ValueError(
+            f"{weights} holds {few(doubled)} twice, with the prefix {PREFIX!r} and without. Nothing was loaded. Leave "
+            f"one of each, or fetch or save the adapter again."
+        )
+    return {_bare(key): one for key, one in stored.items()}
+
+
+@contextmanager
+def _opened(weights: Path) -> Iterator[Any]:
     try:
         with safe_open(weights, "pt") as file:
-            return {_bare(key): tuple(file.get_slice(key).get_shape()) for key in file.keys()}
-    except SafetensorError as error:
+            yield file
+    except (SafetensorError, OSError) as error:
         raise ValueError(
-            f"{weights} cannot be read: {error}. Nothing was loaded. The file is truncated or damaged: copy, fetch or "
-            f"save it again."
+            f"{weights} cannot be read: {shown(error)}. Nothing was loaded. The file is truncated or damaged: copy, "
+            f"fetch or save it again."
         ) from error
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not JSON ({error}). The file is damaged: fetch or save it again.") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} holds a {type(content).__name__}; expected an object. Fetch or save it again.")
-    return content
 
 
 def published_config(transformer: Any, info: AdapterInfo) -> dict[str, Any]:
@@ -272,8 +322,11 @@ def fingerprint_of(transformer: Any) -> list[float]:
 
 
 def _bare(key: str) -> str:
-    return key.removeprefix("transformer.")
+    return key.removeprefix(PREFIX)
 
 
 def few(names: list[str], most: int = 8) -> str:
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+    """Some names that a file gave, as they may stand in a message."""
+    return ", ".join(shown(name) for name in names[:most]) + (
+        f" and {len(names) - most} more" if len(names) > most else ""
+    )

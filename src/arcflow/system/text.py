@@ -1,0 +1,22 @@
+"""Text that comes from a file: what of it may be shown on a terminal."""
+
+import unicodedata
+
+CONTROLS = ("Cc", "Cf", "Cs", "Zl", "Zp")
+"""Unicode's categories of what steers a terminal or hides in a line: escapes, marks of direction, line separators."""
+
+
+def controls(text: str) -> bool:
+    """Whether a text holds characters that steer a terminal or cannot be seen."""
+    return any(unicodedata.category(letter) in CONTROLS for letter in text)
+
+
+def shown(text: object, most: int = 200) -> str:
+    """A text as it may stand in a message: control characters written out (`\\x1b`), and not longer than `most`."""
+    whole = str(text)
+    return printable(whole if len(whole) <= most else f"{whole[:most]}... ({len(whole)} characters)")
+
+
+def printable(text: str, keep: str = "") -> str:
+    """A text with every character that cannot be printed written out, but for those of `keep`."""
+    return "".join(one if one.isprintable() or one in keep else one.encode("unicode_escape").decode() for one in text)
