@@ -6,9 +6,10 @@ import torch
 
 from arcflow.config import Distill
 from arcflow.distillation.policy import Policy
-from arcflow.methods.series import Series, exponential_means, gauss, laid_over, legendre_means
+from arcflow.methods.series import exponential_means, laid_over
 from arcflow.momentum import unpack
 from arcflow.path import step_end, step_grid
+from arcflow.series import Series, gauss, legendre_means
 from arcflow.student.head import MomentumHead, start_gains
 
 LENGTH = 0.7

@@ -37,10 +37,10 @@ from arcflow.config import Distill
 from arcflow.distillation.matching import along, matching
 from arcflow.distillation.method import Method
 from arcflow.distillation.objective import SUBSTEPS
-from arcflow.distillation.policy import ByMeans, float64_ends
 from arcflow.distillation.walk import sampler_grid
 from arcflow.momentum import Mixture, without_modes
 from arcflow.path import SHIFT, column, shift_sigma, step_end, unshift_sigma
+from arcflow.series import ByMeans, float64_ends
 from arcflow.student.head import start_gains
 from arcflow.system.seeds import Draws
 
