@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from arcflow import Mixture
-from arcflow.momentum import BLOCK, pack, packed_width, phi, unpack
+from arcflow.momentum import pack, packed_width, unpack
+from arcflow.portable import BLOCK, phi
 from tests.support.mixtures import mixture
 
 

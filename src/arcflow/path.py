@@ -10,52 +10,25 @@ length final_step_scale h. For two steps: sigma 1 -> 0.7619 -> 0. Source: arXiv 
 """
 
 from dataclasses import dataclass
-from typing import TypeVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-SHIFT = 3.2
+from arcflow.portable import SHIFT, shift_sigma, step_grid, tau_grid, unshift_sigma
+
+__all__ = [
+    "ROUNDING", "SHIFT", "Segment", "column", "noised", "segments", "shift_sigma", "step_end", "step_grid", "tau_grid",
+    "unshift_sigma",
+]  # fmt: skip
 
 ROUNDING = 1e-4
 """Noise levels this near are the same point of a grid."""
-
-Time = TypeVar("Time", float, Tensor)
-
-
-def shift_sigma(tau: Time, shift: float = SHIFT) -> Time:
-    """Noise level sigma at raw time tau (eq. 5)."""
-    return shift * tau / (1 + (shift - 1) * tau)
-
-
-def unshift_sigma(sigma: Time, shift: float = SHIFT) -> Time:
-    """Raw time tau at noise level sigma: the inverse of eq. 5."""
-    return sigma / (shift - (shift - 1) * sigma)
 
 
 def noised(x0: Float[Tensor, "*shape"], eps: Float[Tensor, "*shape"], sigma: float) -> Float[Tensor, "*shape"]:
     """The point of the straight path at noise level sigma."""
     return (1 - sigma) * x0 + sigma * eps
-
-
-def tau_grid(steps: int, final_step_scale: float = 1.0) -> Float[Tensor, " points"]:
-    """Raw times of an n-step sampler, from 1 to 0, in float64."""
-    if steps < 1:
-        raise ValueError(f"steps is {steps}; a sampler takes at least 1 step.")
-    if not final_step_scale > 0:
-        raise ValueError(f"final_step_scale is {final_step_scale}; the last step needs a length above 0 (1.0 = equal).")
-    step = 1 / (steps - 1 + final_step_scale)
-    taus = 1 - step * torch.arange(steps + 1, dtype=torch.float64)
-    taus[-1] = 0
-    return taus
-
-
-def step_grid(steps: int, shift: float = SHIFT, final_step_scale: float = 1.0) -> Float[Tensor, " points"]:
-    """Noise levels of an n-step sampler, from 1 to 0, in float32: rounded as the stock Euler scheduler rounds."""
-    if not shift > 0:
-        raise ValueError(f"shift is {shift}; it must be above 0 (1 = no shift, 3.2 in the published adapters).")
-    return shift_sigma(tau_grid(steps, final_step_scale).float(), shift)
 
 
 def step_end(sigma: Float[Tensor, " batch"], sigmas: Float[Tensor, " points"]) -> Float[Tensor, " batch"]:

@@ -32,8 +32,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from arcflow.methods.series import gains
-from arcflow.momentum import Mixture, phi
+from arcflow.momentum import Mixture
 from arcflow.path import SHIFT, segments, shift_sigma, unshift_sigma
+from arcflow.portable import phi
 
 CUTOFF = 1e-6
 """Singular values below this share of the largest are left out: float32 rounding, which a network's output does not

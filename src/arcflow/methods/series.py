@@ -22,8 +22,9 @@ from arcflow.config import Distill
 from arcflow.distillation.matching import along, matching
 from arcflow.distillation.method import Method
 from arcflow.distillation.walk import sampler_grid
-from arcflow.momentum import Mixture, phi
+from arcflow.momentum import Mixture
 from arcflow.path import step_end
+from arcflow.portable import phi
 from arcflow.series import Means, Series, gauss, legendre_means
 from arcflow.student.head import start_gains
 
