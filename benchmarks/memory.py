@@ -103,9 +103,8 @@ def measure(transformer: Any, text: list[nn.Module], vae: Any, inputs: dict[str,
     bare = gigabytes(transformer)
     with torch.device("cpu"):  # where a new head's first numbers are made
         student.build(transformer.eval(), modes=16, rank=256)
-    for layer in layers.lora_layers(transformer).values():  # as `load_adapter` leaves them
-        layer.lora_A.bfloat16()
-        layer.lora_B.bfloat16()
+    for low in layers.lora_layers(transformer).values():  # as `load_adapter` leaves them
+        low.bfloat16()
     trained = sum(p.numel() for p in student.trainable(transformer).values())
     time = {"timestep": torch.ones(1, device="meta", dtype=torch.bfloat16)}
     return Parts(

@@ -5,7 +5,7 @@ import json
 
 import pytest
 import torch
-from diffusers import FluxImg2ImgPipeline, FluxPipeline
+from diffusers import FluxPipeline
 from safetensors.torch import load_file, save_file
 
 import arcflow
@@ -13,7 +13,7 @@ from arcflow import ArcFlowScheduler, families, student
 from arcflow.families import network
 from arcflow.student import adapter, formats, layers
 from arcflow.system import files
-from tests.support.pipelines import SIDE, flux_transformer, fresh, perturb, qwen_transformer, sample
+from tests.support.pipelines import flux_transformer, fresh, perturb, qwen_transformer, sample
 
 LAYOUTS = ["arcflow", "published"]
 PUBLISHED = pytest.mark.parametrize("pipe", [f.name for f in families.FAMILIES if f.published], indirect=True)
@@ -177,39 +177,6 @@ def test_a_bfloat16_pipeline_takes_an_adapter(pipe, tmp_path):
         assert sample(pipe).dtype == torch.bfloat16 and sample(pipe).isfinite().all()
     arcflow.load_adapter(pipe.transformer, tmp_path, dtype=torch.float32)
     assert {p.dtype for p in student.trainable(pipe.transformer).values()} == {torch.float32}
-
-
-@PUBLISHED
-def test_true_guidance_is_refused_while_attached(pipe, tmp_path):
-    adapter.save_adapter(distilled(pipe.transformer), tmp_path)
-    arcflow.attach(pipe, tmp_path)
-    with pytest.raises(ValueError, match="drop negative_prompt, or set true_cfg_scale=1"):
-        sample(pipe, negative_prompt="green", true_cfg_scale=4.0)
-    assert sample(pipe).isfinite().all()
-    arcflow.detach(pipe)
-    sample(pipe, negative_prompt="green", true_cfg_scale=4.0)
-
-
-def test_true_guidance_is_refused_in_pipelines_made_of_the_same_parts(flux, tmp_path):
-    adapter.save_adapter(distilled(flux.transformer), tmp_path)
-    parts = {name: part for name, part in arcflow.attach(flux, tmp_path).components.items() if part is not None}
-    img2img = FluxImg2ImgPipeline(**parts)
-    img2img.set_progress_bar_config(disable=True)
-    picture = torch.zeros(1, 3, SIDE, SIDE)
-    with pytest.raises(ValueError, match="true_cfg_scale=1"):
-        sample(img2img, image=picture, strength=1.0, negative_prompt="green", true_cfg_scale=4.0)
-    sample(img2img, image=picture, strength=1.0)
-
-
-def test_another_scheduler_under_a_student_is_refused(pipe, tmp_path):
-    adapter.save_adapter(distilled(pipe.transformer), tmp_path)
-    stock = pipe.scheduler
-    arcflow.attach(pipe, tmp_path)
-    pipe.scheduler = stock
-    with pytest.raises(ValueError, match=r"is now FlowMatchEuler.* or arcflow.detach\(pipe\) first"):
-        sample(pipe)
-    arcflow.detach(pipe)
-    sample(pipe)
 
 
 def test_fewer_steps_than_trained_for_bring_a_warning(pipe, tmp_path, caplog):

@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from peft import LoraConfig
 
 from arcflow import student
 from arcflow.families import network, weights
@@ -129,7 +130,7 @@ def test_lora_starts_at_nothing_with_a_of_std_one_over_rank(net):
     assert not any(p.any() for name, p in named.items() if "lora_B" in name)
     down = torch.cat([p.detach().flatten() for name, p in named.items() if "lora_A" in name])
     assert float(down.std()) == pytest.approx(1 / 16, rel=0.05)
-    assert {layer.scaling["arcflow"] for layer in layers.lora_layers(net).values()} == {1.0}
+    assert {low.scale for low in layers.lora_layers(net).values()} == {1.0}
 
 
 def test_a_generator_decides_the_start_and_the_global_one_is_left_alone(net):
@@ -201,10 +202,11 @@ def test_nonsense_is_refused_with_a_remedy(net, inputs):
         student.build(net, rank=2)
 
 
-def test_a_base_with_a_lora_on_its_head_is_refused(flux):
-    from peft import LoraConfig
-
-    flux.transformer.add_adapter(LoraConfig(target_modules="proj_out"), "style")
-    with pytest.raises(ValueError, match="on 'proj_out'.* Delete that LoRA first"):
-        student.build(flux.transformer)
-    assert not layers.is_student(flux.transformer)
+def test_a_whole_path_is_not_mixed_with_a_lora_on_the_last_layer(net, inputs):
+    net.add_adapter(LoraConfig(target_modules=["proj_out"]), "style")
+    student.build(net, modes=2, rank=2)
+    with pytest.raises(ValueError, match="'style'.* sits on 'proj_out'.*expected that layer free"):
+        student.predict(net, inputs.x, inputs.sigma, inputs.cond)
+    styled = views.teacher_velocity(net, inputs.x, inputs.sigma, inputs.cond)
+    student.remove(net)
+    assert torch.equal(network.call(net, inputs.x, inputs.sigma, inputs.cond), styled)

@@ -14,6 +14,13 @@ from arcflow.families import family_of
 from arcflow.families.family import EVERY_LINEAR
 from arcflow.system.processes import whole
 
+JOINED = {
+    "to_qkv": ("to_q", "to_k", "to_v"),
+    "to_kv": ("to_k", "to_v"),
+    "to_added_qkv": ("add_q_proj", "add_k_proj", "add_v_proj"),
+}
+"""What diffusers' `fuse_qkv_projections` makes of an attention's Linears, which stay beside it."""
+
 
 def lora_names(transformer: nn.Module, targets: Targets = "feed_forward") -> list[str]:
     """Full names of the Linears that take a LoRA; of a student, that have one."""
@@ -25,13 +32,15 @@ def lora_names(transformer: nn.Module, targets: Targets = "feed_forward") -> lis
     skip = family.lora_skip.replace("{last}", str(len(blocks) - 1))
     linears = [name for name, module in transformer.named_modules() if isinstance(module, nn.Linear)]
     names = [name.removesuffix(".base_layer") for name in linears if ".lora_" not in name]
-    return [name for name in names if re.fullmatch(wanted, name) and not re.fullmatch(skip, name)]
+    own = [name for name in names if name.rpartition(".")[2] not in JOINED]
+    return [name for name in own if re.fullmatch(wanted, name) and not re.fullmatch(skip, name)]
 
 
 def compute_dtype(transformer: nn.Module) -> torch.dtype:
     """The dtype the network computes in, whatever its weights are stored as (8 or 4 bits, layerwise casting)."""
     embedder = getattr(transformer, family_of(transformer).embedder)
-    return _dtype_of(getattr(embedder, "frozen", embedder))  # a student may have tuned it too
+    base = getattr(embedder, "frozen", None)  # a student may have tuned it too; in quanto it is a flag
+    return _dtype_of(base if isinstance(base, nn.Module) else embedder)
 
 
 def _dtype_of(linear: Any) -> torch.dtype:

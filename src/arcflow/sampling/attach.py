@@ -1,87 +1,102 @@
 """Putting an adapter on a stock pipeline, and taking it off again.
 
-`attach` adds what `student.adapter.load_adapter` cannot, because it sees the transformer alone: the scheduler, and a
-watch over what a pipeline does with a student. Each call of the student is counted, since true classifier-free guidance
-makes two for a step, and both its LoRA and its scheduler must be in place: a packed output read otherwise is noise.
+`attach` adds what `student.adapter.load_adapter` cannot, because it sees the transformer alone: the scheduler, which
+tells the student how far each step goes, and what this pipeline has to be told so that it does not guide twice. With it
+the transformer gives mean velocities, as wide as the base's own output, and all that a pipeline does with these (true
+guidance, slices, a change of layout) is right as it stands.
 """
 
+import inspect
 import warnings
-import weakref
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-from torch import nn
-
-from arcflow import student
 from arcflow.sampling.scheduler import ArcFlowScheduler
-from arcflow.student import layers, views
-from arcflow.student.adapter import load_adapter, read_info
+from arcflow.student import layers
+from arcflow.student.adapter import draft_adapter, read_info
+from arcflow.student.build import exchange, remove
+from arcflow.student.formats import AdapterInfo
+from arcflow.student.span import Meant
 
 
-class _Attached(NamedTuple):
-    """What `detach` needs; hangs on the transformer as `_arcflow_attached`."""
-
-    scheduler: Any
-    hook: Any
-
-
-def attach(pipe: Any, path: str | Path, *, fuse: bool = False) -> Any:
+def attach(pipe: Any, path: str | Path, *, fuse: bool = False, guidance: bool = False) -> Any:
     """The same pipeline, sampling in a few steps: adapter on its transformer, `ArcFlowScheduler` in its place.
 
     `path` is a folder, or "owner/name" or "owner/name:subfolder" on the Hugging Face Hub. With `fuse` the LoRA is added
-    into copies of the weights: faster, for their memory. True classifier-free guidance (negative_prompt with
-    true_cfg_scale > 1) is refused while attached: it would mix gating logits. Where a LoRA was part of the teacher, it
-    has to be on the pipeline before; without one there is a warning.
+    into copies of the weights: faster, for their memory. True classifier-free guidance works, at two calls a step; as
+    most students have learned a guided teacher already, it brings a warning unless `guidance` says that it is meant.
+    Where a LoRA was part of the teacher, it has to be on the pipeline before; without one there is a warning.
+
+    Raises:
+        ValueError: the adapter does not fit, or cannot be put on this pipeline as it is now. Nothing is changed then.
     """
-    transformer, info = pipe.transformer, read_info(path)
+    transformer, info = _transformer(pipe), read_info(path)
     if info.teacher_lora and not layers.other_adapters(transformer):
         warnings.warn(
             f"{path} was distilled from its base with a LoRA on it, which this pipeline does not have (unless fused): "
             f"pipe.load_lora_weights({info.teacher_lora!r}) before attach, to draw what its teacher draws",
             stacklevel=2,
         )
+    state = draft_adapter(transformer, path)
+    state.head.integrates = True
+    state.meant = _meant(pipe, transformer, info, guidance)
     fewest = min((info.steps, *info.also_steps))
     scheduler = ArcFlowScheduler(info.modes, info.shift, info.final_step_scale, info.pixels, trained_steps=fewest)
-    # a student keeps its stock scheduler through a second attach
-    attached: _Attached | None = getattr(transformer, "_arcflow_attached", None)
-    load_adapter(transformer, path)
-    if fuse:
-        student.fuse(transformer)
-
-    owner = weakref.ref(pipe)
-
-    def count(module: nn.Module, *_: Any) -> None:
-        if views.in_teacher_view(module):
-            return
-        scheduler.calls += 1
-        if not views.is_whole(module):
-            raise ValueError(
-                f"the student's LoRA {layers.ADAPTER!r} is switched off, its output head is not; loading or fusing "
-                f"another LoRA does that. Name both: pipe.set_adapters([{layers.ADAPTER!r}, ...]), or fuse both."
-            )
-        now = getattr(owner(), "scheduler", scheduler)
-        if now is not scheduler:
-            raise ValueError(
-                f"the pipeline's scheduler is now {type(now).__name__}, its transformer still a student whose packed "
-                f"output only ArcFlowScheduler reads. Keep attach's scheduler, or arcflow.detach(pipe) first."
-            )
-
-    if attached:
-        attached.hook.remove()
-    stock = attached.scheduler if attached else pipe.scheduler
-    transformer._arcflow_attached = _Attached(stock, transformer.register_forward_hook(count))
+    scheduler.stock = _stock(pipe, transformer)
+    exchange(transformer, state, fused=fuse)
+    transformer.eval()
+    transformer._arcflow_stock = scheduler.stock
     pipe.scheduler = scheduler
     return pipe
 
 
 def detach(pipe: Any) -> Any:
-    """The pipeline as it was before `attach`, bit for bit."""
-    transformer = pipe.transformer
-    if not hasattr(transformer, "_arcflow_attached"):
+    """The pipeline as it was before `attach`, bit for bit; LoRAs that were loaded meanwhile stay."""
+    transformer = _transformer(pipe)
+    if not isinstance(pipe.scheduler, ArcFlowScheduler) and not hasattr(transformer, "_arcflow_stock"):
         raise ValueError("no adapter is attached to this pipeline; arcflow.attach(pipe, path) puts one on.")
-    student.remove(transformer)
-    attached = transformer._arcflow_attached
-    attached.hook.remove()
-    pipe.scheduler = attached.scheduler
-    del transformer._arcflow_attached
+    stock = _stock(pipe, transformer)
+    if layers.is_student(transformer):  # else a pipeline that shares the transformer was detached before
+        remove(transformer)
+        transformer.__dict__.pop("_arcflow_stock", None)
+    pipe.scheduler = stock
     return pipe
+
+
+def _transformer(pipe: Any) -> Any:
+    """The pipeline's transformer, under `torch.compile`."""
+    transformer = getattr(pipe, "transformer", None)
+    if transformer is None or getattr(pipe, "scheduler", None) is None:
+        raise ValueError(
+            f"{type(pipe).__name__} is no pipeline with a transformer and a scheduler, as a student needs: give the "
+            f"whole pipeline (for a transformer alone there is arcflow.load_adapter)."
+        )
+    return layers.uncompiled(transformer)
+
+
+def _stock(pipe: Any, transformer: Any) -> Any:
+    """The pipeline's own scheduler, from before the first `attach`."""
+    if not isinstance(pipe.scheduler, ArcFlowScheduler):
+        return pipe.scheduler
+    return pipe.scheduler.stock or getattr(transformer, "_arcflow_stock", pipe.scheduler)
+
+
+def _meant(pipe: Any, transformer: Any, info: AdapterInfo, guidance: bool) -> Meant:
+    """What the adapter expects of this pipeline."""
+    embeds = bool(transformer.config.get("guidance_embeds"))
+    settings = info.training.get("settings", {}).get("distill", {})
+    guided = embeds or settings.get("teacher_cfg") is None or settings["teacher_cfg"] > 1
+    return Meant(
+        guidance=info.guidance if embeds else None,
+        unguided=_unguided(pipe) if guided and not guidance else "",
+    )
+
+
+def _unguided(pipe: Any) -> str:
+    """How this pipeline is told not to guide by a second call."""
+    known = inspect.signature(type(pipe).__call__).parameters
+    if "true_cfg_scale" in known:
+        return "true_cfg_scale=1"
+    if "guidance_scale" in known:
+        return "guidance_scale=1"
+    return "a guider of scale 1 (pipe.update_components(guider=ClassifierFreeGuidance(guidance_scale=1.0)))"

@@ -181,9 +181,16 @@ def _arguments(pipe: Any, count: int, guidance: float | None) -> dict[str, Any]:
     """What a pipeline must be told besides prompt and size: its guidance, and no more text than its encoder reads."""
     family = family_of(pipe.transformer)
     embedded = family.guidance
+    learned = layers.is_student(layers.uncompiled(pipe.transformer))
+    if learned and embedded is not None and not pipe.transformer.config.get("guidance_embeds"):
+        # FLUX.2 klein guides by a second call, which the student has learned
+        return {
+            "guidance_scale": 1.0 if guidance is None else guidance,
+            "max_sequence_length": family.text_length(pipe),
+        }
     if embedded is not None:
         scale = embedded if guidance is None else guidance
         return {"guidance_scale": scale, "max_sequence_length": family.text_length(pipe)}
-    if layers.is_student(pipe.transformer):  # it learned the guided teacher and takes no guidance itself
+    if learned:  # it learned the guided teacher and takes no guidance itself
         return {"true_cfg_scale": 1.0}
     return {"true_cfg_scale": TRUE_CFG if guidance is None else guidance, "negative_prompt": [""] * count}

@@ -1,11 +1,15 @@
 """A diffusers scheduler that walks the student's path, so that stock pipelines sample it unchanged.
 
-`step` unpacks what the head packed on the last axis and takes the exact step x - d(0, sigma_src - sigma_dst), in
-float32 (eqs. 2 and 3). The grid is our own (eq. 5, `path.step_grid`): stock pipelines hand over a uniform grid and a
-shift `mu` made from the resolution, and of both only the number of steps is used.
+It tells the student's calls how far the coming step goes (`student.span`), and takes the step with the mean velocity
+that comes back: x - (sigma_src - sigma_dst) ubar, in float32. For loops of one's own `step` takes a packed path as well
+(eqs. 2 and 3). Each thread needs a scheduler of its own.
+
+The grid is our own (eq. 5, `path.step_grid`): stock pipelines hand over a uniform grid and a shift `mu` made from the
+resolution, and of both only the number of steps is used.
 """
 
 import logging
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,8 +23,13 @@ from torch import Tensor
 
 from arcflow.momentum import unpack
 from arcflow.path import SHIFT, shift_sigma, step_grid
+from arcflow.student.span import Step, announce, withdraw
 
 LOGGER = logging.getLogger(__name__)
+LOCK = threading.RLock()
+"""Held while a scheduler looks at or changes where it is."""
+ROUNDING = 2.0**-8
+"""What a time may lose on its way through a network's dtype, relative: bfloat16."""
 
 
 @dataclass
@@ -31,10 +40,12 @@ class ArcFlowSchedulerOutput(BaseOutput):
 
 
 class ArcFlowScheduler(SchedulerMixin, ConfigMixin):
-    """Exact steps along a packed momentum mixture."""
+    """Exact steps along the path of a student."""
 
     order = 1
     init_noise_sigma = 1.0
+    stock: Any = None
+    """The scheduler in whose place `attach` put this one."""
 
     @register_to_config
     def __init__(
@@ -81,33 +92,66 @@ class ArcFlowScheduler(SchedulerMixin, ConfigMixin):
             grid = step_grid(count, self.shift, self.final_step_scale)
         else:
             grid = shift_sigma(self._closed(_float32(sigmas), "sigmas"), self.shift)
-        self._grid(grid, device)
+        with LOCK:
+            self._grid(grid, device)
+            self._thread = threading.get_ident()
+        announce(self)
+
+    def coming(self, sigma: float | None) -> Step | None:
+        """The step that a student's call at noise level `sigma` is made for; None if none is to come from there.
+
+        Raises:
+            ValueError: another thread uses this scheduler too.
+        """
+        with LOCK:
+            self._only_here()
+            index = self._coming(None if sigma is None else sigma * self.num_train_timesteps)
+            if index is None or index >= len(self.timesteps):
+                return None
+            if sigma is not None and abs(sigma - float(self.sigmas[index])) > ROUNDING * sigma:
+                return None
+            self._calls = self._calls + 1 if self._called == index else 1
+            self._called = index
+            return Step(self._span(index), self._calls, first=self._step_index is None)
 
     def step(
         self, model_output: Tensor, timestep: float | Tensor, sample: Tensor, return_dict: bool = True
     ) -> ArcFlowSchedulerOutput | tuple[Tensor]:
         """Latents at the end of the step that starts at `timestep`, in the dtype of `sample`."""
-        calls, self.calls = self.calls, 0
-        if calls > 1:
-            raise ValueError(
-                f"the student was called {calls} times for one step, as true classifier-free guidance does; mixing its "
-                f"packed outputs would mix gating logits. It has guidance built in: drop negative_prompt, or set "
-                f"true_cfg_scale=1."
-            )
-        mixture = unpack(model_output, self.num_modes, self.pixels)
+        velocity = model_output.shape == sample.shape
+        with LOCK:
+            self._only_here()
+            index = self._coming(timestep)
+            index = self._index_of(timestep) if index is None else index
+            if index >= len(self.timesteps):
+                raise ValueError(f"all {index} steps of the grid are taken; call set_timesteps before another picture.")
+            if velocity and self._called != index:
+                raise ValueError(
+                    "the model output is a velocity, but no student was called for this step. Is an adapter attached "
+                    "(arcflow.attach)? Without one the pipeline needs its stock scheduler (arcflow.detach)."
+                )
+            span = self._span(index)
+        x = sample.to(torch.promote_types(sample.dtype, torch.float32))
+        x = (x - self._displacement(model_output, sample, span, velocity)).to(sample.dtype)
+        with LOCK:
+            self._only_here()
+            self._called, self._step_index = None, index + 1
+            last = self._step_index == len(self.timesteps)
+        withdraw(self) if last else announce(self)
+        return ArcFlowSchedulerOutput(prev_sample=x) if return_dict else (x,)
+
+    def _displacement(self, output: Tensor, sample: Tensor, span: float, velocity: bool) -> Tensor:
+        """What the latents lose in a step: from a mean velocity, or from a packed path."""
+        if velocity:
+            return output.to(torch.promote_types(output.dtype, torch.float32)) * span
+        mixture = unpack(output, self.num_modes, self.pixels)
         if mixture.v.shape[-1] != sample.shape[-1]:
             raise ValueError(
-                f"the model output is {model_output.shape[-1]} wide, which is {self.num_modes} modes of width "
+                f"the model output is {output.shape[-1]} wide, which is {self.num_modes} modes of width "
                 f"{mixture.v.shape[-1]}; the latents have width {sample.shape[-1]}. Attach an adapter to the "
                 f"transformer (arcflow.attach), or make the scheduler with the adapter's num_modes."
             )
-        if self._step_index is None:
-            self._step_index = self._index_of(timestep) if self._begin_index is None else self._begin_index
-        here, there = self.sigmas[self._step_index : self._step_index + 2]
-        self._step_index += 1
-        x = sample.to(torch.promote_types(sample.dtype, torch.float32))
-        x = (x - mixture.displacement(0.0, float(here - there))).to(sample.dtype)
-        return ArcFlowSchedulerOutput(prev_sample=x) if return_dict else (x,)
+        return mixture.displacement(0.0, span)
 
     def scale_noise(self, sample: Tensor, timestep: float | Tensor, noise: Tensor) -> Tensor:
         """Clean latents taken to the noise level of `timestep` (image-to-image, inpainting)."""
@@ -124,7 +168,9 @@ class ArcFlowScheduler(SchedulerMixin, ConfigMixin):
 
     def set_begin_index(self, begin_index: int = 0) -> None:
         """Start at this step of the grid (image-to-image)."""
-        self._begin_index = begin_index
+        with LOCK:
+            self._only_here()
+            self._begin_index = begin_index
 
     @property
     def step_index(self) -> int | None:
@@ -145,7 +191,38 @@ class ArcFlowScheduler(SchedulerMixin, ConfigMixin):
         self.num_inference_steps = len(self.timesteps)
         self._step_index: int | None = None
         self._begin_index: int | None = None
-        self.calls = 0
+        self._called: int | None = None
+        self._calls = 0
+        self._thread: int | None = None
+        self._shared = False
+
+    def _only_here(self) -> None:
+        """Whether this thread alone uses the scheduler since its grid was set."""
+        if self._thread not in (None, threading.get_ident()):
+            self._shared = True  # the other thread is told as well
+        if self._shared:
+            raise ValueError(
+                "this scheduler is used by several threads at once, so is the pipeline around it: their pictures would "
+                "be mixed. Give each thread a pipeline of its own, which may share all other parts: "
+                "type(pipe)(**{**pipe.components, 'scheduler': copy.deepcopy(pipe.scheduler)})."
+            )
+
+    def _span(self, index: int) -> float:
+        return float(self.sigmas[index] - self.sigmas[index + 1])
+
+    def _coming(self, timestep: float | Tensor | None) -> int | None:
+        """Index of the step to be taken next."""
+        if self._step_index is not None:
+            return self._step_index
+        if self._begin_index is not None:
+            return self._begin_index
+        return 0 if timestep is None else self._found(timestep)
+
+    def _found(self, timestep: float | Tensor) -> int | None:
+        at = float(torch.as_tensor(timestep).flatten()[0])
+        apart = (self.timesteps.cpu() - at).abs()
+        index = int(apart.argmin())
+        return index if apart[index] <= ROUNDING * at else None
 
     def _closed(self, values: np.ndarray, name: str) -> Tensor:
         """Custom levels with the end at 0."""
@@ -157,13 +234,13 @@ class ArcFlowScheduler(SchedulerMixin, ConfigMixin):
         return torch.from_numpy(np.append(values, np.float32(0)))
 
     def _index_of(self, timestep: float | Tensor) -> int:
-        at = torch.as_tensor(timestep).flatten()[:1].cpu()
-        hits = (self.timesteps.cpu() == at).nonzero().flatten().tolist()
-        if not hits:
+        index = self._found(timestep)
+        if index is None:
             raise ValueError(
-                f"timestep {float(at)} is not on the grid {self.timesteps.tolist()}; pass one of scheduler.timesteps."
+                f"timestep {float(torch.as_tensor(timestep).flatten()[0])} is not on the grid "
+                f"{self.timesteps.tolist()}; pass one of scheduler.timesteps."
             )
-        return hits[0]
+        return index
 
 
 def _float32(values: Any) -> np.ndarray:

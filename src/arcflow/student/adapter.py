@@ -16,7 +16,7 @@ from arcflow.families import family_of
 from arcflow.families.weights import compute_dtype
 from arcflow.student import layers as student_layers
 from arcflow.student import record
-from arcflow.student.build import build, remove
+from arcflow.student.build import draft, exchange
 from arcflow.student.formats import (
     FILES,
     PAIRS,
@@ -42,15 +42,20 @@ from arcflow.system.processes import whole, writes
 def load_adapter(transformer: Any, folder: str | Path, *, dtype: torch.dtype | None = None) -> Any:
     """The same transformer, now the student that the adapter describes, in evaluation mode; an adapter it already
     carries is replaced. LoRA weights take `dtype`, the base's unless given; head and norm are float32."""
+    transformer = student_layers.uncompiled(transformer)
+    exchange(transformer, draft_adapter(transformer, folder, dtype=dtype))
+    return transformer.eval()
+
+
+def draft_adapter(transformer: Any, folder: str | Path, *, dtype: torch.dtype | None = None) -> student_layers.State:
+    """The student that an adapter describes, ready to be put on this transformer, which is left alone."""
     found = found_at(folder)
     info = found.info
     tensors = checked_tensors(transformer, found)
-    if student_layers.is_student(transformer):
-        remove(transformer)
-    build(
+    state = draft(
         transformer,
         modes=info.modes,
-        rank=max(info.rank, 1),
+        rank=info.rank,
         alpha=info.alpha or None,
         dropout=0.0,
         lora=info.rank > 0,
@@ -58,13 +63,11 @@ def load_adapter(transformer: Any, folder: str | Path, *, dtype: torch.dtype | N
         generator=torch.Generator().manual_seed(0),  # all of it is overwritten: leave the global generator alone
     )
     with torch.no_grad():
-        for name, parameter in trainable(transformer).items():
+        for name, parameter in student_layers.parameters_of(state).items():
             parameter.copy_(tensors[name])
-    dtype = dtype or compute_dtype(transformer)
-    for layer in student_layers.lora_layers(transformer).values():
-        layer.lora_A.to(dtype)
-        layer.lora_B.to(dtype)
-    return transformer.eval()
+    for low in state.lows.values():
+        low.to(dtype or compute_dtype(transformer))
+    return state
 
 
 def save_adapter(
@@ -78,6 +81,7 @@ def save_adapter(
     folder, single = Path(folder), Path(folder).suffix == SINGLE
     if single and layout != "arcflow":
         raise ValueError(f"{str(folder)!r} is one file, the layout {layout!r} has two; expected a folder.")
+    transformer = student_layers.uncompiled(transformer)
     full = describe(transformer, info)
     tensors = {name: whole(p.detach()).cpu().contiguous() for name, p in trainable(transformer).items()}
     if not writes(transformer):
@@ -132,18 +136,17 @@ def read_info(path: str | Path) -> AdapterInfo:
 
 def describe(transformer: Any, info: AdapterInfo | None = None) -> AdapterInfo:
     """`info`, completed by what the student itself tells."""
-    family, layers = family_of(transformer), list(student_layers.lora_layers(transformer).values())
+    family, state = family_of(transformer), student_layers.state_of(transformer)
     info = info or AdapterInfo()
-    rank = layers[0].r[student_layers.ADAPTER] if layers else 0
     return dataclasses.replace(
         info,
         base=info.base or str(getattr(transformer.config, "_name_or_path", "") or ""),
         family=family.name,
-        modes=student_layers.modes(transformer),
-        pixels=family.pixels,
-        rank=rank,
-        alpha=layers[0].scaling[student_layers.ADAPTER] * rank if layers else 0.0,
-        targets=student_layers.targets(transformer),
+        modes=state.modes,
+        pixels=state.pixels,
+        rank=state.rank,
+        alpha=state.alpha,
+        targets=state.targets,
         guidance=family.guidance if info.guidance is None else info.guidance,
         sizes=sizes_of(transformer),
         fingerprint=fingerprint_of(transformer),

@@ -1,60 +1,102 @@
-"""A student as plain Linears, for speed, and back."""
+"""A student as plain Linears, for speed, and back.
 
-from typing import Any
+The merged weights lie where the base's were, in the same Linears: what a user loads onto them meanwhile stays there.
+The base's own weights wait in the LoRA, and follow it to another device or dtype.
+"""
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from arcflow.families import family_of
 from arcflow.families.weights import quantized
-from arcflow.student.layers import ADAPTER, Fork, lora_layers, state_of
+from arcflow.student.layers import LowRank, State, base_linear, forget_compiled, separate, state_of
+
+SEEN = 64
+"""Numbers of a merged weight that are kept, to notice whether it was changed."""
 
 
 @torch.no_grad()
 def fuse(transformer: nn.Module) -> nn.Module:
     """The student as plain Linears, for speed: LoRA added into copies of the base weights, the head one product.
-    Costs those copies in memory; there is no teacher view and no training until `unfuse`, which is exact."""
-    state, family = state_of(transformer), family_of(transformer)
+    Costs those copies in memory; there is no teacher view and no training until `unfuse`, which is exact.
+
+    Raises:
+        ValueError: the base is quantized, or its weights are offloaded. Nothing is changed then.
+    """
+    state = state_of(transformer)
     if state.fused:
         return transformer
-    layers, head = lora_layers(transformer), getattr(transformer, family.head)
-    others = sorted({name for layer in layers.values() for name in layer.lora_A} - {ADAPTER})
-    if others:
-        raise ValueError(
-            f"cannot fuse: the PEFT adapters {others} share layers with the student's LoRA and would be lost. Delete "
-            f"them first (pipe.delete_adapters), or sample unfused."
-        )
-    if any(quantized(layer.get_base_layer()) for layer in layers.values()):
-        raise ValueError(
-            "cannot fuse: the base is quantized, and plain copies of its weights would need the memory that this "
-            "saves. Sample unfused (attach without fuse=True)."
-        )
-    fast: dict[str, nn.Module] = {name: _merged(layer) for name, layer in layers.items()}
-    fast[family.head] = Fork(head.frozen, head.tuned.packed())
-    state.fused = {**layers, family.head: head}
-    for name, module in fast.items():
-        transformer.set_submodule(name, module)
-    return transformer
-
-
-def unfuse(transformer: nn.Module) -> nn.Module:
-    """The trainable student again, bit for bit what it was before `fuse`."""
-    state = state_of(transformer)
-    for name, module in state.fused.items():
-        device = next(transformer.get_submodule(name).parameters()).device
-        transformer.set_submodule(name, module.to(device))
-    state.fused = {}
+    check_fusible(transformer, list(state.lows))
+    try:
+        with separate(transformer):
+            for name, low in state.lows.items():
+                linear = base_linear(transformer, name)
+                merged = _merged(linear.weight, low)
+                low.kept = linear.weight
+                low.seen = _glimpse(merged)
+                linear.weight = nn.Parameter(merged, requires_grad=False)
+        head = state.head
+        head.whole, head.tuned = head.tuned, head.tuned.packed()  # type: ignore[operator,assignment]
+        state.fused = True
+    except BaseException:
+        _restore(transformer, state)
+        raise
+    forget_compiled(transformer)
     return transformer
 
 
 @torch.no_grad()
-def _merged(layer: Any) -> nn.Linear:
-    base: Any = layer.get_base_layer()
-    linear: Any = nn.utils.skip_init(
-        nn.Linear, base.in_features, base.out_features, base.bias is not None, device=base.weight.device
-    ).to(base.weight.dtype)
-    up, down = layer.lora_B[ADAPTER].weight.float(), layer.lora_A[ADAPTER].weight.float()
-    linear.weight.copy_(base.weight.float() + up @ down * layer.scaling[ADAPTER])
-    if base.bias is not None:
-        linear.bias.copy_(base.bias)
-    return linear.requires_grad_(False)
+def unfuse(transformer: nn.Module) -> nn.Module:
+    """The trainable student again, bit for bit what it was before `fuse`. What was merged into the weights since (a
+    user's LoRA) is kept, to rounding."""
+    state = state_of(transformer)
+    if state.fused:
+        _restore(transformer, state)
+        forget_compiled(transformer)
+    return transformer
+
+
+def check_fusible(transformer: nn.Module, names: list[str]) -> None:
+    """Whether LoRA can be added into the weights of these Linears."""
+    linears = [base_linear(transformer, name) for name in names]
+    if any(quantized(linear) for linear in linears):
+        raise ValueError(
+            "cannot fuse: the base is quantized, and plain copies of its weights would need the memory that this "
+            "saves. Sample unfused (attach without fuse=True)."
+        )
+    if any(linear.weight.is_meta for linear in linears):
+        raise ValueError(
+            "cannot fuse: weights of the base are offloaded, and not there. Fuse before offloading, or call "
+            "pipe.remove_all_hooks() first."
+        )
+
+
+def _restore(transformer: nn.Module, state: State) -> None:
+    with separate(transformer):
+        for name, low in state.lows.items():
+            if low.kept is None:
+                continue
+            linear = base_linear(transformer, name)
+            if not _same(linear.weight, low.seen):
+                low.kept.data += linear.weight - _merged(low.kept, low)
+            linear.weight = low.kept
+            low.kept, low.seen = None, ()
+    head = state.head
+    if head.whole is not None:
+        head.tuned, head.whole = head.whole, None
+    state.fused = False
+
+
+def _merged(weight: Tensor, low: LowRank) -> Tensor:
+    change = low.up.float() @ low.down.float() * low.scale
+    return (weight.float() + change).to(weight.dtype)
+
+
+def _glimpse(weight: Tensor) -> tuple[float, ...]:
+    flat = weight.detach().flatten()
+    return tuple(flat[:: max(1, flat.numel() // SEEN)][:SEEN].float().tolist())
+
+
+def _same(weight: Tensor, seen: tuple[float, ...]) -> bool:
+    """Whether a weight is still the one that was seen, but for a change of dtype."""
+    now, then = torch.tensor(_glimpse(weight)), torch.tensor(seen)
+    return torch.allclose(now, then, rtol=2 * torch.finfo(weight.dtype).eps, atol=1e-30)

@@ -1,14 +1,51 @@
-"""The output head of a student: in place of the last Linear, three, packed on the last axis.
+"""The output head of a student: three Linears, whose outputs are packed on the last axis or integrated.
 
 A token's features become K velocities, K gating logits and K-1 log momentum factors, in this order (`momentum.unpack`
-reads it). It starts as the teacher: every v_k is the teacher's own output but for a small constant per mode and channel
-that tells the modes apart, all gates equal, momentum factors spread over 0.2 to 4. Source: the code released with
-arXiv 2602.09014.
+reads it). `mean_velocity` integrates them over the coming step (eq. 4): as wide as the base's own output, and all that
+sampling needs. It starts as the teacher: every v_k is the teacher's own output but for a small constant per mode and
+channel that tells the modes apart, all gates equal, momentum factors spread over 0.2 to 4. Source: the code released
+with arXiv 2602.09014.
 """
+
+from collections.abc import Callable
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn import functional as F
+
+from arcflow.momentum import unpack
+
+
+class Affine(nn.Module):
+    """Weight and bias of a Linear, by these names, and nothing else of one.
+
+    It is no `nn.Linear`, so that what changes every Linear of a network (LoRA on all of them, storage in 8 bits) leaves
+    the student's own weights alone; they never go below 16 bits.
+    """
+
+    def __init__(self, features: int, out: int, bias: bool = True, device: torch.device | str | None = None) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(out, features, device=device, dtype=torch.float32))
+        self.bias: nn.Parameter
+        offset = nn.Parameter(torch.empty(out, device=device, dtype=torch.float32)) if bias else None
+        self.register_parameter("bias", offset)
+
+    def forward(self, x: Float[Tensor, "*batch features"]) -> Float[Tensor, "*batch out"]:
+        return F.linear(x, self.weight, self.bias)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Affine":
+        return super()._apply(wide(fn), recurse)
+
+
+def wide(fn: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """A conversion of tensors that takes none below 16 bits."""
+
+    def converted(tensor: Tensor) -> Tensor:
+        result = fn(tensor)
+        return tensor.to(result.device) if result.dtype.itemsize < 2 else result
+
+    return converted
 
 
 class MomentumHead(nn.Module):
@@ -19,9 +56,9 @@ class MomentumHead(nn.Module):
     ) -> None:
         super().__init__()
         self.modes, self.width, self.pixels = modes, width, pixels
-        self.means = _linear(features, modes * width, device)
-        self.logweights = _linear(features, modes * pixels, device)
-        self.loggamma = _linear(features, (modes - 1) * pixels, device)
+        self.means = Affine(features, modes * width, device=device)
+        self.logweights = Affine(features, modes * pixels, device=device)
+        self.loggamma = Affine(features, (modes - 1) * pixels, device=device)
 
     @classmethod
     def from_linear(
@@ -48,26 +85,41 @@ class MomentumHead(nn.Module):
     def forward(self, features: Float[Tensor, "*batch features"]) -> Float[Tensor, "*batch packed"]:
         return torch.cat([self.means(features), self.logweights(features), self.loggamma(features)], -1)
 
-    def packed(self) -> nn.Linear:
-        """The same map as one Linear: the three stacked in packed order."""
-        parts = (self.means, self.logweights, self.loggamma)
+    def mean_velocity(
+        self, features: Float[Tensor, "*batch features"], span: Float[Tensor, ""]
+    ) -> Float[Tensor, "*batch width"]:
+        """Mean velocity over the coming `span` of noise level (eq. 4), in float32."""
+        return unpack(self(features), self.modes, self.pixels).mean_velocity(0.0, span)
+
+    def packed(self) -> "PackedHead":
+        """The same map as one product, for speed."""
+        return PackedHead(self)
+
+
+class PackedHead(nn.Module):
+    """A `MomentumHead` whose three Linears are stacked in packed order; not trainable."""
+
+    def __init__(self, head: MomentumHead) -> None:
+        super().__init__()
+        self.modes, self.pixels = head.modes, head.pixels
+        parts = (head.means, head.logweights, head.loggamma)
         weight = torch.cat([part.weight.detach() for part in parts])
-        linear = _linear(weight.shape[1], weight.shape[0], weight.device).to(weight.dtype)
+        self.all = Affine(weight.shape[1], weight.shape[0], device=weight.device).to(weight.dtype)
         with torch.no_grad():
-            linear.weight.copy_(weight)
-            linear.bias.copy_(torch.cat([part.bias.detach() for part in parts]))
-        return linear.requires_grad_(False)
+            self.all.weight.copy_(weight)
+            self.all.bias.copy_(torch.cat([part.bias.detach() for part in parts]))
+        self.requires_grad_(False)
+
+    def forward(self, features: Float[Tensor, "*batch features"]) -> Float[Tensor, "*batch packed"]:
+        return self.all(features)
+
+    def mean_velocity(
+        self, features: Float[Tensor, "*batch features"], span: Float[Tensor, ""]
+    ) -> Float[Tensor, "*batch width"]:
+        """As the head's own."""
+        return unpack(self(features), self.modes, self.pixels).mean_velocity(0.0, span)
 
 
 def start_gains(modes: int) -> Float[Tensor, " modes_less_one"]:
     """Momentum factors of a new head, the fixed first one left out."""
     return torch.logspace(torch.tensor(0.2).log10().item(), torch.tensor(4.0).log10().item(), modes - 1)
-
-
-def _linear(features: int, out: int, device: torch.device | str | None) -> nn.Linear:
-    """A float32 Linear whose weights are yet to be written: no draw from the global generator, and `out` may be 0."""
-    linear = nn.Linear(features, 1, device="meta")
-    linear.out_features = out
-    linear.weight = nn.Parameter(torch.empty(out, features, device=device, dtype=torch.float32))
-    linear.bias = nn.Parameter(torch.empty(out, device=device, dtype=torch.float32))
-    return linear

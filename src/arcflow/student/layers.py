@@ -1,21 +1,124 @@
-"""What a student is made of: forks, LoRA layers, and the names of all that is trained."""
+"""What a student is made of, and where it sits in a network.
 
+A student leaves the base's modules where they are. Each Linear with a LoRA keeps its class, its weight and its name,
+and gets a forward hook that adds a `LowRank`; that lies in the block around the Linear, so that whatever moves, shares
+out or casts a block takes it along. A `Tuned` stands in the place of the last Linear and of the norm's, and
+says it is the Linear that it holds. LoRAs of a user, which PEFT puts around
+Linears, therefore find what they expect, and nothing that is done to them touches the student.
+
+`State` says what a student consists of; `put_on` and `take_off` connect and disconnect it and do nothing else, so that
+one can be taken off and put on again, bit for bit.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from peft.tuners.lora import LoraLayer
+import torch
+from jaxtyping import Float
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from arcflow.config import Targets
 from arcflow.families import family_of
-from arcflow.families.weights import dense, lora_names
-from arcflow.student.head import MomentumHead
+from arcflow.families.weights import JOINED, lora_names
+from arcflow.student.head import MomentumHead, PackedHead, wide
+from arcflow.student.span import Meant, hear, heard
 
-ADAPTER = "arcflow"
+
+class LowRank(nn.Module):
+    """The student's LoRA on one Linear: adds scale * up(down(x)) to what that gives."""
+
+    def __init__(self, down: Tensor, up: Tensor, scale: float, dropout: float) -> None:
+        super().__init__()
+        self.down, self.up, self.scale = nn.Parameter(down), nn.Parameter(up), scale
+        self.dropout = nn.Dropout(dropout) if dropout else nn.Identity()
+        self.teacher = False
+        self.kept: nn.Parameter | None
+        self.register_parameter("kept", None)
+        self.seen: tuple[float, ...] = ()
+
+    def forward(
+        self, x: Float[Tensor, "*batch features"], out: Float[Tensor, "*batch width"]
+    ) -> Float[Tensor, "*batch width"]:
+        if self.teacher or self.kept is not None:
+            return out
+        change = F.linear(F.linear(self.dropout(x.to(self.down.dtype)), self.down), self.up)
+        return (out + change * self.scale).to(out.dtype)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> "LowRank":
+        return super()._apply(wide(fn), recurse)
+
+
+def _add_low_rank(linear: Any, inputs: tuple[Tensor, ...], out: Tensor) -> Tensor:
+    """Forward hook of a Linear: its LoRA, or those of the Linears that were joined to it, side by side."""
+    lows: tuple[LowRank | None, ...] = linear._arcflow_low
+    if len(lows) == 1 and lows[0] is not None:
+        return lows[0](inputs[0], out)
+    parts = zip(lows, out.chunk(len(lows), -1), strict=True)
+    return torch.cat([part if low is None else low(inputs[0], part) for low, part in parts], -1)
+
+
+class Tuned(nn.Linear):
+    """A frozen Linear and its tuned twin under one name; `teacher` says which one answers.
+
+    To those who look for a Linear of this name it is one, with the weights of the base.
+    """
+
+    def __init__(self, frozen: nn.Linear, tuned: nn.Module) -> None:
+        nn.Module.__init__(self)  # no weights of its own
+        self.in_features, self.out_features = frozen.in_features, frozen.out_features
+        self.frozen, self.tuned = frozen, tuned
+        self.teacher = False
+
+    @property
+    def weight(self) -> Tensor:  # type: ignore[override]
+        """The base's."""
+        return self.frozen.weight
+
+    @property
+    def bias(self) -> Tensor | None:  # type: ignore[override]
+        """The base's."""
+        return self.frozen.bias
+
+    def forward(self, input: Tensor) -> Tensor:
+        if self.teacher:
+            return self.frozen(input)
+        # the twin is float32 also over a bfloat16 base, and gives float32 to what follows
+        return self.tuned(input.to(next(self.tuned.parameters()).dtype))
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        # loaders of LoRAs look the base's weights up by these names
+        for name in ("weight", "bias"):
+            value = getattr(self, name)
+            if value is not None:
+                destination[f"{prefix}{name}"] = value if keep_vars else value.detach()
+
+    def _load_from_state_dict(self, *_: Any) -> None:
+        """Nothing: both Linears load what is theirs."""
+
+
+class Head(Tuned):
+    """The last Linear: packed paths, or, with `integrates`, mean velocities over the coming step."""
+
+    def __init__(self, frozen: nn.Linear, tuned: MomentumHead) -> None:
+        super().__init__(frozen, tuned)
+        self.integrates = False
+        self.whole: MomentumHead | None = None
+        """The trainable head, while a faster one stands in for it."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        if self.teacher:
+            return self.frozen(input)
+        head: MomentumHead | PackedHead = self.tuned  # type: ignore[assignment]
+        features = input.to(next(head.parameters()).dtype)
+        return head.mean_velocity(features, heard()) if self.integrates else head(features)
 
 
 class Fork(nn.Module):
-    """A frozen module and its tuned twin under one name; `teacher` says which one answers."""
+    """A frozen module and its tuned twin under one name, for modules that are tuned whole."""
 
     def __init__(self, frozen: nn.Module, tuned: nn.Module) -> None:
         super().__init__()
@@ -25,29 +128,218 @@ class Fork(nn.Module):
     def forward(self, *inputs: Any, **named: Any) -> Any:
         if self.teacher:
             return self.frozen(*inputs, **named)
-        # the twin is float32 also over a bfloat16 base, and gives float32 to what follows
         dtype = next(self.tuned.parameters()).dtype
+        return self.tuned(*(_cast(x, dtype) for x in inputs), **{name: _cast(x, dtype) for name, x in named.items()})
 
-        def cast(value: Any) -> Any:
-            return value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
 
-        return self.tuned(*map(cast, inputs), **{name: cast(value) for name, value in named.items()})
+def _cast(value: Any, dtype: torch.dtype) -> Any:
+    return value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
+
+
+class _Extras(nn.Module):
+    """Holds the LoRA of the Linears of a block."""
 
 
 @dataclass
 class State:
-    """What `remove` and `unfuse` need to undo the work; hangs on the transformer as `_arcflow`."""
+    """What a student consists of; hangs on its transformer as `_arcflow`."""
 
     modes: int
     pixels: int
     targets: Targets
-    trainable_before: list[nn.Parameter]
-    layers: dict[str, Any] = field(default_factory=dict)
-    """The LoRA layers by the name of the Linear they wrap, so that a call need not look for them."""
-    twins: list[str] = field(default_factory=list)
-    """Names of the forks beside those of norm and head, where every weight is tuned."""
-    fused: dict[str, nn.Module] = field(default_factory=dict)
-    """The head's fork and the LoRA layers by name, while plain Linears stand in for them."""
+    rank: int
+    alpha: float
+    lows: dict[str, LowRank]
+    """The LoRA by the name of the Linear it is added to."""
+    tuned: dict[str, Tuned]
+    """The norm's Linears and the head, by name."""
+    twins: dict[str, Fork]
+    """Other modules, where every weight is tuned."""
+    head: Head
+    meant: Meant = field(default_factory=Meant)
+    attentions: list[nn.Module] = field(default_factory=list)
+    """Attentions whose Linears, with a LoRA, can be joined."""
+    fused: bool = False
+    trainable_before: list[nn.Parameter] = field(default_factory=list)
+    training_before: bool = False
+
+
+def put_on(transformer: nn.Module, state: State) -> None:
+    """Connect a student: its transformer is one now. Nothing of the base is changed."""
+    state.trainable_before = [p for p in transformer.parameters() if p.requires_grad]
+    state.training_before = transformer.training
+    with separate(transformer):
+        transformer.requires_grad_(False)
+        for name, twin in state.twins.items():
+            transformer.set_submodule(name, twin)
+        for name, low in state.lows.items():
+            _connect(base_linear(transformer, name), low)
+            _extras(transformer, name).add_module(_key(name), low)
+        for name, tuned in state.tuned.items():
+            _replace(transformer, name, tuned)
+    names = [name.rpartition(".")[0] for name in state.lows]
+    around = (transformer.get_submodule(name) for name in dict.fromkeys(names))
+    state.attentions = [module for module in around if hasattr(module, "fuse_projections")]
+    transformer._arcflow = state  # type: ignore[assignment]
+    transformer.register_forward_pre_hook(_watch, with_kwargs=True)
+    norm = transformer.get_submodule(family_of(transformer).norm)
+    norm.register_forward_pre_hook(_widened, with_kwargs=True)
+    transformer.save_pretrained = _refused  # type: ignore[assignment]
+    _join(transformer)
+    for part in parts_of(state):
+        for parameter in part.parameters():
+            parameter.requires_grad_(True)
+        part.train(transformer.training)
+    forget_compiled(transformer)
+
+
+def take_off(transformer: nn.Module) -> State:
+    """Disconnect the student: the untouched base again. The student is whole, and can be put on again."""
+    state = state_of(transformer)
+    with separate(transformer):
+        for module in transformer.modules():
+            _disconnect(module)
+        for name in state.tuned:
+            _replace(transformer, name, state.tuned[name].frozen)
+        for name, twin in state.twins.items():
+            transformer.set_submodule(name, twin.frozen)
+    for name in state.lows:
+        block = transformer.get_submodule(_block(transformer, name))
+        block._modules.pop("student", None)
+    for module, hook in (
+        (transformer, _watch),
+        (transformer.get_submodule(family_of(transformer).norm), _widened),
+    ):
+        for key in [key for key, known in module._forward_pre_hooks.items() if known is hook]:
+            del module._forward_pre_hooks[key]
+            module._forward_pre_hooks_with_kwargs.pop(key, None)
+    for parameter in state.trainable_before:
+        parameter.requires_grad_(True)
+    del transformer._arcflow, transformer.save_pretrained
+    transformer.train(state.training_before)
+    forget_compiled(transformer)
+    return state
+
+
+def parts_of(state: State) -> list[nn.Module]:
+    """The modules whose weights are trained."""
+    tuned = [part.whole if isinstance(part, Head) and part.whole else part.tuned for part in state.tuned.values()]
+    return [*state.lows.values(), *(twin.tuned for twin in state.twins.values()), *tuned]
+
+
+def _watch(transformer: nn.Module, inputs: Any, named: dict[str, Any]) -> None:
+    """Before each call: the span of the coming step, if the head is to integrate over it."""
+    state: State = transformer._arcflow  # type: ignore[assignment]
+    if state.head.teacher:
+        return
+    for attention in state.attentions:
+        if getattr(attention, "fused_projections", False) and not getattr(attention, "_arcflow_joined", False):
+            if torch.compiler.is_compiling():
+                raise ValueError("attention was joined after the adapter was attached: call the student once first.")
+            _join(transformer)
+    if state.head.integrates:
+        first = hear(named.get("timestep"), named.get("guidance"), state.meant)
+        if first:
+            _check_whole(transformer, state)
+    else:
+        _check_head_free(transformer)
+
+
+def _widened(norm: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Before the norm: its inputs in the dtype of the tuned weights, as these are wider than the base's."""
+    tuned = next(module for module in norm.modules() if isinstance(module, Tuned))
+    if tuned.teacher:
+        return inputs, named
+    dtype = next(tuned.tuned.parameters()).dtype
+    return tuple(_cast(x, dtype) for x in inputs), {name: _cast(x, dtype) for name, x in named.items()}
+
+
+def _refused(*_: Any, **__: Any) -> None:
+    """In the place of `save_pretrained`."""
+    raise ValueError(
+        "a student is on this transformer, and what would be written could not be loaded: keep the student with "
+        "arcflow.save_adapter(transformer, folder), and save the base after arcflow.detach(pipe)."
+    )
+
+
+def is_student(transformer: nn.Module) -> bool:
+    """Whether `build` (or an adapter) has been at work on this transformer."""
+    return hasattr(transformer, "_arcflow")
+
+
+def state_of(transformer: nn.Module) -> State:
+    """What the student of this transformer consists of."""
+    if not is_student(transformer):
+        raise ValueError(
+            f"this {type(transformer).__name__} is a plain base, not a student; attach an adapter "
+            f"(arcflow.attach, arcflow.load_adapter) or make a student (arcflow.student.build) first."
+        )
+    return transformer._arcflow  # type: ignore[return-value]
+
+
+def modes(transformer: nn.Module) -> int:
+    """K of a student."""
+    return state_of(transformer).modes
+
+
+def targets(transformer: nn.Module) -> Targets:
+    """Which Linears of a student took the LoRA."""
+    return state_of(transformer).targets
+
+
+def lora_layers(transformer: nn.Module) -> dict[str, LowRank]:
+    """The student's LoRA by the name of the Linear it is added to."""
+    return state_of(transformer).lows
+
+
+def other_adapters(transformer: nn.Module) -> list[str]:
+    """Names of a user's own PEFT adapters in use."""
+    layers = [module for module in transformer.modules() if isinstance(module, BaseTunerLayer)]
+    return list(dict.fromkeys(name for layer in layers for name in layer.active_adapters))
+
+
+def trainable(transformer: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters that training changes, by their names in a published adapter. All else is the frozen base."""
+    return parameters_of(state_of(transformer))
+
+
+def parameters_of(state: State) -> dict[str, nn.Parameter]:
+    """`trainable` of a student that need not be on a transformer."""
+    named: dict[str, nn.Parameter] = {}
+    for name, low in state.lows.items():
+        named[f"{name}.lora_A.weight"] = low.down
+        named[f"{name}.lora_B.weight"] = low.up
+    for name, twin in state.twins.items():
+        named |= {f"{name}.{key}": parameter for key, parameter in twin.tuned.named_parameters()}
+    for name, tuned in state.tuned.items():
+        if isinstance(tuned, Head):
+            named |= {f"{name}_{key}": parameter for key, parameter in (tuned.whole or tuned.tuned).named_parameters()}
+        else:
+            named |= {f"{name}.{key}": parameter for key, parameter in tuned.tuned.named_parameters()}
+    return named
+
+
+def shapes(
+    transformer: nn.Module, modes: int, rank: int, targets: Targets = "feed_forward"
+) -> dict[str, tuple[int, ...]]:
+    """Names and shapes that `trainable` would have after `build` with the same arguments; rank 0 means no LoRA.
+    Touches nothing."""
+    family = family_of(transformer)
+    found: dict[str, tuple[int, ...]] = {}
+    for name in lora_names(transformer, targets) if rank else []:
+        linear = base_linear(transformer, name)
+        found[f"{name}.lora_A.weight"] = (rank, linear.in_features)
+        found[f"{name}.lora_B.weight"] = (linear.out_features, rank)
+    for name in twins(transformer) if targets == "full" else []:
+        found |= {f"{name}.{key}": tuple(p.shape) for key, p in frozen(transformer, name).named_parameters()}
+    for name in norm_linears(transformer):
+        linear = base_linear(transformer, name)
+        found[f"{name}.weight"] = (linear.out_features, linear.in_features)
+        if linear.bias is not None:
+            found[f"{name}.bias"] = (linear.out_features,)
+    base = base_linear(transformer, family.head)
+    head = MomentumHead(base.in_features, modes, base.out_features, family.pixels, device="meta")
+    return found | {f"{family.head}_{name}": tuple(p.shape) for name, p in head.named_parameters()}
 
 
 def twins(transformer: nn.Module) -> list[str]:
@@ -61,115 +353,161 @@ def twins(transformer: nn.Module) -> list[str]:
     return names
 
 
-def is_student(transformer: nn.Module) -> bool:
-    """Whether `build` (or an adapter) has been at work on this transformer."""
-    return hasattr(transformer, "_arcflow")
-
-
-def modes(transformer: nn.Module) -> int:
-    """K of a student."""
-    return state_of(transformer).modes
-
-
-def targets(transformer: nn.Module) -> Targets:
-    """Which Linears of a student took the LoRA."""
-    return state_of(transformer).targets
-
-
-def lora_layers(transformer: nn.Module) -> dict[str, Any]:
-    """The student's LoRA layers by the name of the Linear they wrap; also while fused."""
-    return state_of(transformer).layers
-
-
-def every_lora_layer(transformer: nn.Module) -> dict[str, Any]:
-    """Those of a user's own adapters too."""
-    modules: dict[str, Any] = {**dict(transformer.named_modules()), **stand_ins(transformer)}
-    return {name: module for name, module in modules.items() if isinstance(module, LoraLayer)}
-
-
-def active_adapters(transformer: nn.Module) -> list[str]:
-    """Names of the PEFT adapters in use."""
-    layers = every_lora_layer(transformer).values()
-    return list(dict.fromkeys(name for layer in layers for name in layer.active_adapters))
-
-
-def other_adapters(transformer: nn.Module) -> list[str]:
-    """Names of a user's own PEFT adapters in use."""
-    return [name for name in active_adapters(transformer) if name != ADAPTER]
-
-
-def trainable(transformer: nn.Module) -> dict[str, nn.Parameter]:
-    """The parameters that training changes, by their names in a published adapter. All else is the frozen base."""
-    family, _ = family_of(transformer), state_of(transformer)
-    named: dict[str, nn.Parameter] = {}
-    for name, layer in lora_layers(transformer).items():
-        named[f"{name}.lora_A.weight"] = layer.lora_A[ADAPTER].weight
-        named[f"{name}.lora_B.weight"] = layer.lora_B[ADAPTER].weight
-    for name in state_of(transformer).twins:
-        twin: Any = transformer.get_submodule(name).tuned
-        named |= {f"{name}.{key}": parameter for key, parameter in twin.named_parameters()}
-    norm, head = (unfused_module(transformer, name).tuned for name in (family.norm, family.head))
-    named |= {f"{family.norm}.{name}": parameter for name, parameter in norm.named_parameters()}
-    named |= {f"{family.head}_{name}": parameter for name, parameter in head.named_parameters()}
-    return named
-
-
-def shapes(
-    transformer: nn.Module, modes: int, rank: int, targets: Targets = "feed_forward"
-) -> dict[str, tuple[int, ...]]:
-    """Names and shapes that `trainable` would have after `build` with the same arguments; rank 0 means no LoRA.
-    Touches nothing."""
-    family = family_of(transformer)
-    found: dict[str, tuple[int, ...]] = {}
-    for name in lora_names(transformer, targets) if rank else []:
-        linear: Any = transformer.get_submodule(name)
-        found[f"{name}.lora_A.weight"] = (rank, linear.in_features)
-        found[f"{name}.lora_B.weight"] = (linear.out_features, rank)
-    for name in twins(transformer) if targets == "full" else []:
-        found |= {f"{name}.{key}": tuple(p.shape) for key, p in frozen(transformer, name).named_parameters()}
-    norm, base = (frozen(transformer, name) for name in (family.norm, family.head))
-    found |= {f"{family.norm}.{name}": tuple(p.shape) for name, p in dense(norm).named_parameters()}
-    head = MomentumHead(base.in_features, modes, base.out_features, family.pixels, device="meta")
-    return found | {f"{family.head}_{name}": tuple(p.shape) for name, p in head.named_parameters()}
+def norm_linears(transformer: nn.Module) -> list[str]:
+    """Names of the Linears of the norm before the head: all the weights that it has."""
+    norm = family_of(transformer).norm
+    names = [name for name, module in transformer.get_submodule(norm).named_modules() if isinstance(module, nn.Linear)]
+    plain = (name.removesuffix(".frozen").removesuffix(".base_layer") for name in names if "lora_" not in name)
+    return [f"{norm}.{name}" for name in dict.fromkeys(plain)]
 
 
 def frozen(transformer: nn.Module, name: str) -> Any:
-    """The base's own module where a student may have a fork."""
-    module = unfused_module(transformer, name)
-    return module.frozen if isinstance(module, Fork) else module
+    """The base's own module where a student may have a twin."""
+    module = transformer.get_submodule(name)
+    if isinstance(module, Fork):
+        return module.frozen
+    return base_linear(transformer, name) if isinstance(module, nn.Linear | BaseTunerLayer) else module
 
 
-def state_of(transformer: nn.Module) -> State:
-    if not is_student(transformer):
+def base_linear(transformer: nn.Module, name: str) -> Any:
+    """The base's own Linear of this name, under a user's LoRA and the student's twin."""
+    module: Any = transformer.get_submodule(name)
+    while isinstance(module, BaseTunerLayer | Tuned):
+        module = module.frozen if isinstance(module, Tuned) else _inside(module)
+    return module
+
+
+def _replace(transformer: nn.Module, name: str, new: nn.Module) -> None:
+    """Put a module in the place of a Linear (or of its twin), under a user's LoRA on it."""
+    parent, _, leaf = name.rpartition(".")
+    around: Any = transformer.get_submodule(parent)
+    module: Any = getattr(around, leaf)
+    while isinstance(module, BaseTunerLayer):
+        around, leaf = module, "base_layer"
+        module = _inside(module)
+    setattr(around, leaf, new)
+
+
+def _block(transformer: nn.Module, name: str) -> str:
+    """The name of the block a module is in, or of the top module."""
+    top, _, rest = name.partition(".")
+    return f"{top}.{rest.partition('.')[0]}" if isinstance(transformer.get_submodule(top), nn.ModuleList) else top
+
+
+def _extras(transformer: nn.Module, name: str) -> nn.Module:
+    block = transformer.get_submodule(_block(transformer, name))
+    if not hasattr(block, "student"):
+        block.add_module("student", _Extras())
+    return block.get_submodule("student")
+
+
+def _key(name: str) -> str:
+    return name.replace(".", "-")
+
+
+def _connect(linear: Any, *lows: LowRank | None) -> None:
+    linear._arcflow_low = lows
+    linear.register_forward_hook(_add_low_rank)
+
+
+def _disconnect(module: Any) -> None:
+    if "_arcflow_low" in module.__dict__:
+        del module._arcflow_low
+        for key in [key for key, hook in module._forward_hooks.items() if hook is _add_low_rank]:
+            del module._forward_hooks[key]
+    module.__dict__.pop("_arcflow_joined", None)
+
+
+def _join(transformer: nn.Module) -> None:
+    """LoRA on what diffusers made of several Linears of an attention."""
+    for attention in state_of(transformer).attentions:
+        if not getattr(attention, "fused_projections", False) or getattr(attention, "_arcflow_joined", False):
+            continue
+        for joined, names in JOINED.items():
+            linear = getattr(attention, joined, None)
+            if linear is None:
+                continue
+            lows = [next(iter(_lows_of(_under_lora(getattr(attention, name)))), None) for name in names]
+            if any(low is not None for low in lows):
+                _connect(_under_lora(linear), *lows)
+        attention._arcflow_joined = True  # type: ignore[assignment]
+
+
+@contextmanager
+def separate(transformer: nn.Module) -> Iterator[None]:
+    """While the block runs, attentions have Linears of their own again, where diffusers has joined them."""
+    joined = [module for module in transformer.modules() if getattr(module, "fused_projections", False)]
+    for attention in joined:
+        for name in JOINED:
+            if isinstance(getattr(attention, name, None), BaseTunerLayer):
+                raise ValueError(
+                    f"a LoRA sits on {name!r}, which transformer.fuse_qkv_projections() made: expected none there. "
+                    f"Delete that LoRA first (pipe.delete_adapters), or call transformer.unfuse_qkv_projections()."
+                )
+    for attention in joined:
+        attention.unfuse_projections()  # type: ignore[operator]
+        attention.__dict__.pop("_arcflow_joined", None)
+    try:
+        yield
+    finally:
+        for attention in joined:
+            attention.fuse_projections()  # type: ignore[operator]
+
+
+def _check_head_free(transformer: nn.Module) -> None:
+    """A user's LoRA on the last layer adds a velocity, which a packed path has no place for."""
+    layer: Any = getattr(transformer, family_of(transformer).head)
+    if isinstance(layer, BaseTunerLayer) and not layer.disable_adapters and layer.active_adapters:
         raise ValueError(
-            f"this {type(transformer).__name__} is a plain base, not a student; attach an adapter "
-            f"(arcflow.attach, arcflow.load_adapter) or make a student (arcflow.student.build) first."
+            f"the LoRA {layer.active_adapters} sits on {family_of(transformer).head!r} and adds to a velocity, but a "
+            f"whole path was asked for: expected that layer free. Switch it off (pipe.set_adapters([]))."
         )
-    return transformer._arcflow  # type: ignore[return-value]
 
 
-def stand_ins(transformer: nn.Module) -> dict[str, nn.Module]:
-    return transformer._arcflow.fused if is_student(transformer) else {}  # type: ignore[union-attr,return-value]
+def _check_whole(transformer: nn.Module, state: State) -> None:
+    """What was put on is still there, and nothing was merged in a place where the student has weights of its own."""
+    gone = [name for name, low in state.lows.items() if low not in _lows_of(base_linear(transformer, name))]
+    gone += [name for name, tuned in state.tuned.items() if tuned is not _under_lora(transformer.get_submodule(name))]
+    if gone:
+        raise ValueError(
+            f"modules of the student were replaced since it was put on: {few(gone)}. Attach the adapter again "
+            f"(arcflow.attach), after what replaced them (quantization, say)."
+        )
+    merged = [name for name in state.tuned if getattr(transformer.get_submodule(name), "merged_adapters", None)]
+    if merged:
+        raise ValueError(
+            f"a LoRA is merged into {few(merged)}, where the student has weights of its own: it would not be seen. "
+            f"Call pipe.unfuse_lora() and draw with it unmerged, or merge it before arcflow.attach."
+        )
 
 
-def unfused_module(transformer: nn.Module, name: str) -> Any:
-    """A module as it is when not fused."""
-    return stand_ins(transformer).get(name) or transformer.get_submodule(name)
+def _lows_of(linear: Any) -> tuple[LowRank | None, ...]:
+    return getattr(linear, "_arcflow_low", ())
 
 
-def require_unfused(transformer: nn.Module, wish: str) -> None:
-    if state_of(transformer).fused:
-        raise ValueError(f"cannot {wish}: the student is fused. Call arcflow.student.unfuse(transformer) first.")
-    require_unmerged(transformer, wish)
+def _inside(lora: Any) -> Any:
+    """What PEFT has put a LoRA around."""
+    return lora.base_layer
 
 
-def require_unmerged(transformer: nn.Module, wish: str) -> None:
-    if any(layer.merged for layer in lora_layers(transformer).values()):
-        raise ValueError(f"cannot {wish}: its LoRA is merged into the base. Call pipe.unfuse_lora() first.")
+def _under_lora(module: Any) -> Any:
+    """A module without a user's LoRA around it."""
+    while isinstance(module, BaseTunerLayer):
+        module = _inside(module)
+    return module
 
 
-def forks_of(transformer: nn.Module) -> list[Fork]:
-    family = family_of(transformer)
-    names = (*state_of(transformer).twins, family.norm, family.head)
-    modules = (transformer.get_submodule(name) for name in names)
-    return [module for module in modules if isinstance(module, Fork)]
+def uncompiled(transformer: Any) -> Any:
+    """The module that `torch.compile` has wrapped, or this one."""
+    return getattr(transformer, "_orig_mod", transformer)
+
+
+def forget_compiled(transformer: nn.Module) -> None:
+    """Compiled blocks do not notice hooks that come or go: have them compiled again."""
+    if any(getattr(module, "_compiled_call_impl", None) is not None for module in transformer.modules()):
+        torch.compiler.reset()
+
+
+def few(names: list[str], most: int = 8) -> str:
+    """Some names, and how many more there are."""
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

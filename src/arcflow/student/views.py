@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -11,37 +10,30 @@ from torch import Tensor, nn
 from arcflow.families.conditioning import Cond
 from arcflow.families.network import call
 from arcflow.momentum import Mixture, unpack
-from arcflow.student.layers import ADAPTER, Fork, forks_of, lora_layers, require_unfused, stand_ins, state_of
+from arcflow.student.layers import Fork, LowRank, Tuned, state_of
 
 
 @contextmanager
 def teacher(transformer: nn.Module) -> Iterator[nn.Module]:
-    """The teacher view: our LoRA off (a user's own adapters stay), forks on the frozen side; what it was before comes
-    back at the end."""
-    require_unfused(transformer, "take the teacher view")
-    forks, layers = forks_of(transformer), list(lora_layers(transformer).values())
-    before = [fork.teacher for fork in forks], [layer._active_adapter for layer in layers]
-    others = [[name for name in layer.active_adapters if name != ADAPTER] for layer in layers]
-    _flip(forks, layers, [True] * len(forks), others)
+    """The teacher view: the student off (a user's own adapters stay); what it was before comes back at the end."""
+    parts, fused = _switches(transformer), state_of(transformer).fused
+    if fused:
+        raise ValueError(
+            "cannot take the teacher view: the student is fused. Call arcflow.student.unfuse(transformer) first."
+        )
+    before = [part.teacher for part in parts]
+    for part in parts:
+        part.teacher = True
     try:
         yield transformer
     finally:
-        _flip(forks, layers, *before)
+        for part, value in zip(parts, before, strict=True):
+            part.teacher = value
 
 
 def in_teacher_view(transformer: nn.Module) -> bool:
     """Whether a `teacher` block is open on this transformer."""
-    return any(fork.teacher for fork in forks_of(transformer))
-
-
-def is_whole(transformer: nn.Module) -> bool:
-    """Whether the student's own LoRA, if it has one, is in use."""
-
-    def used(layer: Any) -> bool:
-        names = layer.merged_adapters or layer.active_adapters  # once something is merged, the rest is ignored
-        return ADAPTER in names and not layer.disable_adapters
-
-    return bool(stand_ins(transformer)) or all(used(layer) for layer in lora_layers(transformer).values())
+    return state_of(transformer).head.teacher
 
 
 def predict(
@@ -49,7 +41,12 @@ def predict(
 ) -> Mixture:
     """The student's path from noise level `sigma` on."""
     state = state_of(transformer)
-    return unpack(call(transformer, x, sigma, cond), state.modes, state.pixels)
+    integrates, state.head.integrates = state.head.integrates, False
+    try:
+        packed = call(transformer, x, sigma, cond)
+    finally:
+        state.head.integrates = integrates
+    return unpack(packed, state.modes, state.pixels)
 
 
 @torch.no_grad()
@@ -61,9 +58,6 @@ def teacher_velocity(
         return call(transformer, x, sigma, cond).float()
 
 
-def _flip(forks: list[Fork], layers: list[Any], as_teacher: list[bool], active: list[Any]) -> None:
-    # PEFT's own switches (set_adapter, enable_adapters) also touch requires_grad; the names alone do not.
-    for fork, value in zip(forks, as_teacher, strict=True):
-        fork.teacher = value
-    for layer, names in zip(layers, active, strict=True):
-        layer._active_adapter = names
+def _switches(transformer: nn.Module) -> list[LowRank | Tuned | Fork]:
+    state = state_of(transformer)
+    return [*state.lows.values(), *state.tuned.values(), *state.twins.values()]

@@ -1,0 +1,138 @@
+"""Which span a call of a student has to cover: schedulers say where they are, calls ask.
+
+A student that integrates needs to know how far the coming step goes. The scheduler that drives a loop knows it, and
+announces itself in its own thread (`announce`) until its last step is taken (`withdraw`). A call of the student then
+asks (`ask`), with the time that the network was given: the last announced scheduler whose coming step starts there
+answers. Nothing ties a transformer to a pipeline or to a scheduler, so that copies, pipelines that share parts, and
+threads with a scheduler each are all served; a call that no scheduler expects is refused.
+"""
+
+import threading
+import warnings
+import weakref
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+
+class Step(NamedTuple):
+    """What a scheduler says to a call."""
+
+    span: float
+    """Noise level that the step leaves behind."""
+    calls: int
+    """Calls made for this step, this one included."""
+    first: bool
+    """Whether it is the first step of a run."""
+
+
+@runtime_checkable
+class Steps(Protocol):
+    """A scheduler, as seen from a call."""
+
+    def coming(self, sigma: float | None) -> Step | None:
+        """The coming step. None if it does not start at noise level `sigma`; without one it is not asked."""
+        ...
+
+
+class _Thread(threading.local):
+    """What one thread knows."""
+
+    def __init__(self) -> None:
+        self.announced: list[weakref.ref[Steps]] = []
+        self.span: Tensor | None = None
+
+
+THREAD = _Thread()
+
+
+@dataclass(frozen=True)
+class Meant:
+    """What an adapter expects of the pipeline that it is attached to."""
+
+    guidance: float | None = None
+    """Guidance embedding it was distilled with; None where the network takes none."""
+    unguided: str = ""
+    """How the pipeline is told to make one call a step; empty if guidance by two calls is as it should be."""
+
+
+def announce(steps: Steps) -> None:
+    """This thread's loop is driven by this scheduler."""
+    withdraw(steps)
+    THREAD.announced.append(weakref.ref(steps))
+
+
+def withdraw(steps: Steps) -> None:
+    """This scheduler has taken its last step."""
+    THREAD.announced = [known for known in THREAD.announced if known() not in (None, steps)]
+
+
+def ask(sigma: float | None) -> Step:
+    """The step that a call at noise level `sigma` has to cover.
+
+    Raises:
+        ValueError: no `ArcFlowScheduler` of this thread has a step that starts there.
+    """
+    for known in reversed(THREAD.announced):
+        steps = known()
+        answer = steps.coming(sigma) if steps else None
+        if answer:
+            return answer
+    raise ValueError(
+        f"a student was called{'' if sigma is None else f' at noise level {sigma:.4g}'}, but no ArcFlowScheduler is at "
+        f"a step that starts there: a student needs one to say how far the step goes. Is another scheduler driving "
+        f"the pipeline? Give it the one that arcflow.attach made, or a copy (pipe.scheduler = "
+        f"copy.deepcopy(other.scheduler)); or arcflow.detach(pipe). For the whole path of one call there is "
+        f"arcflow.student.predict."
+    )
+
+
+def answered(timestep: Tensor | None, guidance: Tensor | None, meant: Meant) -> Step:
+    """The step, once what the pipeline does has been held against what the adapter expects."""
+    step = ask(None if timestep is None else float(timestep.flatten()[0]))
+    if step.first and guidance is not None and meant.guidance is not None:
+        given = float(guidance.flatten()[0])
+        if abs(given - meant.guidance) > 0.01 * abs(meant.guidance):
+            warnings.warn(
+                f"the pipeline embeds guidance {given:g}, the adapter was distilled at {meant.guidance:g}: pass "
+                f"guidance_scale={meant.guidance:g}",
+                stacklevel=2,
+            )
+    if step.calls == 2 and meant.unguided:
+        warnings.warn(
+            f"the student was called twice for one step, as guidance does, and its teacher was guided already: pass "
+            f"{meant.unguided} for half the time, or attach with guidance=True if it is meant",
+            stacklevel=2,
+        )
+    return step
+
+
+@torch.library.custom_op("arcflow::span", mutates_args=(), tags=(torch.Tag.cudagraph_unsafe,))
+def _span(timestep: Tensor, guidance: Tensor | None, expected: float | None, unguided: str) -> Tensor:
+    """`answered`, as an operation that a compiled graph runs anew at every call."""
+    step = answered(timestep, guidance, Meant(expected, unguided))
+    return torch.full((), step.span, dtype=torch.float32, device=timestep.device)
+
+
+@_span.register_fake
+def _(timestep: Tensor, guidance: Tensor | None, expected: float | None, unguided: str) -> Tensor:
+    return timestep.new_empty((), dtype=torch.float32)
+
+
+def hear(timestep: Tensor | None, guidance: Tensor | None, meant: Meant) -> bool:
+    """Ask, and keep the span for this thread's head. Whether it is a run's first call: not known while compiling."""
+    if torch.compiler.is_compiling() and timestep is not None:
+        THREAD.span = torch.ops.arcflow.span(timestep, guidance, meant.guidance, meant.unguided)
+        return False
+    step = answered(timestep, guidance, meant)
+    device = None if timestep is None else timestep.device
+    THREAD.span = torch.full((), step.span, dtype=torch.float32, device=device)
+    return step.first and step.calls == 1
+
+
+def heard() -> Tensor:
+    """The span of this thread's call."""
+    assert THREAD.span is not None, "the head of a student was called without its network"
+    return THREAD.span
