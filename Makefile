@@ -1,10 +1,11 @@
-# demo: train and compare (under ten minutes)   test: every CPU test   check: format, lint, types, direction of imports   bench: timings
+# demo: train and compare (under ten minutes)   test: every CPU test   check: format, lint, types, direction of imports
+# docs: the site, into site/; a link or a name that is not there fails   bench: timings
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 OUT ?= out/demo
 
-.PHONY: demo test check bench format
+.PHONY: demo test check docs bench format
 
 demo: $(STAMP)
 	$(BIN)/arcflow demo --out $(OUT)
@@ -20,6 +21,9 @@ check: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/pyright
 	$(BIN)/lint-imports
+
+docs: $(STAMP)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks.exact_step
