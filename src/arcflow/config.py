@@ -18,6 +18,7 @@ Directions = Literal["modes", "segment"]
 Spread = Literal["uniform", "stratified", "systematic"]
 Solver = Literal["euler", "adams"]
 Handover = Literal["walk", "student"]
+Form = Literal["mixture", "coefficients"]
 Targets = Literal["feed_forward", "all", "full"]
 Quantize = Literal["none", "nf4", "int8", "fp8"]
 Tracker = Literal["none", "wandb", "trackio"]
@@ -40,6 +41,10 @@ class Model:
     """Precision of the frozen weights; what is trained is always float32."""
     modes: int = 16
     """K, the number of basic velocities in the mixture. 1 is the straight line."""
+    form: Form = "mixture"
+    """What a call describes: "mixture", the paper's K velocities with gates and momentum factors; or "coefficients",
+    the mean velocity over the step by the base's own last layer, and K - 1 bends beside it (4 is a good K), which makes
+    a student that is a plain LoRA at its own number of steps."""
     rank: int = 256
     """Rank (and alpha) of the LoRA."""
     dropout: float = 0.05
@@ -70,6 +75,11 @@ class Model:
         check(plain, "model.teacher_lora", self.teacher_lora, "None where every weight is trained", remedy)
         plain = self.quantize == "none" or self.targets != "full"
         check(plain, "model.quantize", self.quantize, '"none" where every weight is trained', "choose other targets")
+        if self.form == "coefficients":
+            check(self.modes <= 8, "model.modes", self.modes, "at most 8 coefficients", "4 is a good number")
+            check(self.lora, "model.lora", self.lora, "True in coefficients", "leave it out, or take the mixture")
+            remedy = 'take "feed_forward" or "all", or the mixture'
+            check(self.targets != "full", "model.targets", self.targets, "a LoRA in coefficients", remedy)
         check(self.rank >= 1, "model.rank", self.rank, "1 or more", "set model.lora to False to train without LoRA")
         check(0 <= self.dropout < 1, "model.dropout", self.dropout, "0 <= p < 1", "the published value is 0.05")
 

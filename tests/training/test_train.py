@@ -345,6 +345,8 @@ def test_micro_batches_change_nothing(tmp_path):
         {"distill__spread": "stratified", "distill__solver": "adams", "distill__handover": "student"},
         {"distill__teacher_cfg": 4.0},
         {"optim__directions": "segment"},
+        {"model__form": "coefficients"},
+        {"model__form": "coefficients", "distill__also_steps": (1, 3), "optim__directions": "segment"},
     ],
     ids=lambda choice: " ".join(f"{name.partition('__')[2]}={value}" for name, value in choice.items()),
 )

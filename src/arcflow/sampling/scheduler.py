@@ -112,7 +112,8 @@ class ArcFlowScheduler(SchedulerMixin, ConfigMixin):
                 return None
             self._calls = self._calls + 1 if self._called == index else 1
             self._called = index
-            return Step(self._span(index), self._calls, first=self._step_index is None)
+            start = float(self.sigmas[index])
+            return Step(self._span(index), self._calls, self._step_index is None, start)
 
     def step(
         self, model_output: Tensor, timestep: float | Tensor, sample: Tensor, return_dict: bool = True

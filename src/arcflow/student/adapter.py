@@ -60,6 +60,8 @@ def draft_adapter(transformer: Any, folder: str | Path, *, dtype: torch.dtype | 
         dropout=0.0,
         lora=info.rank > 0,
         targets=info.targets,
+        form=info.form,
+        grids=info.grids,
         generator=torch.Generator().manual_seed(0),  # all of it is overwritten: leave the global generator alone
     )
     with torch.no_grad():
@@ -138,6 +140,12 @@ def describe(transformer: Any, info: AdapterInfo | None = None) -> AdapterInfo:
     """`info`, completed by what the student itself tells."""
     family, state = family_of(transformer), student_layers.state_of(transformer)
     info = info or AdapterInfo()
+    if state.grids and state.grids != info.grids:
+        own, told = ([[round(level, 4) for level in grid] for grid in grids] for grids in (state.grids, info.grids))
+        raise ValueError(
+            f"the student's own steps are at {own}, the record's at {told}: expected the same. Give info the steps, "
+            f"also_steps, shift and final_step_scale that the student was trained with."
+        )
     return dataclasses.replace(
         info,
         base=info.base or str(getattr(transformer.config, "_name_or_path", "") or ""),
@@ -147,6 +155,7 @@ def describe(transformer: Any, info: AdapterInfo | None = None) -> AdapterInfo:
         rank=state.rank,
         alpha=state.alpha,
         targets=state.targets,
+        form=state.form,
         guidance=family.guidance if info.guidance is None else info.guidance,
         sizes=sizes_of(transformer),
         fingerprint=fingerprint_of(transformer),

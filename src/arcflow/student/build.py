@@ -14,18 +14,22 @@ checkpointed blocks are computed again there. Parameters go by the names of the 
 import torch
 from torch import nn
 
-from arcflow.config import Targets
+from arcflow.config import Form, Targets
 from arcflow.families import family_of
 from arcflow.families.weights import dense, lora_names
+from arcflow.path import step_grid
+from arcflow.student.coefficients import CoefficientHead, Grids
 from arcflow.student.fuse import check_fusible, fuse, unfuse
 from arcflow.student.head import Affine, MomentumHead
 from arcflow.student.layers import (
+    BentHead,
     Fork,
     Head,
     LowRank,
     State,
     Tuned,
     base_linear,
+    end_ranks,
     few,
     frozen,
     is_student,
@@ -46,11 +50,14 @@ def build(
     dropout: float = 0.05,
     lora: bool = True,
     targets: Targets = "feed_forward",
+    form: Form = "mixture",
+    grids: Grids = (),
     generator: torch.Generator | None = None,
 ) -> nn.Module:
     """The same transformer, now a student that starts as its teacher. Without `lora` only head and norm are tuned; with
     `targets` "full" there is none, and every weight has a tuned twin in float32. `alpha` is the rank unless given. All
-    draws are from `generator`, in float32 on the CPU."""
+    draws are from `generator`, in float32 on the CPU. In the form "coefficients" norm and last layer learn by LoRA too,
+    and `grids` has the noise levels of the student's own steps (two, unless given)."""
     if is_student(transformer):
         raise ValueError("this transformer is a student already; call arcflow.student.remove(transformer) first.")
     state = draft(
@@ -61,6 +68,8 @@ def build(
         dropout=dropout,
         lora=lora,
         targets=targets,
+        form=form,
+        grids=grids,
         generator=generator,
     )
     put_on(transformer, state)
@@ -76,6 +85,8 @@ def draft(
     dropout: float,
     lora: bool,
     targets: Targets,
+    form: Form = "mixture",
+    grids: Grids = (),
     generator: torch.Generator | None,
 ) -> State:
     """The student that `build` would put on this transformer, which is left alone: it may be a student already."""
@@ -85,22 +96,42 @@ def draft(
     _check_takes_one(transformer)
 
     base = base_linear(transformer, family.head)
-    head = Head(base, MomentumHead.from_linear(dense(base), modes, family.pixels, generator))
-
     names = lora_names(transformer, targets) if lora else []
     alpha = float(alpha or rank)
-    lows = {name: _low_rank(base_linear(transformer, name), rank, alpha / rank, dropout, generator) for name in names}
+    ranks = dict.fromkeys(names, rank)
+    if form == "coefficients":
+        if not lora:
+            raise ValueError("a student in coefficients is its base with a LoRA; expected one. Leave lora as it is.")
+        ranks |= end_ranks(transformer, rank)
+    lows = {
+        name: _low_rank(base_linear(transformer, name), own, alpha / rank, dropout, generator)
+        for name, own in ranks.items()
+    }
     whole = [name for name in twins(transformer) if targets == "full"]
     forks = {name: Fork(frozen(transformer, name), dense(frozen(transformer, name))) for name in whole}
 
     tuned: dict[str, Tuned] = {}
-    for name in norm_linears(transformer):
-        linear = base_linear(transformer, name)
-        tuned[name] = Tuned(linear, _affine(dense(linear)))
+    if form == "coefficients":
+        grids = grids or (tuple(step_grid(2).tolist()),)
+        bends = CoefficientHead(base.in_features, modes, base.out_features, grids, base.weight.device)
+        head = BentHead(base, bends)
+    else:
+        head = Head(base, MomentumHead.from_linear(dense(base), modes, family.pixels, generator))
+        for name in norm_linears(transformer):
+            linear = base_linear(transformer, name)
+            tuned[name] = Tuned(linear, _affine(dense(linear)))
     tuned[family.head] = head
     size = {"rank": rank, "alpha": alpha} if lows else {"rank": 0, "alpha": 0.0}
     return State(
-        modes=modes, pixels=family.pixels, targets=targets, lows=lows, tuned=tuned, twins=forks, head=head, **size
+        modes=modes,
+        pixels=family.pixels,
+        targets=targets,
+        form=form,
+        lows=lows,
+        tuned=tuned,
+        twins=forks,
+        head=head,
+        **size,
     )
 
 

@@ -160,7 +160,7 @@ def checked_tensors(transformer: Any, found: Found) -> dict[str, Tensor]:
     weights, info, _ = found
     family = family_of(transformer)
     _check_base(transformer, family, found)
-    expected = student_layers.shapes(transformer, info.modes, info.rank, info.targets)
+    expected = student_layers.shapes(transformer, info.modes, info.rank, info.targets, info.form)
     present = _header(weights)
     missing, unknown = sorted(set(expected) - set(present)), sorted(set(present) - set(expected))
     both = sorted(set(expected) & set(present))
@@ -288,6 +288,8 @@ def published_config(transformer: Any, info: AdapterInfo) -> dict[str, Any]:
         raise ValueError(f"there is no published layout for the family {family.name!r}; save with layout='arcflow'.")
     if not info.rank:
         raise ValueError("the published layout has a LoRA always, this student has none; save with layout='arcflow'.")
+    if info.form != "mixture":
+        raise ValueError(f"the published layout holds mixtures, this student is in {info.form}; save it as 'arcflow'.")
     if info.targets != "feed_forward":
         raise ValueError(
             f"the published layout has its LoRA on feed-forward layers, this student on {info.targets!r}; "

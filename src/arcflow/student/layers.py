@@ -21,9 +21,10 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from arcflow.config import Targets
+from arcflow.config import Form, Targets
 from arcflow.families import family_of
 from arcflow.families.weights import JOINED, lora_names
+from arcflow.student.coefficients import CoefficientHead, Grids
 from arcflow.student.head import MomentumHead, PackedHead, wide
 from arcflow.student.span import Meant, hear, heard
 
@@ -103,10 +104,10 @@ class Tuned(nn.Linear):
 class Head(Tuned):
     """The last Linear: packed paths, or, with `integrates`, mean velocities over the coming step."""
 
-    def __init__(self, frozen: nn.Linear, tuned: MomentumHead) -> None:
+    def __init__(self, frozen: nn.Linear, tuned: MomentumHead | CoefficientHead) -> None:
         super().__init__(frozen, tuned)
         self.integrates = False
-        self.whole: MomentumHead | None = None
+        self.whole: MomentumHead | CoefficientHead | None = None
         """The trainable head, while a faster one stands in for it."""
 
     def forward(self, input: Tensor) -> Tensor:
@@ -114,7 +115,19 @@ class Head(Tuned):
             return self.frozen(input)
         head: MomentumHead | PackedHead = self.tuned  # type: ignore[assignment]
         features = input.to(next(head.parameters()).dtype)
-        return head.mean_velocity(features, heard()) if self.integrates else head(features)
+        return head.mean_velocity(features, heard()[0]) if self.integrates else head(features)
+
+
+class BentHead(Head):
+    """The last Linear of a student in coefficients: the base's, with a LoRA, and what bends the path beside it."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        straight = self.frozen(input)
+        if self.teacher:
+            return straight
+        head: CoefficientHead = self.tuned  # type: ignore[assignment]
+        features = input.to(head.bends.weight.dtype)
+        return head.mean_velocity(features, straight, *heard()) if self.integrates else head(features, straight)
 
 
 class Fork(nn.Module):
@@ -147,12 +160,13 @@ class State:
     modes: int
     pixels: int
     targets: Targets
+    form: Form
     rank: int
     alpha: float
     lows: dict[str, LowRank]
     """The LoRA by the name of the Linear it is added to."""
     tuned: dict[str, Tuned]
-    """The norm's Linears and the head, by name."""
+    """The head, and in a mixture the norm's Linears, by name."""
     twins: dict[str, Fork]
     """Other modules, where every weight is tuned."""
     head: Head
@@ -162,6 +176,12 @@ class State:
     fused: bool = False
     trainable_before: list[nn.Parameter] = field(default_factory=list)
     training_before: bool = False
+
+    @property
+    def grids(self) -> Grids:
+        """Noise levels of the student's own steps, where its form knows of any."""
+        head = self.head.whole or self.head.tuned
+        return head.grids if isinstance(head, CoefficientHead) else ()
 
 
 def put_on(transformer: nn.Module, state: State) -> None:
@@ -247,8 +267,8 @@ def _watch(transformer: nn.Module, inputs: Any, named: dict[str, Any]) -> None:
 
 def _widened(norm: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Before the norm: its inputs in the dtype of the tuned weights, as these are wider than the base's."""
-    tuned = next(module for module in norm.modules() if isinstance(module, Tuned))
-    if tuned.teacher:
+    tuned = next((module for module in norm.modules() if isinstance(module, Tuned)), None)
+    if tuned is None or tuned.teacher:
         return inputs, named
     dtype = next(tuned.tuned.parameters()).dtype
     return tuple(_cast(x, dtype) for x in inputs), {name: _cast(x, dtype) for name, x in named.items()}
@@ -320,26 +340,40 @@ def parameters_of(state: State) -> dict[str, nn.Parameter]:
 
 
 def shapes(
-    transformer: nn.Module, modes: int, rank: int, targets: Targets = "feed_forward"
+    transformer: nn.Module, modes: int, rank: int, targets: Targets = "feed_forward", form: Form = "mixture"
 ) -> dict[str, tuple[int, ...]]:
     """Names and shapes that `trainable` would have after `build` with the same arguments; rank 0 means no LoRA.
     Touches nothing."""
     family = family_of(transformer)
     found: dict[str, tuple[int, ...]] = {}
-    for name in lora_names(transformer, targets) if rank else []:
+    ranks = dict.fromkeys(lora_names(transformer, targets), rank) if rank else {}
+    if form == "coefficients":
+        ranks |= end_ranks(transformer, rank)
+    for name, own in ranks.items():
         linear = base_linear(transformer, name)
-        found[f"{name}.lora_A.weight"] = (rank, linear.in_features)
-        found[f"{name}.lora_B.weight"] = (linear.out_features, rank)
+        found[f"{name}.lora_A.weight"] = (own, linear.in_features)
+        found[f"{name}.lora_B.weight"] = (linear.out_features, own)
     for name in twins(transformer) if targets == "full" else []:
         found |= {f"{name}.{key}": tuple(p.shape) for key, p in frozen(transformer, name).named_parameters()}
-    for name in norm_linears(transformer):
+    for name in norm_linears(transformer) if form == "mixture" else []:
         linear = base_linear(transformer, name)
         found[f"{name}.weight"] = (linear.out_features, linear.in_features)
         if linear.bias is not None:
             found[f"{name}.bias"] = (linear.out_features,)
     base = base_linear(transformer, family.head)
-    head = MomentumHead(base.in_features, modes, base.out_features, family.pixels, device="meta")
+    if form == "mixture":
+        head = MomentumHead(base.in_features, modes, base.out_features, family.pixels, device="meta")
+    else:
+        head = CoefficientHead(base.in_features, modes, base.out_features, device="meta")
     return found | {f"{family.head}_{name}": tuple(p.shape) for name, p in head.named_parameters()}
+
+
+def end_ranks(transformer: nn.Module, rank: int) -> dict[str, int]:
+    """Ranks of the LoRA that a student in coefficients has on the norm's Linears and on the last one: no more than
+    these have rows, which is the whole of them."""
+    names = [*norm_linears(transformer), family_of(transformer).head]
+    linears = {name: base_linear(transformer, name) for name in names}
+    return {name: min(rank, linear.in_features, linear.out_features) for name, linear in linears.items()}
 
 
 def twins(transformer: nn.Module) -> list[str]:
@@ -348,7 +382,7 @@ def twins(transformer: nn.Module) -> list[str]:
     for name, child in transformer.named_children():
         if isinstance(child, nn.ModuleList):
             names += [f"{name}.{i}" for i in range(len(child))]
-        elif name not in (family.norm, family.head) and any(True for _ in child.parameters()):
+        elif name not in (family.norm, family.head, "student") and any(True for _ in child.parameters()):
             names.append(name)
     return names
 
@@ -389,8 +423,10 @@ def _replace(transformer: nn.Module, name: str, new: nn.Module) -> None:
 
 
 def _block(transformer: nn.Module, name: str) -> str:
-    """The name of the block a module is in, or of the top module."""
+    """The name of the block a module is in, or of the top module; a Linear that stands alone is in the network."""
     top, _, rest = name.partition(".")
+    if not rest:
+        return ""
     return f"{top}.{rest.partition('.')[0]}" if isinstance(transformer.get_submodule(top), nn.ModuleList) else top
 
 

@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args
 
-from arcflow.config import Targets
-from arcflow.path import SHIFT
+from arcflow.config import Form, Targets
+from arcflow.path import SHIFT, step_grid
 from arcflow.system.text import controls, shown
 
 LARGEST = 1 << 20
@@ -41,6 +41,8 @@ class AdapterInfo:
     """* LoRA scale times rank."""
     targets: Targets = "feed_forward"
     """* Which Linears carry the LoRA."""
+    form: Form = "mixture"
+    """* What a call describes: the paper's mixture, or a path in coefficients."""
     shift: float = SHIFT
     """Shift between raw time and noise level the student was trained with."""
     steps: int = 2
@@ -63,6 +65,12 @@ class AdapterInfo:
     """Record of the training: config, progress, whatever its maker wants to keep."""
     sha256: dict[str, str] = field(default_factory=dict)
     """* SHA-256 of the tensor file, by its name; empty: not known."""
+
+    @property
+    def grids(self) -> tuple[tuple[float, ...], ...]:
+        """Noise levels of the student's own steps, for each number of steps that it was trained for."""
+        counts = (self.steps, *self.also_steps)
+        return tuple(tuple(step_grid(n, self.shift, self.final_step_scale).tolist()) for n in counts)
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -237,6 +245,7 @@ KINDS: dict[str, Check] = {
     "rank": _whole(0, 1 << 16),
     "alpha": _number(0.0, 1e6),
     "targets": _one_of(*get_args(Targets)),
+    "form": _one_of(*get_args(Form)),
     "shift": _number(0.0, 1000.0, above=True),
     "steps": STEPS,
     "also_steps": _list(STEPS, 64),

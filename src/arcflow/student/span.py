@@ -26,6 +26,12 @@ class Step(NamedTuple):
     """Calls made for this step, this one included."""
     first: bool
     """Whether it is the first step of a run."""
+    start: float
+    """Noise level at which the step starts, as it stands on the grid: a network's dtype rounds what it is given."""
+
+    def numbers(self, like: Tensor | None) -> Tensor:
+        """Span and start, where a network can read them."""
+        return torch.tensor([self.span, self.start], dtype=torch.float32, device=None if like is None else like.device)
 
 
 @runtime_checkable
@@ -113,12 +119,12 @@ def answered(timestep: Tensor | None, guidance: Tensor | None, meant: Meant) -> 
 def _span(timestep: Tensor, guidance: Tensor | None, expected: float | None, unguided: str) -> Tensor:
     """`answered`, as an operation that a compiled graph runs anew at every call."""
     step = answered(timestep, guidance, Meant(expected, unguided))
-    return torch.full((), step.span, dtype=torch.float32, device=timestep.device)
+    return step.numbers(timestep)
 
 
 @_span.register_fake
 def _(timestep: Tensor, guidance: Tensor | None, expected: float | None, unguided: str) -> Tensor:
-    return timestep.new_empty((), dtype=torch.float32)
+    return timestep.new_empty(2, dtype=torch.float32)
 
 
 def hear(timestep: Tensor | None, guidance: Tensor | None, meant: Meant) -> bool:
@@ -127,12 +133,11 @@ def hear(timestep: Tensor | None, guidance: Tensor | None, meant: Meant) -> bool
         THREAD.span = torch.ops.arcflow.span(timestep, guidance, meant.guidance, meant.unguided)
         return False
     step = answered(timestep, guidance, meant)
-    device = None if timestep is None else timestep.device
-    THREAD.span = torch.full((), step.span, dtype=torch.float32, device=device)
+    THREAD.span = step.numbers(timestep)
     return step.first and step.calls == 1
 
 
-def heard() -> Tensor:
-    """The span of this thread's call."""
+def heard() -> tuple[Tensor, Tensor]:
+    """The span of this thread's call, and the noise level at which it starts."""
     assert THREAD.span is not None, "the head of a student was called without its network"
-    return THREAD.span
+    return THREAD.span[0], THREAD.span[1]

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from arcflow.families.conditioning import Cond
 from arcflow.families.network import call
 from arcflow.momentum import Mixture, unpack
+from arcflow.series import Series
+from arcflow.student.coefficients import path_of
 from arcflow.student.layers import Fork, LowRank, Tuned, state_of
 
 
@@ -38,7 +40,7 @@ def in_teacher_view(transformer: nn.Module) -> bool:
 
 def predict(
     transformer: nn.Module, x: Float[Tensor, "batch tokens width"], sigma: float | Tensor, cond: Cond
-) -> Mixture:
+) -> Mixture | Series:
     """The student's path from noise level `sigma` on."""
     state = state_of(transformer)
     integrates, state.head.integrates = state.head.integrates, False
@@ -46,6 +48,8 @@ def predict(
         packed = call(transformer, x, sigma, cond)
     finally:
         state.head.integrates = integrates
+    if state.form == "coefficients":
+        return path_of(packed, state.modes, sigma, state.grids)
     return unpack(packed, state.modes, state.pixels)
 
 

@@ -12,7 +12,7 @@ from arcflow.data.batches import micro_batches
 from arcflow.data.prefetch import Sample
 from arcflow.distillation.objective import Part, distill, teacher_ratio
 from arcflow.distillation.policy import Student, Teacher
-from arcflow.distillation.walk import guided
+from arcflow.distillation.walk import guided, sampler_grid
 from arcflow.families.conditioning import Cond, rows
 from arcflow.student.views import teacher_velocity
 from arcflow.system import processes
@@ -30,6 +30,8 @@ def build_student(net: Any, config: Run, ranks: Ranks) -> dict[str, torch.nn.Par
         dropout=model.dropout,
         lora=model.lora,
         targets=model.targets,
+        form=model.form,
+        grids=tuple(tuple(sampler_grid(n, config.distill).tolist()) for n in config.distill.all_steps),
         generator=start,
     )
     if model.gradient_checkpointing:
@@ -59,6 +61,8 @@ def accumulate(
     x, ratio = sample.x, teacher_ratio(step, config.distill.decay, config.distill.hold)
     steps = config.distill.all_steps[step % len(config.distill.all_steps)]
     settings = dataclasses.replace(config.distill, steps=steps, also_steps=())
+    if config.model.form == "coefficients":
+        settings = dataclasses.replace(settings, mode_dropout=0.0)  # there are no modes that could be left out
     tally = Tally(steps, x.device)
     for part in micro_batches(len(x), config.optim):
         own = [Generator().manual_seed(seed) for seed in draws[part]]

@@ -25,7 +25,8 @@ def adamw(parameters: dict[str, torch.nn.Parameter], optim: Optim) -> torch.opti
     """AdamW with a rate of its own for the head's log-gamma part; its moments in 8 bits if wanted (bitsandbytes)."""
     gammas = [p for name, p in parameters.items() if "_loggamma." in name]
     others = [p for name, p in parameters.items() if "_loggamma." not in name]
-    groups = [{"params": others, "peak": optim.lr}, {"params": gammas, "peak": optim.lr_log_gamma}]
+    rates = ((others, optim.lr), (gammas, optim.lr_log_gamma))
+    groups = [{"params": params, "peak": peak} for params, peak in rates if params]
     if optim.bits == 8:
         return _eight_bit(parameters)(groups, lr=optim.lr, betas=optim.betas, weight_decay=optim.weight_decay)
     fused = others[0].device.type in ("cpu", "cuda")
