@@ -6,8 +6,9 @@ from the run's log, the table from a results.json of `arcflow evaluate`.
 
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 import torch
@@ -15,10 +16,16 @@ from huggingface_hub import HfApi, ModelCard, ModelCardData
 from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
 
 from arcflow import student
+from arcflow.families import family_of
+from arcflow.families.weights import dense
+from arcflow.path import step_grid
 from arcflow.recipes import command
 from arcflow.reports.side_by_side import curves_figure, markdown_table
+from arcflow.student import layers
 from arcflow.student.adapter import found_at, load_adapter, save_adapter, write_adapter
-from arcflow.student.formats import FILES, AdapterInfo, tensors_of
+from arcflow.student.formats import FILES, AdapterInfo, Found, tensors_of
+from arcflow.student.merged import write_merged
+from arcflow.student.plain_lora import LORA, Factors, Keys, factors_of, linearized, named, raw_times, stock_scheduler
 from arcflow.system import files
 
 LICENCES: dict[str, dict[str, str]] = {
@@ -39,13 +46,22 @@ LICENCES: dict[str, dict[str, str]] = {
 
 CURVES = "curves.png"
 
+ExportLayout = Literal["arcflow", "file", "published", "lora", "merged"]
+
+BOUND = 0.01
+"""Loss of a plain LoRA of a mixture, at most: relative difference of the latents."""
+
 
 def export(
     adapter: str,
     out: Path,
     *,
-    layout: Literal["arcflow", "file", "published"] = "arcflow",
+    layout: ExportLayout = "arcflow",
+    keys: Keys = "diffusers",
     transformer: Any = None,
+    base: Path | None = None,
+    bound: float = BOUND,
+    measure: Callable[[Path], float] | None = None,
     log: Path | None = None,
     results: Path | None = None,
     name: str = "owner/name",
@@ -54,17 +70,35 @@ def export(
 
     Args:
         adapter: an adapter's folder or file, or one on the Hub.
-        layout: "file" is ours in a single tensor file.
-        transformer: the base's, needed to change the layout; it ends as it came.
+        layout: "file" is ours in a single tensor file; "lora" and "merged" need no arcflow.
+        keys: names in a plain LoRA's file.
+        transformer: the base's, needed to change the layout, and to make a LoRA of a mixture; it ends as it came.
+        base: the base pipeline's folder, which "merged" copies.
+        bound: the largest loss that a LoRA of a mixture may have.
+        measure: how different the pictures of a LoRA's file are, for a mixture; see `sampling.plain`.
         log: `log.jsonl` of the run that made it.
         results: `results.json` of `arcflow evaluate`.
         name: where it will be found, for the example in the card.
+
+    Raises:
+        ValueError: it cannot be made, or loses more than `bound`. Nothing is left in `out` that can be taken for it.
     """
     found = found_at(adapter)
     info, own = found.info, "published" if layout == "published" else "arcflow"
-    target = out / FILES["arcflow"][0] if layout == "file" else out
+    target, use = out / FILES["arcflow"][0] if layout == "file" else out, None
     out.mkdir(parents=True, exist_ok=True)
-    if found.layout == own == "arcflow":
+    if layout in ("lora", "merged"):
+        factors, lost = _plain(found, transformer, bound, measure)
+        if layout == "lora":
+            files.write_tensors(out / LORA[keys], named(factors, keys), {"format": "pt"})
+            files.write_json(out / "scheduler" / "scheduler_config.json", stock_scheduler(info))
+            use = _lora_use(info, name, lost)
+        elif base is None:
+            raise ValueError("a merged folder is a copy of the base's: expected that; give --model.")
+        else:
+            write_merged(base, out, factors, stock_scheduler(info))
+            use = _merged_use(info, name, lost)
+    elif found.layout == own == "arcflow":
         write_adapter(tensors_of(found), info, target)
     elif found.layout == own:
         for file in FILES[own]:
@@ -79,17 +113,113 @@ def export(
     if lines:
         files.write_bytes(out / CURVES, curves_figure(lines))
     table = markdown_table(json.loads(results.read_text("utf-8"))) if results else None
-    text = str(card(info, name, table=table, curves=bool(lines)))
+    text = str(card(info, name, table=table, curves=bool(lines), use=use))
     files.write_text(out / "README.md", text)
     return out
 
 
-def card(info: AdapterInfo, name: str, *, table: str | None = None, curves: bool = False) -> ModelCard:
+def _plain(
+    found: Found, transformer: Any, bound: float, measure: Callable[[Path], float] | None
+) -> tuple[dict[str, Factors], float]:
+    """An adapter's LoRA, and how far its pictures are from the student's.
+
+    Raises:
+        ValueError: they are further than `bound`.
+    """
+    info, tensors = found.info, tensors_of(found)
+    if info.form == "coefficients":
+        return factors_of(tensors, info), 0.0
+    if info.targets == "full":
+        raise ValueError("every weight of this student is trained, which is no LoRA; take the layout 'arcflow'.")
+    if transformer is None or measure is None:
+        raise ValueError(
+            f"{found.weights} is a mixture, whose gates look at the features: expected its base, to make the LoRA that "
+            f"comes nearest and to measure what is lost; give --model. A student in coefficients (model.form) loses "
+            f"nothing."
+        )
+    names = [*layers.norm_linears(transformer), family_of(transformer).head]
+    bases = {name: dense(layers.base_linear(transformer, name)) for name in names}
+    factors = linearized(tensors, info, bases)
+    with TemporaryDirectory() as draft:
+        file = Path(draft) / LORA["diffusers"]
+        files.write_tensors(file, named(factors, "diffusers"), {"format": "pt"})
+        lost = measure(file)
+    if not lost <= bound:
+        raise ValueError(
+            f"a plain LoRA of {found.weights} draws latents that differ by {lost:.1%} from the student's; expected at "
+            f"most {bound:.1%}. It is a mixture, whose gates and momentum factors no LoRA has. Use it with "
+            f"arcflow.attach, train a student in coefficients (--model.form coefficients), or raise --bound."
+        )
+    return factors, lost
+
+
+def _adapter_use(info: AdapterInfo, name: str) -> str:
+    """What an adapter of ours is, and how it is used."""
+    return (
+        f"{info.steps} network calls for a picture from {info.base or 'its base'}: an ArcFlow adapter "
+        f"(arXiv 2602.09014), which is a LoRA and a wider last layer.\n\n"
+        "```python\nimport arcflow\nimport torch\nfrom diffusers import DiffusionPipeline\n\n"
+        f'pipe = DiffusionPipeline.from_pretrained("{info.base or "the/base"}", dtype=torch.bfloat16).to("cuda")\n'
+        + (f'pipe.load_lora_weights("{info.teacher_lora}")\n' if info.teacher_lora else "")
+        + f'arcflow.attach(pipe, "{name}")\n'
+        f'image = pipe("a red cube on a blue sphere", num_inference_steps={info.steps}).images[0]\n```'
+    )
+
+
+def _lora_use(info: AdapterInfo, name: str, lost: float) -> str:
+    """How a plain LoRA is used in a stock pipeline."""
+    scheduler = "FlowMatchEulerDiscreteScheduler"
+    times = raw_times(info)
+    steps = f"num_inference_steps={info.steps}" if times is None else f"sigmas={times}"
+    return (
+        f"A plain LoRA that needs no arcflow: {_steps_in_words(info)}, other numbers of steps need the adapter that it "
+        f"was made of.{_lost_in_words(lost)}\n\n"
+        f"```python\nimport torch\nfrom diffusers import DiffusionPipeline, {scheduler}\n\n"
+        f'pipe = DiffusionPipeline.from_pretrained("{info.base or "the/base"}", dtype=torch.bfloat16).to("cuda")\n'
+        + (f'pipe.load_lora_weights("{info.teacher_lora}")\n' if info.teacher_lora else "")
+        + f'pipe.load_lora_weights("{name}")\n'
+        f'pipe.scheduler = {scheduler}.from_pretrained("{name}", subfolder="scheduler")\n'
+        f'image = pipe("a red cube on a blue sphere", {steps}).images[0]\n```\n\n'
+        f"Elsewhere: any Euler sampler on the noise levels {_levels(info)}, at strength 1."
+    )
+
+
+def _merged_use(info: AdapterInfo, name: str, lost: float) -> str:
+    """How a merged folder is used."""
+    times = raw_times(info)
+    steps = f"num_inference_steps={info.steps}" if times is None else f"sigmas={times}"
+    return (
+        f"The base with the student merged into it, which needs no arcflow: {_steps_in_words(info)}."
+        f"{_lost_in_words(lost)}\n\n"
+        f"```python\nimport torch\nfrom diffusers import DiffusionPipeline\n\n"
+        f'pipe = DiffusionPipeline.from_pretrained("{name}", dtype=torch.bfloat16).to("cuda")\n'
+        f'image = pipe("a red cube on a blue sphere", {steps}).images[0]\n```\n\n'
+        f"Its scheduler visits the noise levels {_levels(info)}."
+    )
+
+
+def _steps_in_words(info: AdapterInfo) -> str:
+    return f"{info.steps} network call{'s' if info.steps > 1 else ''} for a picture"
+
+
+def _lost_in_words(lost: float) -> str:
+    return f" Its latents differ by {lost:.1%} from the adapter's, which is no LoRA by itself." if lost else ""
+
+
+def _levels(info: AdapterInfo) -> str:
+    grid = step_grid(info.steps, info.shift, info.final_step_scale).tolist()
+    return ", ".join(f"{level:.4g}" for level in grid)
+
+
+def card(
+    info: AdapterInfo, name: str, *, table: str | None = None, curves: bool = False, use: str | None = None
+) -> ModelCard:
     """The model card that an adapter's record makes.
 
     Args:
         table: results as Markdown.
         curves: whether the folder holds a picture of loss and distance.
+        use: what it is and how it is used, where it is no adapter of ours.
     """
     licence: dict[str, Any] = LICENCES.get(info.base, {})
     based: dict[str, Any] = {"base_model": info.base, "base_model_relation": "adapter"}
@@ -103,13 +233,7 @@ def card(info: AdapterInfo, name: str, *, table: str | None = None, curves: bool
     parts = [
         f"---\n{data.to_yaml()}\n---",
         f"# {name.split('/')[-1]}",
-        f"{info.steps} network calls for a picture from {info.base or 'its base'}: an ArcFlow adapter "
-        f"(arXiv 2602.09014), which is a LoRA and a wider last layer.",
-        "```python\nimport arcflow\nimport torch\nfrom diffusers import DiffusionPipeline\n\n"
-        f'pipe = DiffusionPipeline.from_pretrained("{info.base or "the/base"}", dtype=torch.bfloat16).to("cuda")\n'
-        + (f'pipe.load_lora_weights("{info.teacher_lora}")\n' if info.teacher_lora else "")
-        + f'arcflow.attach(pipe, "{name}")\n'
-        f'image = pipe("a red cube on a blue sphere", num_inference_steps={info.steps}).images[0]\n```',
+        use or _adapter_use(info, name),
         "## Licence",
         "That of the base, whose weights it goes on: "
         + (licence.get("license_link") or licence.get("license") or f"see {info.base or 'its card'}")

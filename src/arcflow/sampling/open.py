@@ -49,6 +49,16 @@ def open_transformer(model: str, family: str) -> Any:
         return getattr(diffusers, row.transformer).from_pretrained(model, subfolder="transformer", dtype=torch.bfloat16)
 
 
+def folder_of(model: str) -> Path:
+    """The whole folder of a base's pipeline, fetched from the Hub if it is there."""
+    from arcflow.system import hub
+    from arcflow.world.teacher import teacher_folder
+
+    if model == SHIPPED:
+        return teacher_folder()
+    return Path(model) if Path(model).is_dir() else hub.fetch(model, ["*"])
+
+
 def size_of(model: str, height: int | None, width: int | None) -> tuple[int, int]:
     """Image size in pixels, completed by the model's own."""
     side = height or width or (64 if model == SHIPPED else 1024)
