@@ -6,7 +6,6 @@ no row left) is an error. Only `datasets` and parquet need the extra `arcflow[da
 """
 
 import csv
-import importlib
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from arcflow.config import PROMPT_FILES
+from arcflow.system.packages import need
 
 LONGEST = 4000
 """Characters; a row beyond is not a prompt. Text encoders cut off far below."""
@@ -202,7 +202,5 @@ def need_extra(column: str, columns: list[str], where: object) -> None:
 
 
 def extra(name: str) -> Any:
-    try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        raise ValueError(f'{name} is not here: install it with pip install "arcflow[data]"') from error
+    """A module that reads data sets, imported; ValueError if it is not installed."""
+    return need(name, asked="this list of prompts", install="arcflow[data]")

@@ -11,7 +11,6 @@ Frechet distance is patch FID (SDXL-Lightning, arXiv 2402.13929) and sees the de
 cannot hold.
 """
 
-import importlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -25,6 +24,7 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import AutoImageProcessor, AutoModel, AutoTokenizer, CLIPModel
 
+from arcflow.system.packages import need
 from arcflow.world.autoencoder import CHANNELS, encode, to_tensor
 from arcflow.world.scene import SIZE
 from arcflow.world.teacher import teacher_folder
@@ -135,10 +135,9 @@ def lpips_distance(
     net: Literal["alex", "vgg", "squeeze"] = "alex", *, device: str | torch.device = "cpu", batch_size: int = 64
 ) -> Callable[[Images, Images], Float[Tensor, "n"]]:
     """Perceptual distance of each pair of pictures (arXiv 1801.03924), by the package lpips."""
+    library = need("lpips", asked="LPIPS", install="arcflow[eval]")
     try:
-        network = importlib.import_module("lpips").LPIPS(net=net, verbose=False).to(device)
-    except ImportError as error:
-        raise ValueError('LPIPS takes lpips and torchvision: install them with pip install "arcflow[eval]"') from error
+        network = library.LPIPS(net=net, verbose=False).to(device)
     except OSError as error:
         raise ValueError(
             f"torchvision could not download the weights of {net!r} ({error}); do it with a network once"

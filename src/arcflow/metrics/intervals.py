@@ -72,9 +72,8 @@ def seed_interval(values: Sequence[float], *, confidence: float = 0.95) -> Inter
     """Mean over trainings that differ in their seed alone, with Student's interval for it."""
     if len(values) < 2 or not np.isfinite(values).all():
         raise ValueError(f"got {list(values)}; an interval takes the finite numbers of two trainings or more")
-    mean, error = float(np.mean(values)), float(stats.sem(values))
-    reach = float(stats.t.ppf(0.5 + confidence / 2, len(values) - 1)) * error
-    return Interval(mean, mean - reach, mean + reach)
+    around = stats.ttest_1samp(values, 0.0).confidence_interval(confidence)
+    return Interval(float(np.mean(values)), float(around.low), float(around.high))
 
 
 def seed_difference(a: Sequence[float], b: Sequence[float], *, confidence: float = 0.95) -> Interval:
@@ -87,9 +86,7 @@ def seed_difference(a: Sequence[float], b: Sequence[float], *, confidence: float
         many, one, sign = (b, a, -1) if len(a) == 1 else (a, b, 1)
         around = seed_interval([sign * (value - one[0]) for value in many], confidence=confidence)
         return Interval(mean, around.low, around.high)
-    parts = [float(np.var(values, ddof=1)) / len(values) for values in (a, b)]
-    if not sum(parts):
+    if not (np.ptp(a) or np.ptp(b)):  # all alike: no spread to tell anything of
         return Interval(mean, mean, mean)
-    freedom = sum(parts) ** 2 / sum(part**2 / (len(v) - 1) for part, v in zip(parts, (a, b), strict=True))
-    reach = float(stats.t.ppf(0.5 + confidence / 2, freedom)) * sum(parts) ** 0.5
-    return Interval(mean, mean - reach, mean + reach)
+    between = stats.ttest_ind(a, b, equal_var=False).confidence_interval(confidence)
+    return Interval(mean, float(between.low), float(between.high))

@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image
 
 from arcflow.system import files
+from arcflow.system.packages import need
 
 TEACHER, EULER, STUDENT, FAINT = "#334155", "#e8710a", "#2563eb", "#cbd5e1"
 
@@ -80,11 +81,8 @@ def wide(image: bytes, label: str) -> str:
 
 def canvas(panels: int, width: float, height: float, rows: int = 1) -> tuple[Any, Any]:
     """A figure of that size in inches, and its panels, row by row."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ValueError('the report draws with matplotlib, which is not here: pip install "arcflow[demo]"') from error
-    figure = Figure(figsize=(width, height), dpi=160, facecolor="white")
+    library = need("matplotlib.figure", asked="the report", install="arcflow[demo]")
+    figure = library.Figure(figsize=(width, height), dpi=160, facecolor="white")
     axes = figure.subplots(rows, panels // rows, squeeze=False).flatten()
     for panel in axes:
         panel.spines[["top", "right"]].set_visible(False)

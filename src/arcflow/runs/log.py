@@ -16,6 +16,7 @@ import numpy as np
 from PIL import Image
 
 from arcflow.system import files
+from arcflow.system.packages import need
 
 HELD_OUT = "held out, teacher above student"
 
@@ -25,13 +26,7 @@ class Tracker:
     it that no other run has, so that it is taken up with the folder."""
 
     def __init__(self, name: str, folder: Path, settings: dict[str, Any]) -> None:
-        try:
-            self.library = importlib.import_module(name)
-        except ImportError as error:
-            raise ValueError(
-                f"tracker = {name!r}: expected it to be installed ({error}); pip install {name}, or leave the setting "
-                f"out"
-            ) from error
+        self.library = need(name, asked=f"tracker = {name!r}", install=name)
         kept = folder / "tracker.txt"
         if not kept.exists():
             files.write_text(kept, f"{folder.name}-{secrets.token_hex(4)}")

@@ -1,5 +1,6 @@
 """Which packages are here, at which version, and what a run was made with."""
 
+import importlib
 import platform
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -7,7 +8,22 @@ from typing import Any
 import torch
 
 
+def need(module: str, *, asked: str, install: str) -> Any:
+    """An optional module, imported.
+
+    Raises:
+        ValueError: it is not installed. The message says who asked for it and what to install.
+    """
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise ValueError(
+            f'{asked} takes {module.partition(".")[0]}, which is not here ({error}): pip install "{install}"'
+        ) from error
+
+
 def version_of(package: str) -> str:
+    """The version of an installed package; "unknown" if it is not there."""
     try:
         return version(package)
     except PackageNotFoundError:

@@ -1,6 +1,5 @@
 """The optimizer: AdamW, its rates, which steps it accepts, and the directions it steps along."""
 
-import importlib
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -15,6 +14,7 @@ from arcflow.distillation.walk import sampler_grid
 from arcflow.runs.checkpoint import Progress
 from arcflow.runs.ema import Parameters
 from arcflow.student.head import start_gains
+from arcflow.system.packages import need
 from arcflow.system.processes import in_parts, shared_like, whole
 
 MEMORY = 0.98
@@ -38,10 +38,7 @@ def _eight_bit(parameters: Parameters) -> Any:
         raise ValueError(
             "optim.bits = 8 needs whole weights, not parts: expected one process to a copy; set shard to 1"
         )
-    try:
-        return importlib.import_module("bitsandbytes.optim").AdamW8bit  # an extra
-    except ImportError as error:
-        raise ValueError("optim.bits = 8: expected bitsandbytes to be installed; pip install bitsandbytes") from error
+    return need("bitsandbytes.optim", asked="optim.bits = 8", install="bitsandbytes").AdamW8bit
 
 
 def step_directions(
