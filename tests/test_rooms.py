@@ -50,6 +50,8 @@ def test_the_root_shows_the_theory_and_rooms() -> None:
     assert len(files) <= 8 and len(rooms) <= 22
 
 
-@pytest.mark.parametrize("name", ["arcflow", "arcflow.cli", "arcflow.config", "arcflow.recipes", "arcflow.world.scene"])
+@pytest.mark.parametrize(
+    "name", ["arcflow", "arcflow.cli", "arcflow.config", "arcflow.recipes", "arcflow.evaluation.suites"]
+)
 def test_help_does_not_wait_for_torch(name: str) -> None:
     assert not {module.split(".")[0] for module in reached(name)} & HEAVY

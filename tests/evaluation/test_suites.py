@@ -420,9 +420,9 @@ def test_a_run_killed_at_every_stage_goes_on_and_does_nothing_twice(
             raise KeyboardInterrupt
         return count(twins, images, names)
 
-    monkeypatch.setattr(suite_run, "squared_error", count)
+    monkeypatch.setattr(measured, "squared_error", count)
     with monkeypatch.context() as killing, pytest.raises(KeyboardInterrupt):
-        killing.setattr(suite_run, "squared_error", die_later)
+        killing.setattr(measured, "squared_error", die_later)
         evaluate("dpg", **more)
     with pytest.raises(ValueError, match="after 3 of 8 pictures"):
         evaluate("dpg", **{**more, **dying})

@@ -4,11 +4,18 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
+import tyro
 from tyro.conf import UseAppendAction
 
 from arcflow import __version__, config
+from arcflow.evaluation.suites import SUITES
+
+if TYPE_CHECKING:
+    SuiteName = str
+else:
+    SuiteName = tyro.extras.literal_type_from_choices(list(SUITES))
 
 
 def asked(words: Sequence[str]) -> bool:
@@ -20,7 +27,7 @@ def asked(words: Sequence[str]) -> bool:
 class EvaluateSuite:
     """Draw the pictures of a benchmark and score them; what is there already is neither drawn nor scored again."""
 
-    suite: Literal["world", "geneval", "dpg", "oneig", "coco", "hpsv2"]
+    suite: SuiteName
     """Which benchmark; all but the built-in "world" read their own prompt file."""
     prompts: Path | None = None
     """The benchmark's own prompt file or folder (docs/evaluation.md says which, and from where)."""

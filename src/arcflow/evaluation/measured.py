@@ -8,7 +8,10 @@ together. Pictures are known by a name, not by a place in a list: a list may gro
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -127,6 +130,40 @@ def named_by(kind: str, value: str) -> str:
     return f"{kind}-{hashlib.sha256(value.encode()).hexdigest()[:8]}" if value else kind
 
 
+@dataclass(frozen=True, kw_only=True)
+class Material:
+    """What there is beside a picture to score it by."""
+
+    suite: str
+    prompts: Mapping[str, str]
+    """What each picture is of, by the picture's name."""
+    twins: Mapping[str, Path] | None
+    """The same pictures by another model, by the same names; None without a reference of the same prompts."""
+    device: str
+    clip: str | None = None
+    """The CLIP network that is asked for."""
+    lpips: bool = False
+    """Whether LPIPS is asked for."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measure:
+    """A score of single pictures. `MEASURES` lists them; nothing else knows one by name."""
+
+    name: str
+    better: Literal["higher", "lower"]
+    wanted: Callable[[Material], bool]
+    """Whether it can be had and is asked for."""
+    load: Callable[[Material], Call]
+    """What computes it, one column wide; called only if a picture has no score yet."""
+    of: Callable[[Material], str] = lambda material: ""
+    """The network or file that it depends on: scores of another one are kept under another name."""
+
+    def stored(self, material: Material) -> str:
+        """The name under which its scores are kept and told."""
+        return named_by(self.name, self.of(material))
+
+
 def accuracy(prompts: Mapping[str, str], images: np.ndarray, names: list[str]) -> Tensor:
     """1 for a picture of the built-in world that shows what its caption says."""
     return torch.tensor([[float(judge(image, prompts[name]))] for image, name in zip(images, names, strict=True)])
@@ -153,6 +190,42 @@ def lpips(device: str, twins: Mapping[str, Path]) -> Call:
     """Perceptual distance to another picture."""
     distance = features.lpips_distance(device=device)
     return lambda images, names: distance(images, np.stack([read_picture(twins[name]) for name in names]))[:, None]
+
+
+def twins(material: Material) -> Mapping[str, Path]:
+    """The reference's pictures, which a paired measure has made sure of."""
+    assert material.twins is not None
+    return material.twins
+
+
+MEASURES = (
+    Measure(
+        name="accuracy",
+        better="higher",
+        wanted=lambda material: material.suite == "world",
+        load=lambda material: partial(accuracy, material.prompts),
+    ),
+    Measure(
+        name="clip",
+        better="higher",
+        wanted=lambda material: bool(material.clip),
+        load=lambda material: clip_score(material.clip or "", material.device, material.prompts),
+        of=lambda material: material.clip or "",
+    ),
+    Measure(
+        name="squared_error",
+        better="lower",
+        wanted=lambda material: material.twins is not None,
+        load=lambda material: partial(squared_error, twins(material)),
+    ),
+    Measure(
+        name="lpips",
+        better="lower",
+        wanted=lambda material: material.lpips and material.twins is not None,
+        load=lambda material: lpips(material.device, twins(material)),
+    ),
+)
+"""Every score of single pictures, in the order of the results."""
 
 
 def check_network(named: str) -> None:

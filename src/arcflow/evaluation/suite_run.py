@@ -22,18 +22,17 @@ from torch import Tensor
 from arcflow.evaluation import pictures as drawn
 from arcflow.evaluation import scorers, summary
 from arcflow.evaluation.measured import (
+    MEASURES,
     NETWORKS,
     Call,
-    accuracy,
+    Material,
+    Measure,
     check_network,
-    clip_score,
     folder_pictures,
-    lpips,
     measure,
     named_by,
     network,
     parted,
-    squared_error,
     table,
 )
 from arcflow.evaluation.pictures import Picture
@@ -96,7 +95,8 @@ class Run:
 
     def score(self) -> None:
         """Measure what is not measured, and ask the scorers about what they have not answered."""
-        for name, load in self._measures().items():
+        for name, one in self._measures().items():
+            load = partial(one.load, self._material)
             with drawn.clock(self.folder, name, self.share) as done:
                 done.append(measure(self.folder / "measured" / name, self.files, load, share=self.share))
         for name, load in self._features().items():
@@ -112,20 +112,21 @@ class Run:
                 lines = self._manifest(mine)
                 done.append(scorers.ask(self.folder, name, command, lines, self.share))
 
-    def _measures(self) -> dict[str, Callable[[], Call]]:
-        """Scores of single pictures, by name: what makes the function that gives them."""
-        prompts = {picture.file: picture.prompt for picture in self.pictures}
-        found: dict[str, Callable[[], Call]] = {}
-        if self.suite.name == "world":
-            found["accuracy"] = lambda: partial(accuracy, prompts)
-        if self.asked.clip:
-            found[named_by("clip", self.asked.clip)] = partial(clip_score, self.asked.clip, self._device(), prompts)
-        if self.reference and self.reference.paired:
-            twins = self.reference.files
-            found["squared_error"] = lambda: partial(squared_error, twins)
-            if self.asked.lpips:
-                found["lpips"] = partial(lpips, self._device(), twins)
-        return found
+    def _measures(self) -> dict[str, Measure]:
+        """Scores of single pictures, by the name they are kept under."""
+        material = self._material
+        return {one.stored(material): one for one in MEASURES if one.wanted(material)}
+
+    @property
+    def _material(self) -> Material:
+        return Material(
+            suite=self.suite.name,
+            prompts={picture.file: picture.prompt for picture in self.pictures},
+            twins=self.reference.files if self.reference and self.reference.paired else None,
+            device=self._device(),
+            clip=self.asked.clip,
+            lpips=self.asked.lpips,
+        )
 
     def _features(self) -> dict[str, Callable[[], Call]]:
         names = self.asked.features
@@ -157,13 +158,12 @@ class Run:
             return None
         found: dict[str, Any] = {}
         with drawn.clock(self.folder, "results", self.share) as done:
-            for name in self._measures():
+            for name, one in self._measures().items():
                 values = self._rows(self.folder / "measured" / name, list(self.files))
                 if values is None:
                     return None
                 scores = dict(zip((picture.id for picture in self.pictures), values[:, 0].tolist(), strict=True))
-                better = "lower" if name in ("squared_error", "lpips") else "higher"
-                found[name] = summary.summary(self.items, self.draws, scores, better)
+                found[name] = summary.summary(self.items, self.draws, scores, one.better)
             for name in self._features():
                 if not self._compared(name, found):
                     return None
@@ -219,7 +219,7 @@ def plan(asked: Any, share: tuple[int, int], adapter: str, **recipe: Any) -> Run
     for named in asked.features:
         check_network(named)
     names = [name for name, _ in map(parted, (*asked.scorer, *asked.answers))]
-    taken = {"accuracy", "squared_error", "lpips", "clip", *NETWORKS}
+    taken = {*(one.name for one in MEASURES), *NETWORKS}
     if len(set(names)) < len(names) or taken & set(names):
         raise ValueError(
             f"scorers and answers are named {names}: expected each once, and none of {sorted(taken)}; rename one"

@@ -17,11 +17,12 @@ from typing import Any
 
 from PIL import Image
 
-from arcflow.system import files
-
 
 def write_once(path: Path, write: Any) -> None:
     if not path.exists():
+        # Not at the top: the command line lists suites, and does not wait for torch.
+        from arcflow.system import files
+
         path.parent.mkdir(parents=True, exist_ok=True)
         files.write_atomic(path, write)
 

@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from arcflow.system.seeds import seed_of
 from arcflow.world.scene import FIRST_SEED, held_out, parse
 
 
@@ -63,6 +62,9 @@ class Suite:
         """Seed of a picture's noise: the same for every model, number of steps and way to share the work."""
         if self.name == "world":  # the first picture of a prompt is that of `arcflow evaluate` and `world score`
             return FIRST_SEED + item.number + (draw << 32)
+        # Not at the top: the command line lists suites, and does not wait for torch.
+        from arcflow.system.seeds import seed_of
+
         return seed_of("suite", self.name, item.number, draw)
 
 
