@@ -1,4 +1,4 @@
-"""docs/extending.md, done to the letter in a copy of the package: each addition works by the edits of the page alone."""
+"""docs/extending.md, done to the letter in a copy of the package: each addition works by the page alone."""
 
 import os
 import re
