@@ -227,5 +227,8 @@ def test_a_merged_folder_is_whole_or_not_there(flux, tmp_path):
     with pytest.raises(ValueError, match="lacks .* Linears of the LoRA"):
         model_card.export(str(made), tmp_path / "out", layout="merged", base=tmp_path / "smaller")
     assert not (tmp_path / "out" / "model_index.json").exists()
+    (tmp_path / "base" / "everything.safetensors").write_bytes(b"the base once more")
+    (tmp_path / "base" / "LICENSE.md").write_text("as it was")
     out = model_card.export(str(made), tmp_path / "out", layout="merged", base=tmp_path / "base")
+    assert (out / "LICENSE.md").is_file() and not (out / "everything.safetensors").exists()
     assert json.loads((out / "scheduler" / "scheduler_config.json").read_text())["shift"] == pytest.approx(3.2)

@@ -50,13 +50,14 @@ def open_transformer(model: str, family: str) -> Any:
 
 
 def folder_of(model: str) -> Path:
-    """The whole folder of a base's pipeline, fetched from the Hub if it is there."""
+    """The folder of a base's pipeline, fetched from the Hub if it is there, without what else lies beside it (the whole
+    model in one file, often)."""
     from arcflow.system import hub
     from arcflow.world.teacher import teacher_folder
 
     if model == SHIPPED:
         return teacher_folder()
-    return Path(model) if Path(model).is_dir() else hub.fetch(model, ["*"])
+    return Path(model) if Path(model).is_dir() else hub.fetch(model, ["model_index.json", "*/*"])
 
 
 def size_of(model: str, height: int | None, width: int | None) -> tuple[int, int]:

@@ -19,6 +19,9 @@ from arcflow.system import files
 FLOATS = ("F32", "F16", "BF16", "F64")
 """Types of weights, as safetensors calls them, into which a LoRA can be added."""
 
+WHOLE = (".safetensors", ".ckpt", ".pt", ".bin", ".gguf")
+"""How files end that may lie beside a pipeline with the whole model in them: the base's, which nobody needs here."""
+
 
 def write_merged(base: Path, out: Path, factors: Mapping[str, Factors], scheduler: Mapping[str, Any]) -> Path:
     """The folder, with a pipeline in it: that of `base`, a LoRA added into its transformer, and this scheduler.
@@ -44,7 +47,8 @@ def write_merged(base: Path, out: Path, factors: Mapping[str, Factors], schedule
         there = out / path.relative_to(base)
         if not path.is_file() or path.is_relative_to(out) or path in (index, *shards):
             continue
-        if there.parent == out / "scheduler":
+        hidden = any(part.startswith(".") for part in path.relative_to(base).parts)
+        if hidden or there.parent == out / "scheduler" or (path.parent == base and path.suffix in WHOLE):
             continue
         there.parent.mkdir(parents=True, exist_ok=True)
         files.write_atomic(there, lambda draft, path=path: shutil.copyfile(path, draft))
