@@ -29,11 +29,9 @@ from arcflow.families import network
 from arcflow.families.conditioning import Cond, repeat, rows
 from arcflow.families.loading import load_pipe
 from arcflow.path import segments, shift_sigma
-from arcflow.runs.ema import Ema
+from arcflow.runs.checkpoint import Progress
 from arcflow.student import views as student_views
-from arcflow.system.processes import Ranks
-from arcflow.training.learner import accumulate, build_student, views
-from arcflow.training.optimizer import adamw, step_directions
+from arcflow.training.learner import Learner, arcflow_objective, sample_draws, views
 from benchmarks.exact_step import seconds
 from benchmarks.memory import Alive
 
@@ -42,27 +40,19 @@ class Loop:
     """Iterations as a training makes them, of one batch."""
 
     def __init__(self, net: Any, run: config.Run, x: Tensor, cond: Cond) -> None:
-        self.net, self.run, self.x, self.cond = net, run, x, cond
-        self.parameters = build_student(net, run, Ranks())
-        self.walker, self.teacher = views(net, None, 1.0)
-        self.ema, self.optimizer = Ema(self.parameters), adamw(self.parameters, run.optim)
-        self.turned = step_directions(self.parameters, run)
+        self.net, self.run = net, run
+        self.sample = Sample(x, cond, {})
+        self.learner, self.progress = Learner.on(net, run), Progress()
+        self.student, self.teacher = views(net)
         net.train()
 
     def gradients(self, step: int = 1) -> None:
-        draws = list(range(len(self.x)))
-        accumulate(self.walker, self.teacher, Sample(self.x, self.cond, {}), config=self.run, step=step, draws=draws)
-
-    def update(self) -> None:
-        torch.nn.utils.clip_grad_norm_(self.parameters.values(), self.run.optim.clip)
-        with self.turned():
-            self.optimizer.step()
-        self.ema.update(0.99)
-        self.optimizer.zero_grad()
+        objective = arcflow_objective(self.run, step, self.student, self.teacher)
+        self.learner.gradients(objective, self.sample, sample_draws(range(len(self.sample.x))))
 
     def ours(self, step: int = 1) -> None:
         self.gradients(step)
-        self.update()
+        self.learner.update(self.progress)
 
 
 class Bench(Loop):
@@ -85,8 +75,8 @@ class Bench(Loop):
         x = network.noise(pipe, list(range(batch)), 64, 64)
         self.feed = Feed(make, x.device, ahead=True)
         super().__init__(pipe.transformer, run, x, make(0).cond)
-        for group in self.optimizer.param_groups:
-            group["lr"] = 0.0  # the batch, and what it costs, stays the same
+        for group in self.learner.optimizer.param_groups:
+            group["peak"] = 0.0  # the batch, and what it costs, stays the same
 
     def gradients_authors(self) -> None:
         def one_by_one(x: Tensor, sigma: Tensor, cond: Any) -> Tensor:
@@ -94,10 +84,10 @@ class Bench(Loop):
             return torch.cat([self.teacher(x[piece], sigma[piece], rows(cond, piece)) for piece in pieces])
 
         parts = distill(
-            self.walker,
+            self.student,
             one_by_one,
-            self.x,
-            self.cond,
+            self.sample.x,
+            self.sample.cond,
             config=self.run.distill,
             ratio=0.0,
             generator=[torch.Generator().manual_seed(i) for i in range(self.batch)],
@@ -105,21 +95,22 @@ class Bench(Loop):
         torch.stack([part.loss for part in parts]).sum().backward()
 
     def encoded(self) -> None:
-        self.cond, self.number = self.feed(self.number).cond, self.number + 1
+        self.sample = self.feed(self.number)
+        self.number += 1
         self.ours()
 
     def authors(self) -> None:
         self.gradients_authors()
-        self.update()
+        self.learner.update(self.progress)
 
     def bare(self) -> None:
         half = self.run.distill.states // 2  # in a call, see `rollout.visit`
-        cond, x = repeat(self.cond, half), self.x.repeat(half, 1, 1)
+        cond, x = repeat(self.sample.cond, half), self.sample.x.repeat(half, 1, 1)
         for segment in segments(self.run.distill.steps):
             sigma = float(shift_sigma(segment.tau_src))
             for _ in range(2):
                 student_views.teacher_velocity(self.net, x, sigma, cond)
-            out = network.call(self.net, self.x, sigma, self.cond)
+            out = network.call(self.net, self.sample.x, sigma, self.sample.cond)
             out.backward(torch.ones_like(out))
         self.net.zero_grad()
 

@@ -78,7 +78,7 @@ def test_what_is_measured_on_a_gpu_draws_with_and_without_a_student_and_trains_i
 
     cond = network.encode_prompts(flux, ["a red cube"], height=tiny.SIDE, width=tiny.SIDE, max_sequence_length=8)
     training = Loop(pipe.transformer, recipes.flux_48gb(), network.noise(flux, [0], tiny.SIDE, tiny.SIDE), cond)
-    before = [p.detach().clone() for p in training.parameters.values()]
+    before = [p.detach().clone() for p in training.learner.parameters.values()]
     for step in (0, training.run.distill.decay):  # the teacher's share is 1, then 0
         training.ours(step)
-    assert not all(torch.equal(p, kept) for p, kept in zip(training.parameters.values(), before, strict=True))
+    assert not all(torch.equal(p, kept) for p, kept in zip(training.learner.parameters.values(), before, strict=True))

@@ -32,7 +32,7 @@ from arcflow.student.adapter import read_info
 from arcflow.system import files, signals
 from arcflow.system.devices import attention, torch_device
 from arcflow.system.processes import Ranks
-from arcflow.system.signals import stop_signals
+from arcflow.system.signals import Stopped, stop_signals
 from arcflow.training.loop import claim, train
 from arcflow.training.optimizer import accepted, adamw, rate
 from tests.support.prompt_lists import with_pictures
@@ -144,7 +144,7 @@ def test_a_signal_saves_and_exits(run, tmp_path, number):
 
     pipe.transformer.forward = forward
     usual = signal.getsignal(number)
-    with pytest.raises(SystemExit) as stop:
+    with pytest.raises(Stopped, match=f"stopped by {signal.Signals(number).name}, saved") as stop:
         train(config(tmp_path), pipe, messages.append)
     assert stop.value.code == 128 + number and signal.getsignal(number) == usual
     assert "run the same command to go on" in messages[-1]

@@ -33,22 +33,27 @@ class Train:
     def run(self) -> None:
         config.check(self.processes >= 1, "processes", self.processes, "1 or more", "leave it out for one")
         if self.processes > 1:
-            train_together(self.recipe, self.processes)
+            code = train_together(self.recipe, self.processes)
+            if code:
+                raise SystemExit(code)
             return
         from arcflow.system.devices import keep_buffers
+        from arcflow.system.signals import Stopped
         from arcflow.training.loop import train
 
         if self.recipe.model.base == SHIPPED:
             keep_buffers()
-        folder = train(self.recipe)
+        try:
+            folder = train(self.recipe)
+        except Stopped as stopped:  # the loop has said how to go on
+            raise SystemExit(stopped.code) from None
         print(f"adapter: {folder / 'adapter'}")
 
 
-def train_together(run: config.Run, count: int) -> None:
-    """Train in `count` new processes of this machine, each with a whole copy of the network.
+def train_together(run: config.Run, count: int) -> int:
+    """Exit code of a training in `count` new processes of this machine, each with a whole copy of the network.
 
-    Raises SystemExit with the code of the first process that fails; ValueError, before any starts, if a batch does not
-    divide among them.
+    Raises ValueError, before any process starts, if a batch does not divide among them.
     """
     from arcflow.system.launch import run_together
     from arcflow.system.processes import Ranks
@@ -57,4 +62,4 @@ def train_together(run: config.Run, count: int) -> None:
     run = replace(run, shard=run.shard or 1)
     settings = json.loads(config.to_json(run))
     command = recipes.command({name: value for name, value in settings.items() if name != "out"})
-    run_together([*shlex.split(command)[1:], "--out", run.out], count)
+    return run_together([*shlex.split(command)[1:], "--out", run.out], count)

@@ -19,17 +19,17 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from arcflow.config import Distill, Optim
-from arcflow.distillation.objective import distill, teacher_ratio
+from arcflow.config import Distill, Model, Optim, Run
+from arcflow.data.prefetch import Sample
 from arcflow.distillation.policy import Student, Teacher
 from arcflow.distillation.walk import arcs
 from arcflow.families.conditioning import Cond
 from arcflow.momentum import Mixture, unpack
 from arcflow.path import step_grid
-from arcflow.runs.ema import Ema, ema_beta
+from arcflow.runs.checkpoint import Progress
 from arcflow.student.head import MomentumHead
 from arcflow.system.seeds import seed_of
-from arcflow.training.optimizer import adamw, rate, set_rate
+from arcflow.training.learner import Learner, arcflow_objective
 
 REFERENCE_STEPS = 128
 """Steps of the exact walk: those of order four leave 1e-6 of it."""
@@ -104,29 +104,32 @@ def learn(
     """A student of K modes for so many calls, its weights averaged. All but size and rates is as published: the
     teacher's share falls over the first fifth, modes are dropped, windows matched. `watch` is told of every iteration.
     """
-    config = Distill(steps=steps, decay=iterations // 5)
-    optim = Optim(
-        iterations=iterations, batch=batch, lr=lr, lr_log_gamma=lr / 10, warmup=min(50, iterations // 10), ema_from=50
+    run = Run(
+        model=Model(modes=modes),
+        distill=Distill(steps=steps, decay=iterations // 5),
+        optim=Optim(
+            iterations=iterations,
+            batch=batch,
+            lr=lr,
+            lr_log_gamma=lr / 10,
+            warmup=min(50, iterations // 10),
+            clip_from=iterations,  # never: the log's numbers are of whole gradients
+            ema_from=50,
+        ),
     )
     with seeded(seed, "student"):
         net = Net(modes)
     parameters = {f"proj_out_{name.removeprefix('head.')}": p for name, p in net.named_parameters() if p.numel()}
-    ema, optimizer = Ema(parameters), adamw(parameters, optim)
+    learner, progress = Learner(parameters, run), Progress()
     for iteration in range(iterations):
         generator = torch.Generator().manual_seed(seed_of(seed, "draws", iteration))
-        x = noise(batch, generator).float()
-        ratio = teacher_ratio(iteration, config.decay)
-        set_rate(optimizer, rate(iteration, optim))
-        logs = {"loss": 0.0}
-        for part in distill(net, teacher, x, {}, config=config, ratio=ratio, generator=generator):
-            part.loss.backward()
-            logs["loss"] += float(part.logs["loss"])
-        optimizer.step()
-        optimizer.zero_grad()
-        ema.update(ema_beta(iteration, optim.ema_from))
+        sample = Sample(noise(batch, generator).float(), {}, {})
+        objective = arcflow_objective(run, iteration, net, teacher)
+        losses = learner.gradients(objective, sample, generator)
+        learner.update(progress)
         if watch:
-            watch(iteration, logs)
-    ema.swap()
+            watch(iteration, losses.logs())
+    learner.average.swap()
     return net
 
 

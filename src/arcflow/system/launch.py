@@ -25,10 +25,10 @@ GRACE = 10.0
 """Seconds that the others are left when one has failed."""
 
 
-def run_together(words: Sequence[str], count: int) -> None:
-    """Run `arcflow` with these words in `count` new processes that find each other as those of `torchrun` do.
+def run_together(words: Sequence[str], count: int) -> int:
+    """Exit code of `arcflow` with these words in `count` new processes that find each other as those of `torchrun` do.
 
-    Progress and errors are those of the first. Raises SystemExit with its code if one of them fails.
+    Progress and errors are those of the first process, the code is that of the first which fails.
     """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -53,8 +53,7 @@ def run_together(words: Sequence[str], count: int) -> None:
             for process in processes:
                 process.kill()
                 process.wait()
-    if code:
-        raise SystemExit(code)
+    return code
 
 
 def _wait(processes: Sequence[subprocess.Popen], caught: Sequence[int]) -> int:

@@ -72,6 +72,14 @@ class Ranks:
         dist.all_reduce(total)
         return dict(zip(values, (total / self.count).tolist(), strict=True))
 
+    def any(self, *flags: bool) -> tuple[bool, ...]:
+        """Whether each flag is up on any of the processes, so that all of them act on it, or none."""
+        if self.count == 1:
+            return flags
+        raised = torch.tensor(flags, dtype=torch.uint8)
+        dist.all_reduce(raised, dist.ReduceOp.MAX)
+        return tuple(raised.bool().tolist())
+
     def gather(self, x: Float[Tensor, "rows *rest"]) -> Float[Tensor, "all_rows *rest"]:
         """The rows of all processes, in their order; all give equally many."""
         if self.count == 1:

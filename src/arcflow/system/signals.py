@@ -11,6 +11,15 @@ PATIENCE = 5.0
 """Seconds."""
 
 
+class Stopped(Exception):
+    """A run was told to stop by a signal, and has saved: the same call goes on from there."""
+
+    def __init__(self, number: int, message: str) -> None:
+        super().__init__(message)
+        self.code = 128 + number
+        """Exit code that a shell expects of a process that this signal has ended."""
+
+
 @contextmanager
 def stop_signals() -> Iterator[list[int]]:
     """Collect SIGINT and SIGTERM instead of dying of them. One that comes `PATIENCE` after the first has its usual

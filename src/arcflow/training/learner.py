@@ -1,10 +1,20 @@
-"""The parts of a training: building the student, its two views, gradients over micro-batches, sums for the log."""
+"""A student while it learns: what every training has in common, whoever decides what is learned.
 
-import dataclasses
+    learner = Learner.on(net, run)
+    learner.gradients(objective, sample, draws)        # losses, a backward pass for each part of them
+    norm = learner.update(progress)                    # clip, AdamW, average; or a skipped step
+
+`arcflow train`, the comparison of methods, the laboratory and the benchmarks take their steps here and nowhere else.
+They differ in the objective, in the batches, in what they measure and in when they stop. Settings: `config.Run`.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Generator, Tensor
+from torch import Generator, Tensor, nn
 
 from arcflow import student
 from arcflow.config import Run
@@ -14,14 +24,20 @@ from arcflow.distillation.objective import Part, distill, teacher_ratio
 from arcflow.distillation.policy import Student, Teacher
 from arcflow.distillation.walk import guided, sampler_grid
 from arcflow.families.conditioning import Cond, rows
+from arcflow.runs.checkpoint import Progress
+from arcflow.runs.ema import Ema, ema_beta
 from arcflow.student.views import teacher_velocity
 from arcflow.system import processes
 from arcflow.system.processes import Ranks
-from arcflow.system.seeds import seed_of
+from arcflow.system.seeds import Draws, seed_of
+from arcflow.training.optimizer import accepted, adamw, diagnosis, rate, set_rate, step_directions
+
+Losing = Callable[[Sample, Draws], Iterable[Part]]
+"""(samples, their random numbers) -> losses, each for a backward pass of its own before the next is asked for."""
 
 
-def build_student(net: Any, config: Run, ranks: Ranks) -> dict[str, torch.nn.Parameter]:
-    """Put head and LoRA on the transformer and share it out; the trainable parameters."""
+def build_student(net: Any, config: Run, ranks: Ranks) -> dict[str, nn.Parameter]:
+    """The trainable parameters, once head and LoRA are on the transformer and it is shared out."""
     model, start = config.model, Generator().manual_seed(seed_of(config.seed, "student"))
     student.build(
         net,
@@ -41,8 +57,8 @@ def build_student(net: Any, config: Run, ranks: Ranks) -> dict[str, torch.nn.Par
     return student.trainable(processes.shard(net, ranks))
 
 
-def views(net: Any, negative: Cond | None, scale: float) -> tuple[Student, Teacher]:
-    """The network as the two callables that everything else sees."""
+def views(net: Any, negative: Cond | None = None, scale: float = 1.0) -> tuple[Student, Teacher]:
+    """The network as the two callables that everything else sees; the teacher under true guidance with `negative`."""
 
     def walker(x: Tensor, sigma: Tensor, cond: Cond) -> Any:
         return student.predict(net, x, sigma, cond)
@@ -53,47 +69,117 @@ def views(net: Any, negative: Cond | None, scale: float) -> tuple[Student, Teach
     return walker, teacher if negative is None else guided(teacher, negative, scale)
 
 
-def accumulate(
-    walker: Student, teacher: Teacher, sample: Sample, *, config: Run, step: int, draws: list[int]
-) -> dict[str, float]:
-    """Add a batch's gradient to the parameters, one backward pass per segment and micro-batch: the losses to log.
-    `draws` seeds the random numbers of each sample."""
-    x, ratio = sample.x, teacher_ratio(step, config.distill.decay, config.distill.hold)
-    steps = config.distill.all_steps[step % len(config.distill.all_steps)]
-    settings = dataclasses.replace(config.distill, steps=steps, also_steps=())
-    if config.model.form == "coefficients":
-        settings = dataclasses.replace(settings, mode_dropout=0.0)  # there are no modes that could be left out
-    tally = Tally(steps, x.device)
-    for part in micro_batches(len(x), config.optim):
-        own = [Generator().manual_seed(seed) for seed in draws[part]]
-        objective = distill(
-            walker,
+class Learner:
+    """Trained parameters with their average and their optimizer."""
+
+    def __init__(self, parameters: dict[str, nn.Parameter], run: Run, ranks: Ranks | None = None) -> None:
+        """`parameters` learn by the settings of `run.optim`; names as in a published adapter."""
+        self.parameters, self.run, self.ranks = parameters, run, ranks or Ranks()
+        self.average = Ema(parameters)
+        self.optimizer = adamw(parameters, run.optim)
+        self.directions = step_directions(parameters, run)
+        self.losses = Losses()
+
+    @classmethod
+    def on(cls, net: Any, run: Run, ranks: Ranks | None = None, frozen: Sequence[str] = ()) -> "Learner":
+        """The student that is built on `net`, in place, as `run.model` says.
+
+        `frozen` parts of its head ("logweights", "loggamma") keep the values that they start with.
+        """
+        ranks = ranks or Ranks()
+        parameters = build_student(net, run, ranks)
+        for name in [name for name in parameters if any(f"_{part}." in name for part in frozen)]:
+            parameters.pop(name).requires_grad_(False)
+        return cls(parameters, run, ranks)
+
+    def gradients(self, objective: Losing, sample: Sample, draws: Draws) -> "Losses":
+        """The losses of a batch, whose gradients are added to the parameters: one backward pass for each part of the
+        objective and each micro-batch. `draws` are the batch's random numbers, or each sample's own."""
+        self.losses = Losses()
+        for piece in micro_batches(len(sample.x), self.run.optim):
+            share = len(sample.x[piece]) / len(sample.x)
+            own = draws if isinstance(draws, Generator) else draws[piece]
+            for i, part in enumerate(objective(_rows(sample, piece), own)):
+                (share * part.loss).backward()
+                self.losses.add(i, part, share)
+        return self.losses
+
+    def update(self, progress: Progress, at: int | None = None) -> float:
+        """The gradient norm, once the optimizer has taken its step, the average has followed, and `progress` is one
+        iteration on. A step whose norm is not finite, or a spike, is left out and counted.
+
+        The learning rate is that of iteration `at`, by default the one that `progress` stands at. Raises ValueError
+        with a diagnosis when `optim.most_skipped` steps in a row were left out.
+        """
+        optim, step = self.run.optim, progress.step
+        self.ranks.average(self.parameters.values())
+        limit = optim.clip if step >= optim.clip_from else math.inf
+        norm = float(processes.whole(nn.utils.clip_grad_norm_(self.parameters.values(), limit)))
+
+        if accepted(progress, norm, step, optim):
+            set_rate(self.optimizer, rate(step if at is None else at, optim))
+            with self.directions():
+                self.optimizer.step()
+            self.average.update(ema_beta(step, optim.ema_from, optim.ema_power))
+        elif progress.in_a_row >= optim.most_skipped:
+            raise ValueError(diagnosis(progress, norm, self.losses.logs(), self.parameters))
+        self.optimizer.zero_grad()
+
+        progress.step += 1
+        progress.samples += optim.batch
+        return norm
+
+
+def arcflow_objective(run: Run, step: int, student: Student, teacher: Teacher) -> Losing:
+    """ArcFlow's objective at iteration `step`: the number of calls whose turn it is, and the teacher's share then."""
+    config = run.distill
+    calls = config.all_steps[step % len(config.all_steps)]
+    settings = replace(config, steps=calls, also_steps=())
+    if run.model.form == "coefficients":
+        settings = replace(settings, mode_dropout=0.0)  # there are no modes that could be left out
+    ratio = teacher_ratio(step, config.decay, config.hold)
+
+    def objective(sample: Sample, draws: Draws) -> Iterable[Part]:
+        return distill(
+            student,
             teacher,
-            x[part],
-            rows(sample.cond, part),
+            sample.x,
+            sample.cond,
             config=settings,
             ratio=ratio,
-            generator=own,
-            clean=None if sample.clean is None else sample.clean[part],
+            generator=draws,
+            clean=sample.clean,
         )
-        share = len(x[part]) / len(x)
-        for i, segment in enumerate(objective):
-            (share * segment.loss).backward()
-            tally.add(i, segment, share)
-    return tally.logs(ratio)
+
+    return objective
 
 
-class Tally:
-    """Losses of an iteration, by segment."""
+def sample_draws(seeds: Iterable[int]) -> list[Generator]:
+    """A generator for each sample, so that its numbers do not depend on the batch it is in."""
+    return [Generator().manual_seed(seed) for seed in seeds]
 
-    def __init__(self, steps: int, device: torch.device) -> None:
-        self.losses, self.errors = [torch.zeros(steps, device=device) for _ in range(2)]
+
+def _rows(sample: Sample, piece: slice) -> Sample:
+    clean = None if sample.clean is None else sample.clean[piece]
+    return Sample(sample.x[piece], rows(sample.cond, piece), sample.position, clean)
+
+
+class Losses:
+    """Losses of an iteration by segment, summed over micro-batches."""
+
+    def __init__(self) -> None:
+        self.losses: list[Tensor] = []
+        self.errors: list[Tensor] = []
 
     def add(self, i: int, part: Part, share: float) -> None:
-        self.losses[i] += share * part.logs["loss"]
-        self.errors[i] += share * part.logs["distance"]
+        """Take in segment `i` of a micro-batch that is this share of the batch."""
+        for sums, value in ((self.losses, part.logs["loss"]), (self.errors, part.logs["distance"])):
+            if i == len(sums):
+                sums.append(torch.zeros_like(value))
+            sums[i] = sums[i] + share * value
 
-    def logs(self, ratio: float) -> dict[str, float]:
-        by_segment = {f"loss_{i}": loss for i, loss in enumerate(self.losses.tolist(), 1)}
-        total, error = float(self.losses.sum()), float(self.errors.mean())
-        return {"loss": total, **by_segment, "velocity_error": error, "teacher_ratio": ratio}
+    def logs(self) -> dict[str, float]:
+        """`loss` in all, `loss_1` and on by segment, and the mean `velocity_error`, for the log."""
+        losses, errors = torch.stack(self.losses), torch.stack(self.errors)
+        by_segment = {f"loss_{i}": loss for i, loss in enumerate(losses.tolist(), 1)}
+        return {"loss": float(losses.sum()), **by_segment, "velocity_error": float(errors.mean())}

@@ -25,25 +25,35 @@ from arcflow.config import Run, check, flat, from_json, to_json
 from arcflow.data.batches import Prompts, open_prompts, read_pictures
 from arcflow.data.embeddings import Encode, encoder
 from arcflow.data.prefetch import Feed, Sample
+from arcflow.distillation.objective import teacher_ratio
 from arcflow.families import network
 from arcflow.families.loading import load_pipe, settle
 from arcflow.runs.checkpoint import Checkpoints, Progress
-from arcflow.runs.ema import Ema, ema_beta
 from arcflow.runs.log import Log, Tracker
 from arcflow.student import adapter, formats
 from arcflow.system import files, processes
 from arcflow.system.devices import attention, torch_device
 from arcflow.system.processes import Ranks
 from arcflow.system.seeds import seed_of
-from arcflow.system.signals import stop_signals
+from arcflow.system.signals import Stopped, stop_signals
 from arcflow.system.timing import Speed
-from arcflow.training.learner import accumulate, build_student, views
-from arcflow.training.optimizer import accepted, adamw, diagnosis, rate, set_rate, step_directions
+from arcflow.training.learner import Learner, arcflow_objective, sample_draws, views
 from arcflow.training.validation import Gauge
 
 FREE = (
-    *("out", "device", "pictures", "eval_every", "save_every", "keep", "milestones", "log_every", "stop_after"),
-    *("shard", "tracker", "model.compile", "model.text_device"),
+    "out",
+    "device",
+    "pictures",
+    "eval_every",
+    "save_every",
+    "keep",
+    "milestones",
+    "log_every",
+    "stop_after",
+    "shard",
+    "tracker",
+    "model.compile",
+    "model.text_device",
 )
 """Settings that may change when a run is taken up again."""
 
@@ -53,7 +63,7 @@ def train(config: Run, pipe: Any = None, log: Callable[[str], None] = tqdm.write
 
     A run that is already in the folder is taken up where it stopped, by as many processes as `torchrun` starts now.
     `pipe` (by default loaded from `config.model.base`) is changed in place: at the end its transformer is the student
-    with averaged weights. SIGINT and SIGTERM save, say how to go on, and exit.
+    with averaged weights. Raises `system.signals.Stopped` after a SIGINT or SIGTERM, once everything is saved.
     """
     device = torch_device(config.device)
     if config.model.compile and device.type == "cpu":
@@ -73,16 +83,24 @@ def _train(config: Run, pipe: Any, device: torch.device, ranks: Ranks, log: Call
     data = open_prompts(config.data, seed=config.seed, batch=optim.batch)
     if data.message:
         log(data.message)
-    folder, tracked = claim(config, ranks), ranks.first and config.tracker != "none"
+    folder = claim(config, ranks)
+    tracked = ranks.first and config.tracker != "none"
     curves = Tracker(config.tracker, folder, json.loads(to_json(config))) if tracked else None
+
     pipe = load_pipe(config.model, not config.data.embeddings) if pipe is None else pipe
     encode, negative = encoder(settle(pipe, config.model, device, ranks), config, data, device)
-    parameters = build_student(pipe.transformer, config, ranks)
-    walker, teacher = views(pipe.transformer, negative, config.distill.teacher_cfg)
-    ema, optimizer = Ema(parameters), adamw(parameters, optim)
-    turned = step_directions(parameters, config)
-    keep = {"keep": config.keep, "milestones": config.milestones}
-    checkpoints = Checkpoints(folder / "checkpoints", parameters, ema, optimizer, ranks=ranks, log=log, **keep)
+    learner = Learner.on(pipe.transformer, config, ranks)
+    student, teacher = views(pipe.transformer, negative, config.distill.teacher_cfg)
+    checkpoints = Checkpoints(
+        folder / "checkpoints",
+        learner.parameters,
+        learner.average,
+        learner.optimizer,
+        keep=config.keep,
+        milestones=config.milestones,
+        ranks=ranks,
+        log=log,
+    )
     progress = checkpoints.restore()
     if progress.data:
         data.load(progress.data)
@@ -108,8 +126,8 @@ def _train(config: Run, pipe: Any, device: torch.device, ranks: Ranks, log: Call
 
     def measure() -> None:
         pipe.transformer.eval()
-        with ema.applied():
-            measured = gauge.distance(walker)
+        with learner.average.applied():
+            measured = gauge.distance(student)
         progress.distance = measured["distance"]
         pipe.transformer.train()
         if journal and config.pictures:
@@ -123,54 +141,55 @@ def _train(config: Run, pipe: Any, device: torch.device, ranks: Ranks, log: Call
         for step in range(progress.step, optim.iterations):
             if step == 0:
                 measure()
-            torch.manual_seed(seed_of(config.seed, "dropout", step, *([ranks.rank] if ranks.rank else [])))
-            sample, first = fetch(step), step * optim.batch + mine.start
+            torch.manual_seed(dropout_seed(config.seed, step, ranks.rank))
+            sample = fetch(step)
             progress.data = sample.position
-            draws = [seed_of(config.seed, "draws", first + i) for i in range(len(sample.x))]
-            logs = accumulate(walker, ask, sample, config=config, step=step, draws=draws)
-            ranks.average(parameters.values())
-            limit = optim.clip if step >= optim.clip_from else math.inf
-            norm = float(processes.whole(torch.nn.utils.clip_grad_norm_(parameters.values(), limit)))
-            if accepted(progress, norm, step, optim):
-                set_rate(optimizer, rate(step, optim))
-                with turned():
-                    optimizer.step()
-                ema.update(ema_beta(step, optim.ema_from, optim.ema_power))
-            elif progress.in_a_row >= optim.most_skipped:
-                raise ValueError(diagnosis(progress, norm, logs, parameters))
-            optimizer.zero_grad()
+            first = step * optim.batch + mine.start
+            draws = sample_draws(seed_of(config.seed, "draws", first + i) for i in range(len(sample.x)))
+            losses = learner.gradients(arcflow_objective(config, step, student, ask), sample, draws)
+            ratio = teacher_ratio(step, config.distill.decay, config.distill.hold)
+            logs = losses.logs() | {"teacher_ratio": ratio}
+            norm = learner.update(progress)
 
-            progress.step, progress.samples = step + 1, progress.samples + optim.batch
-            late = time.monotonic() - started > 60 * (config.stop_after or math.inf)
-            logs = ranks.mean({**logs, "late": float(late), "signal": float(bool(caught))})  # all stop, or none
-            late, told = logs.pop("late") > 0, logs.pop("signal") > 0
-            last, stop = progress.step == optim.iterations, late or told
+            logs = ranks.mean(logs)
             if journal and progress.step % config.log_every == 0:
-                lr = optimizer.param_groups[0]["lr"]
+                lr = learner.optimizer.param_groups[0]["lr"]
                 journal.write(progress.step, **logs, gradient_norm=norm, lr=lr, skipped=progress.skipped)
                 journal.speed(progress.step, **speed.line(config.log_every, config.log_every * optim.batch))
+            last = progress.step == optim.iterations
             if progress.step % config.eval_every == 0 or last:
                 measure()
             bar.update()
             bar.set_postfix(loss=logs["loss"], distance=progress.distance, refresh=False)
-            if stop or last or progress.step % config.save_every == 0:
+
+            late = time.monotonic() - started > 60 * (config.stop_after or math.inf)
+            late, told = ranks.any(late, bool(caught))  # all stop here, or none
+            if late or told or last or progress.step % config.save_every == 0:
                 progress.seconds = before + time.monotonic() - started
                 if journal:
                     journal.sync()
                 checkpoints.save(progress)
-            if stop:
+            if late or told:
                 break
+
     if progress.step < optim.iterations:
-        log(
-            f"stopped at iteration {progress.step} of {optim.iterations}, saved in {folder}: "
-            f"run the same command to go on"
-        )
+        stopped = f"stopped at iteration {progress.step} of {optim.iterations}, saved in {folder}"
+        log(f"{stopped}: run the same command to go on")
     if told:
-        raise SystemExit(128 + next(iter(caught), signal.SIGTERM))
-    ema.swap()
+        number = next(iter(caught), signal.SIGTERM)  # another process may have been told
+        raise Stopped(number, f"{folder}: stopped by {signal.Signals(number).name}, saved; the same call goes on")
+    learner.average.swap()
     if ranks.first or ranks.mesh:  # all give their part of a network that is shared out
         save_adapter(pipe.transformer, folder / "adapter", config, progress)
     return folder
+
+
+def dropout_seed(seed: int, step: int, rank: int) -> int:
+    """Seed of the random numbers that layers draw in an iteration, another one on every process.
+
+    The first process leaves its number out, so that its numbers are those of a run on one process alone.
+    """
+    return seed_of(seed, "dropout", step, rank) if rank else seed_of(seed, "dropout", step)
 
 
 def feed_of(pipe: Any, data: Prompts, encode: Encode, config: Run, device: torch.device, ranks: Ranks) -> Feed:
