@@ -327,6 +327,35 @@ class Run:
         check(limit is None or limit > 0, "stop_after", limit, "a positive number of minutes", "leave it out for none")
 
 
+@dataclass(frozen=True, kw_only=True)
+class Budget:
+    """A training that ends when its budget is spent, however many iterations that makes.
+
+    In `run` the learning rate and the teacher's share follow the budget: `optim.iterations` is `PARTS`, and warm-up,
+    cooldown, `distill.hold` and `distill.decay` count these parts. All else counts iterations.
+    """
+
+    run: Run
+    """Model, objective, prompts and optimizer."""
+    forwards: int = 24_000
+    """Forward-equivalents: samples once through the transformer; a backward pass counts two."""
+    replay: int = 0
+    """Iterations on kept walks after each that asks the teacher, as long as its share is 1."""
+    kept: int = 64
+    """Batches of walks that are kept, the newest."""
+
+    def __post_init__(self) -> None:
+        parts = self.run.optim.iterations
+        check(parts == PARTS, "run.optim.iterations", parts, f"{PARTS}, the parts of a budget", "leave it so")
+        check(self.forwards >= 1, "forwards", self.forwards, "1 or more", "leave it out to take the default")
+        check(self.replay >= 0, "replay", self.replay, "0 or more", "0 asks the teacher in every iteration")
+        check(self.kept >= 1, "kept", self.kept, "1 or more", "leave it out to take the default")
+
+
+PARTS = 1000
+"""Parts of a budget, the unit of its schedules."""
+
+
 def to_json(run: Run) -> str:
     """The resolved configuration as it stands in `run.json`."""
     return json.dumps(dataclasses.asdict(run), indent=2) + "\n"

@@ -10,7 +10,7 @@ import json
 import shlex
 from typing import Any
 
-from arcflow.config import Data, Distill, Model, Optim, Run, flat, to_json
+from arcflow.config import PARTS, Budget, Data, Distill, Model, Optim, Run, flat, to_json
 
 
 def world() -> Run:
@@ -59,6 +59,39 @@ def world_quick() -> Run:
         data=replace(long.data, count=8192),
         optim=replace(long.optim, iterations=620, batch=16, cooldown_iterations=560),
     )
+
+
+def comparison() -> Budget:
+    """A training of `arcflow compare`: the shipped small teacher on a small budget, the same for every method.
+
+    It is `world_quick` but for what a budget of 100 to 400 iterations, and methods that are to be compared, ask for.
+    docs/comparing.md has every setting that differs; the reasons, measured in docs/log.md:
+
+    * The teacher leads to the end. In so few iterations the student's own path costs more distance than it brings.
+    * A walk is used four times. Asking the teacher is most of an iteration's cost, and it is iterations that are
+      missing; in trainings as long as `world_quick` fresh walks are better, kept ones are learned by heart.
+    * States as published in number, at stratified times: systematic ones show no difference in so few iterations.
+    * Directions of a step are AdamW's own: those of the segment are made for ArcFlow's curves, and worse here.
+    * A training that breaks goes on to its budget, so that its row has a number; skipped steps are counted.
+    """
+    run = Run(
+        model=Model(rank=16, dropout=0.0, targets="all"),
+        distill=Distill(spread="stratified", solver="adams", handover="student", hold=PARTS, decay=0),
+        data=Data(count=8192, held_out_count=1),
+        optim=Optim(
+            iterations=PARTS,
+            batch=16,
+            lr=2e-3,
+            lr_log_gamma=2e-5,
+            warmup=20,
+            cooldown="cosine",
+            cooldown_iterations=600,
+            clip_from=0,
+            most_skipped=10**9,
+            ema_from=20,
+        ),
+    )
+    return Budget(run=run, forwards=24_000, replay=3, kept=64)
 
 
 def flux() -> Run:

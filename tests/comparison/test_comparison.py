@@ -2,11 +2,13 @@
 
 import dataclasses
 import json
+import re
 from pathlib import Path
 
 import pytest
 import torch
 
+from arcflow import recipes
 from arcflow.comparison import runs as comparison
 from arcflow.comparison.bench import Bench
 from arcflow.comparison.config import Contest
@@ -15,6 +17,7 @@ from arcflow.comparison.jobs import Job, jobs
 from arcflow.comparison.results import summary
 from arcflow.comparison.runs import bench_reference, claim, compare, run
 from arcflow.comparison.trial import train
+from arcflow.config import flat, to_json
 
 TINY = Contest(calls=(2,), seeds=1, budget=400, batch=4, prompts=16, count=6, alike=2, pictures=2, rank=2, workers=1)
 
@@ -46,7 +49,30 @@ def test_the_settings_of_every_entrant_are_valid_and_their_own(contest, study):
     field = entrants(study)
     assert len({entrant.name for entrant in field}) == len(field)
     for entrant in field:
-        assert settings(contest, entrant, 2, 0).distill.steps == 2
+        assert settings(contest, entrant, 2, 0).run.distill.steps == 2
+
+
+def by_name(run):
+    return flat(json.loads(to_json(run)))
+
+
+def test_every_method_trains_by_the_recipe(contest):
+    usual = dataclasses.replace(Contest(), budget=contest.budget)
+    for entrant in entrants("methods"):
+        budget, recipe = settings(usual, entrant, 2, 0), recipes.comparison()
+        assert dataclasses.replace(budget, run=recipe.run, forwards=recipe.forwards) == recipe
+        differ = {name for name, value in by_name(budget.run).items() if by_name(recipe.run)[name] != value}
+        assert differ <= {"model.modes"}, entrant.name
+
+
+def test_the_guide_names_every_setting_in_which_the_recipe_is_not_the_demos():
+    guide = (Path(__file__).parents[2] / "docs" / "comparing.md").read_text("utf-8")
+    ours, demo = by_name(recipes.comparison().run), by_name(recipes.world_quick())
+    training = ("model.", "distill.", "optim.")
+    differ = {name for name, value in demo.items() if name.startswith(training) and ours[name] != value}
+    table = guide[guide.index("## What is the recipe's") : guide.index("## What the numbers say")]
+    named = set(re.findall(r"`((?:model|distill|optim)\.[a-z_]+)`", table))
+    assert named == differ
 
 
 @pytest.mark.slow

@@ -3,10 +3,9 @@
 import pytest
 import torch
 
-from arcflow.config import Distill, Optim
-from arcflow.distillation.matching import LED, PUBLISHED, REPLAY, led
+from arcflow.config import PARTS, Distill, Optim
 from arcflow.distillation.method import Cost, Method, Training, Turn
-from arcflow.distillation.objective import distill
+from arcflow.distillation.objective import distill, teacher_ratio
 from arcflow.distillation.walk import euler
 from arcflow.methods import arcflow
 from arcflow.methods.piflow import DX, GM
@@ -52,14 +51,21 @@ class Tiny(torch.nn.Module):
         return {name.replace("head.", "head_"): parameter for name, parameter in self.named_parameters()}
 
 
-def training(net) -> Training:
-    return Training(net, Ema(net.named()), Cost())
+PUBLISHED = {"hold": 0, "decay": PARTS // 5}
+"""The teacher's share falls over the first fifth of the budget."""
+
+LED = {"hold": PARTS, "decay": 0}
+"""It leads to the end."""
+
+
+def training(net, replay: int = 0) -> Training:
+    return Training(net, Ema(net.named()), Cost(), replay=replay)
 
 
 def taught(method: Method, config: Distill, iterations: int, batch: int = 128) -> Tiny:
     """A tiny student after so many iterations, by the package's optimizer."""
     net, generator = Tiny(method.modes), draws()
-    objective = method.objective(config, training(net))
+    objective = method.objective(config, training(net, replay=3))
     optimizer = adamw(net.named(), Optim(lr=3e-3, lr_log_gamma=3e-4))
     for step in range(iterations):
         turn = Turn(step / iterations, generator)
@@ -87,13 +93,13 @@ def distances(method: Method, net: Tiny, config: Distill) -> tuple[float, float]
 @pytest.mark.parametrize("steps", [1, 2])
 @each
 def test_a_few_step_student_learns_to_beat_as_many_euler_steps(method, steps):
-    config = Distill(steps=steps)
+    config = Distill(steps=steps, **LED)
     net = taught(method, config, 80 if method is GM else 200)  # GM's sub-steps are slow
     student, plain = distances(method, net, config)
     assert student < 0.6 * plain, (student, plain)
 
 
-def iterations(method, config, *done, student=None, lead=PUBLISHED):
+def iterations(method, config, *done, student=None, replay=0):
     """One after the other, part by part: losses, and the states at which the teacher is asked."""
     net, asked = Tiny(method.modes), []
 
@@ -101,7 +107,7 @@ def iterations(method, config, *done, student=None, lead=PUBLISHED):
         asked.append((x, sigma))
         return teacher(x, sigma, cond)
 
-    objective, x = method.objective(config, training(net), lead=lead), torch.randn(16, 2, generator=draws(1))
+    objective, x = method.objective(config, training(net, replay)), torch.randn(16, 2, generator=draws(1))
     for share in done:
         parts = list(objective(student or net, asking, x, {}, Turn(share, draws(2))))
         yield [part.loss.item() for part in parts], asked.copy()
@@ -115,35 +121,38 @@ def one_iteration(method, config, done, **more):
 @each
 def test_the_teachers_part_of_the_walk_falls_to_nothing_within_the_first_fifth(method):
     for done, calls in ((0.0, 8), (0.1, 8), (0.2, 4), (1.0, 4)):  # one by one, or half of the four states at once
-        losses, asked = one_iteration(method, Distill(), done)
+        losses, asked = one_iteration(method, Distill(**PUBLISHED), done)
         assert len(losses) == 2 and len(asked) == calls
         assert torch.tensor(losses).isfinite().all()
 
 
 @each
 def test_kept_walks_give_the_losses_they_gave_before_without_asking_the_teacher(method):
-    whole = Distill(mode_dropout=0.0)
-    first, *kept, again = iterations(method, whole, *[0.5] * (REPLAY + 2), lead=LED)
+    whole = Distill(mode_dropout=0.0, **LED)
+    first, *kept, again = iterations(method, whole, *[0.5] * 5, replay=3)
     assert len(first[1]) == len(again[1]) == 8 and not any(asked for _, asked in kept)
     for losses, _ in kept:
         # the only batch there is, in one part; sub-steps are counted for it as a whole
         assert losses == [pytest.approx(sum(first[0]), rel=1e-3)]
 
 
-def test_the_lead_holds_then_falls():
-    assert [led(done, (0.5, 0.25)) for done in (0.0, 0.49, 0.5, 0.625, 0.75, 1.0)] == [1, 1, 1, 0.5, 0, 0]
-    assert led(0.999, LED) == 1 and led(0.1, (0.0, 0.0)) == 0
+def test_the_lead_holds_then_falls_in_parts_of_the_budget():
+    def led(done, hold, decay):
+        return teacher_ratio(Turn(done, draws()).part, decay, hold)
+
+    assert [led(done, 500, 250) for done in (0.0, 0.49, 0.5, 0.625, 0.75, 1.0)] == [1, 1, 1, 0.5, 0, 0]
+    assert led(0.999, PARTS, 0) == 1 and led(0.1, 0, 0) == 0
 
 
 def test_arcflow_is_its_objective():
     net, x = Tiny(16), torch.randn(16, 2, generator=draws(1))
     wanted = distill(net, teacher, x, {}, config=Distill(), ratio=0.5, generator=draws(2))
-    assert one_iteration(arcflow.ARCFLOW, Distill(), 0.1)[0] == [part.loss.item() for part in wanted]
+    assert one_iteration(arcflow.ARCFLOW, Distill(**PUBLISHED), 0.1)[0] == [part.loss.item() for part in wanted]
 
 
 def test_linear_distillation_is_a_constant_velocity_pulled_to_the_teachers():
     net, x = Tiny(1), torch.randn(16, 2, generator=draws(1))
-    losses, asked = one_iteration(arcflow.LINEAR, Distill(steps=1), 1.0)
+    losses, asked = one_iteration(arcflow.LINEAR, Distill(steps=1, **PUBLISHED), 1.0)
     u = net(x, torch.ones(16), {}).v.squeeze(-2)
     states, sigma = (torch.cat(part) for part in zip(*asked, strict=True))
     torch.testing.assert_close(states, x.repeat(4, 1) - (1 - sigma)[:, None] * u.repeat(4, 1))
@@ -153,7 +162,9 @@ def test_linear_distillation_is_a_constant_velocity_pulled_to_the_teachers():
 
 @each
 def test_the_copy_that_walks_loses_modes_only_where_there_are_modes(method):
-    asked = [one_iteration(method, Distill(mode_dropout=p), 1.0)[1][0][0] for p in (1e-9, 0.5)]  # the same draws
+    asked = [
+        one_iteration(method, Distill(mode_dropout=p, **PUBLISHED), 1.0)[1][0][0] for p in (1e-9, 0.5)
+    ]  # the same draws
     assert torch.equal(*asked) == (method.name not in ("arcflow", "piflow_gm"))
 
 

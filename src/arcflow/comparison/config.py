@@ -3,7 +3,11 @@
 from dataclasses import asdict, dataclass
 from typing import Literal
 
+from arcflow import recipes
 from arcflow.config import Device, check
+
+USUAL = recipes.comparison()
+"""What every training has in common."""
 
 Study = Literal[
     "methods", "modes", "basis", "window", "states", "ratio", "rank", "gates", "shift", "last_step", "walk", "rates"
@@ -24,15 +28,15 @@ class Contest:
     """Numbers of network calls."""
     seeds: int = 3
     """Trainings of each, from which the intervals come."""
-    budget: int = 24_000
+    budget: int = USUAL.forwards
     """Forward-equivalents of one training: samples once through the transformer; a backward pass counts two."""
-    batch: int = 16
+    batch: int = USUAL.run.optim.batch
     """Samples per iteration."""
-    lr: float = 2e-3
+    lr: float = USUAL.run.optim.lr
     """AdamW's rate, unless an entrant has its own."""
-    rank: int = 16
+    rank: int = USUAL.run.model.rank
     """Rank of the LoRA, on all Linears."""
-    prompts: int = 8192
+    prompts: int = USUAL.run.data.count
     """Training captions."""
     count: int = 384
     """Held-out captions, one picture of each."""

@@ -4,18 +4,19 @@ The first entrant of a study is the one that the others are held against."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from functools import partial
 from typing import Any, get_args
 
+from arcflow import recipes
 from arcflow.comparison.config import Contest, Study
-from arcflow.config import Data, Distill, Model, Optim, Run
-from arcflow.distillation import matching
-from arcflow.distillation.matching import LED, PUBLISHED, Lead
+from arcflow.config import PARTS, Budget
 from arcflow.distillation.method import Method
 from arcflow.methods import arcflow, consistency, dmd2, piflow, progressive, reflow, series, twinflow
 
-PARTS = 1000
-"""Warm-up and cooldown are in thousandths of the budget."""
+Changes = dict[str, Any]
+"""Settings by name, as `dataclasses.replace` takes them."""
+
+PUBLISHED: Changes = {"hold": 0, "decay": PARTS // 5}
+"""The teacher's share falls over the first fifth: 2000 of 10 000 iterations (FLUX)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,9 +27,9 @@ class Entrant:
     name: str = ""
     """As it goes by in files; by default the method's."""
     title: str = ""
-    distill: dict[str, Any] = field(default_factory=dict)
-    model: dict[str, Any] = field(default_factory=dict)
-    optim: dict[str, Any] = field(default_factory=dict)
+    distill: Changes = field(default_factory=dict)
+    model: Changes = field(default_factory=dict)
+    optim: Changes = field(default_factory=dict)
     frozen: tuple[str, ...] = ()
     """Parts of the head that are not trained: "logweights", "loggamma"."""
 
@@ -37,33 +38,26 @@ class Entrant:
         object.__setattr__(self, "title", self.title or self.method.title)
 
 
-def settings(contest: Contest, entrant: Entrant, calls: int, seed: int) -> Run:
-    """The run that a training of this entrant is. Walks are the teacher's as closely as they come at no more calls."""
-    model = Model(base=contest.model, modes=entrant.method.modes, rank=contest.rank, dropout=0.0, targets="all")
-    distill = Distill(steps=calls, spread="stratified", solver="adams", handover="student")
-    optim = Optim(
-        iterations=PARTS,
-        batch=contest.batch,
-        lr=contest.lr,
-        lr_log_gamma=contest.lr / 100,
-        warmup=20,
-        cooldown="cosine",
-        cooldown_iterations=600,
-        clip_from=0,
-    )
-    return Run(
+def settings(contest: Contest, entrant: Entrant, calls: int, seed: int) -> Budget:
+    """The training of this entrant: `recipes.comparison`, with what contest and entrant change in it."""
+    recipe = recipes.comparison()
+    run = recipe.run
+    model = replace(run.model, base=contest.model, rank=contest.rank, modes=entrant.method.modes)
+    optim = replace(run.optim, batch=contest.batch, lr=contest.lr, lr_log_gamma=contest.lr / 100)
+    run = replace(
+        run,
         seed=seed,
         model=replace(model, **entrant.model),
-        distill=replace(distill, **entrant.distill),
-        data=Data(count=contest.prompts, held_out_count=1),
+        distill=replace(run.distill, steps=calls, **entrant.distill),
+        data=replace(run.data, count=contest.prompts),
         optim=replace(optim, **entrant.optim),
     )
+    return replace(recipe, run=run, forwards=contest.budget)
 
 
-def arc(name: str = "arcflow", title: str = "ArcFlow", lead: Lead = LED, **changes: Any) -> Entrant:
+def arc(name: str = "arcflow", title: str = "ArcFlow", **changes: Any) -> Entrant:
     """ArcFlow with something changed."""
-    method = replace(arcflow.ARCFLOW, objective=partial(matching.matching, lead=lead))
-    return Entrant(method=method, name=name, title=title, **changes)
+    return Entrant(method=arcflow.ARCFLOW, name=name, title=title, **changes)
 
 
 def _methods() -> list[Entrant]:
@@ -101,17 +95,17 @@ def _states() -> list[Entrant]:
 def _ratio() -> list[Entrant]:
     return [
         arc(),
-        arc("ratio_published", "teacher's part falls in the first fifth", lead=PUBLISHED),
-        arc("ratio_late", "teacher's part falls from 0.7 to 0.8", lead=(0.7, 0.1)),
-        arc("ratio_none", "on its own path from the start", lead=(0.0, 0.0)),
+        arc("ratio_published", "teacher's part falls in the first fifth", distill=PUBLISHED),
+        arc("ratio_late", "teacher's part falls from 0.7 to 0.8", distill={"hold": 700, "decay": 100}),
+        arc("ratio_none", "on its own path from the start", distill={"hold": 0, "decay": 0}),
         Entrant(method=arcflow.LINEAR),
-        _straight("linear_published", "Linear, teacher's part falls in the first fifth", PUBLISHED),
+        Entrant(
+            method=arcflow.LINEAR,
+            name="linear_published",
+            title="Linear, teacher's part falls in the first fifth",
+            distill=PUBLISHED,
+        ),
     ]
-
-
-def _straight(name: str, title: str, lead: Lead) -> Entrant:
-    objective = partial(matching.matching, modes_drop=False, lead=lead)
-    return Entrant(method=replace(arcflow.LINEAR, objective=objective), name=name, title=title)
 
 
 def _rank() -> list[Entrant]:
@@ -140,7 +134,7 @@ def _last_step() -> list[Entrant]:
 
 def _walk() -> list[Entrant]:
     published = {"spread": "uniform", "solver": "euler", "handover": "walk"}
-    plain = arc("published", "all as published", lead=PUBLISHED, distill=published)
+    plain = arc("published", "all as published", distill=PUBLISHED | published)
     return [arc(), arc("sorted", "sorted uniform times", distill={"spread": "uniform"}), plain]
 
 

@@ -2,22 +2,24 @@
 
 import copy
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from arcflow import student
 from arcflow.comparison.bench import Bench, End, Reference, captions
-from arcflow.comparison.entrants import PARTS, Entrant, settings
-from arcflow.config import Distill, Run
-from arcflow.distillation.method import Cost, Sampler, Training, Turn
-from arcflow.distillation.policy import Student
+from arcflow.comparison.entrants import Entrant, settings
+from arcflow.config import PARTS, Distill, Run
+from arcflow.data.prefetch import Sample
+from arcflow.distillation.method import Cost, Objective, Sampler, Training, Turn
+from arcflow.distillation.objective import Part
+from arcflow.distillation.policy import Policy, Student, Teacher
 from arcflow.families.conditioning import Cond
-from arcflow.runs.ema import Ema, ema_beta
-from arcflow.system.seeds import seed_of
-from arcflow.training.optimizer import adamw, rate, set_rate, step_directions
+from arcflow.runs.checkpoint import Progress
+from arcflow.system.seeds import Draws, seed_of
+from arcflow.training.learner import Learner, Losing, views
 
 MEASURED = (0.125, 0.25, 0.5, 0.75, 1.0)
 """Shares of the budget at which it is."""
@@ -50,62 +52,69 @@ class Trained:
 
 def train(bench: Bench, entrant: Entrant, calls: int, seed: int, reference: Reference) -> Trained:
     """Train until the budget is spent, measurements not counted."""
-    contest, method, started = bench.contest, entrant.method, time.monotonic()
-    run = settings(contest, entrant, calls, seed)
+    started, method = time.monotonic(), entrant.method
+    budget = settings(bench.contest, entrant, calls, seed)
+    run = budget.run
+
     net = copy.deepcopy(bench.base)
     torch.manual_seed(seed_of(seed, "contest"))
-    student.build(
-        net,
-        modes=run.model.modes,
-        rank=run.model.rank,
-        dropout=run.model.dropout,
-        targets=run.model.targets,
-        generator=torch.Generator().manual_seed(seed_of(seed, "student")),
-    )
-    parameters = {
-        n: p for n, p in student.trainable(net).items() if not any(f"_{part}." in n for part in entrant.frozen)
-    }
-    for name, parameter in student.trainable(net).items():
-        parameter.requires_grad_(name in parameters)
-    average, optimizer, turned = Ema(parameters), adamw(parameters, run.optim), step_directions(parameters, run)
-    cost = Cost()
-
-    def walker(x: Tensor, sigma: Tensor, cond: Cond) -> Any:
-        cost.add(len(x), backward=torch.is_grad_enabled())
-        return student.predict(net, x, sigma, cond)
-
-    objective = method.objective(run.distill, Training(net, average, cost))
-    data = captions(contest, run.optim.batch)
+    learner = Learner.on(net, run, frozen=entrant.frozen)
+    cost, progress = Cost(), Progress()
+    student, teacher = counted(views(net)[0], cost), bench.teacher(net, cost)
+    training = Training(net, learner.average, cost, replay=budget.replay, kept=budget.kept)
+    objective = method.objective(run.distill, training)
+    data = captions(bench.contest, run.optim.batch)
     data.seed = seed  # their order, and the noise
-    teacher, end = bench.teacher(net, cost), ender(method.sample, walker, run.distill, calls)
-    curve, skipped, step, apart = list[tuple[int, float]](), 0, 0, 0.0
+    end = ender(method.sample, student, run.distill, calls)
+
+    curve: list[tuple[int, float]] = []
+    measuring = 0.0
     net.train()
-    while cost.spent < contest.budget:
-        batch, done = data.batch(step), cost.spent / contest.budget
-        generator = torch.Generator().manual_seed(seed_of(seed, "draws", step))
-        for part in objective(
-            walker, teacher, bench.noise(batch.seeds), bench.cond(batch.prompts), Turn(done, generator)
-        ):
-            part.loss.backward()
-        norm = torch.nn.utils.clip_grad_norm_(parameters.values(), run.optim.clip)
-        if bool(norm.isfinite()):
-            set_rate(optimizer, rate(int(done * PARTS), run.optim))
-            with turned():
-                optimizer.step()
-            average.update(ema_beta(step, 20, run.optim.ema_power))
-        else:
-            skipped += 1
-        optimizer.zero_grad()
-        step += 1
-        due = [share for share in MEASURED[len(curve) :] if cost.spent >= share * contest.budget]
+    while cost.spent < budget.forwards:
+        done, batch = cost.spent / budget.forwards, data.batch(progress.step)
+        sample = Sample(bench.noise(batch.seeds), bench.cond(batch.prompts), {})
+        draws = torch.Generator().manual_seed(seed_of(seed, "draws", progress.step))
+        learner.gradients(at_turn(objective, student, teacher, done), sample, draws)
+        learner.update(progress, at=int(done * PARTS))
+
+        due = [share for share in MEASURED[len(curve) :] if cost.spent >= share * budget.forwards]
         if due:
-            kept, measured = cost.spent, time.monotonic()
+            spent, began = cost.spent, time.monotonic()
             net.eval()
-            with average.applied(), torch.no_grad():
-                curve += [(kept, bench.distance(end, reference))] * len(due)
+            with learner.average.applied(), torch.no_grad():
+                curve += [(spent, bench.distance(end, reference))] * len(due)
             net.train()
-            cost.spent, apart = kept, apart + time.monotonic() - measured
-    average.swap()
+            cost.spent = spent
+            measuring += time.monotonic() - began
+
+    learner.average.swap()
     net.eval()
-    seconds = time.monotonic() - started - apart
-    return Trained(net, walker, run, curve, step, skipped, seconds, sum(p.numel() for p in parameters.values()))
+    return Trained(
+        net=net,
+        walker=student,
+        run=run,
+        curve=curve,
+        iterations=progress.step,
+        skipped=progress.skipped,
+        seconds=time.monotonic() - started - measuring,
+        trained=sum(p.numel() for p in learner.parameters.values()),
+    )
+
+
+def counted(student: Student, cost: Cost) -> Student:
+    """The same student, whose calls are paid for: three forward-equivalents where a backward pass follows."""
+
+    def call(x: Tensor, sigma: Tensor, cond: Cond) -> Policy:
+        cost.add(len(x), backward=torch.is_grad_enabled())
+        return student(x, sigma, cond)
+
+    return call
+
+
+def at_turn(objective: Objective, student: Student, teacher: Teacher, done: float) -> Losing:
+    """A method's objective when a share `done` of the budget is spent."""
+
+    def now(sample: Sample, draws: Draws) -> Iterator[Part]:
+        return objective(student, teacher, sample.x, sample.cond, Turn(done, draws))
+
+    return now

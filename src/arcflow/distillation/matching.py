@@ -14,23 +14,11 @@ from torch import Tensor
 
 from arcflow.config import Distill
 from arcflow.distillation.method import Objective, Sampler, Training, Turn, along_arcs
-from arcflow.distillation.objective import Part, Walk, distill, rehearse
+from arcflow.distillation.objective import Part, Walk, distill, rehearse, teacher_ratio
 from arcflow.distillation.policy import Policy, Student, Teacher
 from arcflow.families.conditioning import Cond
 from arcflow.momentum import Mixture
 from arcflow.system.seeds import uniform
-
-Lead = tuple[float, float]
-"""The teacher's part of the walk: the share of the budget for which it is 1, and that in which it then falls to 0."""
-
-PUBLISHED: Lead = (0.0, 0.2)
-"""2000 of 10 000 iterations (FLUX)."""
-
-LED: Lead = (1.0, 0.0)
-"""To the end: on a budget this small the students' own paths cost more distance than they bring (docs/log.md)."""
-
-REPLAY, KEPT = 3, 64
-"""Iterations on kept walks after each that asks the teacher while it leads, and how many batches of walks are kept."""
 
 Lay = Callable[[Mixture, Tensor, Tensor, Distill], Policy]
 """(what the head said, state, noise level, step grid) -> the path over the step."""
@@ -41,19 +29,18 @@ def as_it_is(mixture: Mixture, x: Tensor, sigma: Tensor, config: Distill) -> Pol
     return mixture
 
 
-def matching(
-    config: Distill, training: Training, *, lay: Lay = as_it_is, modes_drop: bool = True, lead: Lead = LED
-) -> Objective:
+def matching(config: Distill, training: Training, *, lay: Lay = as_it_is, modes_drop: bool = True) -> Objective:
     """ArcFlow's objective for the path that `lay` makes of the head's output. Without `modes_drop` the copy that walks
-    to the states is whole, for paths that are not made of modes."""
+    to the states is whole, for paths that are not made of modes. The teacher's share follows `config.hold` and
+    `config.decay`, in parts of the budget."""
     config = replace(config, mode_dropout=config.mode_dropout if modes_drop else 0.0)
-    kept: deque[tuple[list[Walk], Cond]] = deque(maxlen=KEPT)
+    kept: deque[tuple[list[Walk], Cond]] = deque(maxlen=training.kept)
     turns = count()
 
     def objective(student: Student, teacher: Teacher, x: Tensor, cond: Cond, turn: Turn) -> Iterator[Part]:
-        ratio = led(turn.done, lead)
+        ratio = teacher_ratio(turn.part, config.decay, config.hold)
         walker = laid(student, lay, config)
-        if ratio == 1 and next(turns) % (REPLAY + 1):
+        if ratio == 1 and next(turns) % (training.replay + 1):
             walks, cond = kept[int(uniform((1,), turn.generator)[0] * len(kept))]
             parts = rehearse(walker, walks, cond, config=config)
             logs = {name: torch.stack([part.logs[name] for part in parts]).sum() for name in parts[0].logs}
@@ -63,16 +50,10 @@ def matching(
         for part in distill(walker, teacher, x, cond, config=config, ratio=ratio, generator=turn.generator):
             walks += [part.walk] if part.walk else []
             yield part
-        if ratio == 1:
+        if ratio == 1 and training.replay:
             kept.append((walks, cond))
 
     return objective
-
-
-def led(done: float, lead: Lead) -> float:
-    """The teacher's part of the walk after a share `done` of the budget."""
-    hold, fall = lead
-    return 1.0 if done < hold else max(0.0, 1 - (done - hold) / fall) if fall else 0.0
 
 
 def laid(student: Student, lay: Lay, config: Distill) -> Student:

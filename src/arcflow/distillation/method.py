@@ -13,7 +13,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from arcflow.config import Distill
+from arcflow.config import PARTS, Distill
 from arcflow.distillation.objective import Part
 from arcflow.distillation.policy import Student, Teacher
 from arcflow.distillation.walk import arcs, sampler_grid
@@ -42,6 +42,10 @@ class Training:
     """Of the trained weights; `with average.applied()` the network has them."""
     cost: Cost
     """Where calls of networks other than student and teacher are to be counted."""
+    replay: int = 0
+    """Iterations on kept walks after each that asks the teacher, as long as its share is 1."""
+    kept: int = 64
+    """Batches of walks that are kept for that."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +56,11 @@ class Turn:
     """Share of the budget that is spent, 0 to 1."""
     generator: Draws
     """All randomness of the iteration; one generator, or one for each sample."""
+
+    @property
+    def part(self) -> float:
+        """The same as `done`, in the unit of a budget's schedules."""
+        return self.done * PARTS
 
 
 @runtime_checkable

@@ -56,7 +56,7 @@ class Droppable(Policy, Protocol):
     def drop_modes(self, p: float, generator: Draws | None = None) -> Policy: ...
 
 
-def teacher_ratio(iteration: int, decay: int, hold: int = 0) -> float:
+def teacher_ratio(iteration: int | float, decay: int, hold: int = 0) -> float:
     """The teacher's share in the walk to the states: 1 for `hold` iterations, then falling to 0 over `decay`."""
     after = min(max(iteration - hold, 0), decay)
     return 1.0 - after / decay if decay else float(iteration < hold)
