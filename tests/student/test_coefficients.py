@@ -2,10 +2,15 @@
 
 import copy
 import json
+import os
+import subprocess
+import sys
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 import torch
+from peft import LoraConfig
 from safetensors.torch import load_file
 
 import arcflow
@@ -120,6 +125,41 @@ def test_fused_it_is_the_base_with_other_weights(pipe, tmp_path):
     apart = sample(arcflow.attach(pipe, tmp_path))
     torch.testing.assert_close(sample(arcflow.attach(pipe, tmp_path, fuse=True)), apart, rtol=1e-3, atol=1e-4)
     assert torch.equal(sample(arcflow.detach(pipe)), stock)
+
+
+COMPILED = """
+import copy, sys, tempfile, torch
+import arcflow
+from arcflow import student
+from arcflow.student import adapter
+from tests.support.pipelines import flux_pipeline, perturb, sample
+
+torch.manual_seed(0)
+torch.set_num_threads(1)
+pipe = flux_pipeline()
+made = student.build(copy.deepcopy(pipe.transformer), form=sys.argv[1], modes=4, rank=2).eval()
+perturb(made)
+arcflow.attach(pipe, adapter.save_adapter(made, tempfile.mkdtemp()))
+wanted = {steps: sample(pipe, num_inference_steps=steps) for steps in (3, 4)}
+pipe.transformer.compile(backend="eager", fullgraph=True)
+for steps in (4, 3):
+    torch.testing.assert_close(sample(pipe, num_inference_steps=steps), wanted[steps])
+"""
+
+
+@pytest.mark.parametrize("form", ["coefficients", "mixture"])
+def test_a_whole_network_that_is_compiled_hears_every_step(form):
+    """In one graph, at any number of steps. It runs in a process of its own, since checks of shapes do not compile."""
+    here = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[2]), *sys.path])}
+    run = subprocess.run([sys.executable, "-c", COMPILED, form], env=here, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+
+
+def test_no_part_of_it_goes_by_a_linears_name(flux):
+    """Else a style's training, which looks for names, would take it for one."""
+    built(flux.transformer)
+    flux.transformer.add_adapter(LoraConfig(r=2, target_modules=["proj_out", "linear"]), "style")
+    assert layers.trainable(flux.transformer)
 
 
 def test_gradients_reach_all_that_is_trained_and_nothing_else(net, inputs):

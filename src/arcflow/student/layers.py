@@ -115,7 +115,7 @@ class Head(Tuned):
             return self.frozen(input)
         head: MomentumHead | PackedHead = self.tuned  # type: ignore[assignment]
         features = input.to(next(head.parameters()).dtype)
-        return head.mean_velocity(features, heard()[0]) if self.integrates else head(features)
+        return head.mean_velocity(features, heard(features)[0]) if self.integrates else head(features)
 
 
 class BentHead(Head):
@@ -127,7 +127,7 @@ class BentHead(Head):
             return straight
         head: CoefficientHead = self.tuned  # type: ignore[assignment]
         features = input.to(head.bends.weight.dtype)
-        return head.mean_velocity(features, straight, *heard()) if self.integrates else head(features, straight)
+        return head.mean_velocity(features, straight, *heard(features)) if self.integrates else head(features, straight)
 
 
 class Fork(nn.Module):
@@ -247,22 +247,27 @@ def parts_of(state: State) -> list[nn.Module]:
     return [*state.lows.values(), *(twin.tuned for twin in state.twins.values()), *tuned]
 
 
-def _watch(transformer: nn.Module, inputs: Any, named: dict[str, Any]) -> None:
+def _watch(
+    transformer: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Before each call: the span of the coming step, if the head is to integrate over it."""
     state: State = transformer._arcflow  # type: ignore[assignment]
     if state.head.teacher:
-        return
+        return inputs, named
     for attention in state.attentions:
         if getattr(attention, "fused_projections", False) and not getattr(attention, "_arcflow_joined", False):
             if torch.compiler.is_compiling():
                 raise ValueError("attention was joined after the adapter was attached: call the student once first.")
             _join(transformer)
     if state.head.integrates:
-        first = hear(named.get("timestep"), named.get("guidance"), state.meant)
+        timestep, first = hear(named.get("timestep"), named.get("guidance"), state.meant)
         if first:
             _check_whole(transformer, state)
+        if timestep is not None:
+            return inputs, {**named, "timestep": timestep}
     else:
         _check_head_free(transformer)
+    return inputs, named
 
 
 def _widened(norm: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -438,7 +443,7 @@ def _extras(transformer: nn.Module, name: str) -> nn.Module:
 
 
 def _key(name: str) -> str:
-    return name.replace(".", "-")
+    return f"{name.replace('.', '-')}-lora"  # no Linear's name: what looks for these must not find it
 
 
 def _connect(linear: Any, *lows: LowRank | None) -> None:

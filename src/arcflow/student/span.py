@@ -48,7 +48,7 @@ class _Thread(threading.local):
 
     def __init__(self) -> None:
         self.announced: list[weakref.ref[Steps]] = []
-        self.span: Tensor | None = None
+        self.step: Tensor | None = None
 
 
 THREAD = _Thread()
@@ -115,29 +115,46 @@ def answered(timestep: Tensor | None, guidance: Tensor | None, meant: Meant) -> 
     return step
 
 
-@torch.library.custom_op("arcflow::span", mutates_args=(), tags=(torch.Tag.cudagraph_unsafe,))
-def _span(timestep: Tensor, guidance: Tensor | None, expected: float | None, unguided: str) -> Tensor:
-    """`answered`, as an operation that a compiled graph runs anew at every call."""
-    step = answered(timestep, guidance, Meant(expected, unguided))
-    return step.numbers(timestep)
+@torch.library.custom_op("arcflow::hear", mutates_args=(), tags=(torch.Tag.cudagraph_unsafe,))
+def _hear(timestep: Tensor, guidance: Tensor | None, expected: float | None, unguided: str) -> Tensor:
+    """The time again, once the step is known to this thread: an operation that a compiled graph runs at every call, and
+    first, since all that follows depends on the time."""
+    THREAD.step = answered(timestep, guidance, Meant(expected, unguided)).numbers(timestep)
+    return timestep.clone()
 
 
-@_span.register_fake
+@_hear.register_fake
 def _(timestep: Tensor, guidance: Tensor | None, expected: float | None, unguided: str) -> Tensor:
-    return timestep.new_empty(2, dtype=torch.float32)
+    return torch.empty_like(timestep)
 
 
-def hear(timestep: Tensor | None, guidance: Tensor | None, meant: Meant) -> bool:
-    """Ask, and keep the span for this thread's head. Whether it is a run's first call: not known while compiling."""
+@torch.library.custom_op("arcflow::heard", mutates_args=(), tags=(torch.Tag.cudagraph_unsafe,))
+def _heard(features: Tensor) -> Tensor:
+    """What this thread has heard; it is asked with the features, so that a graph asks last."""
+    assert THREAD.step is not None, "the head of a student was called without its network"
+    return THREAD.step.clone()
+
+
+@_heard.register_fake
+def _(features: Tensor) -> Tensor:
+    return features.new_empty(2, dtype=torch.float32)
+
+
+def hear(timestep: Tensor | None, guidance: Tensor | None, meant: Meant) -> tuple[Tensor | None, bool]:
+    """Ask, and keep the step for this thread's head. The time to go on with, and whether it is a run's first call,
+    which is not known while compiling."""
     if torch.compiler.is_compiling() and timestep is not None:
-        THREAD.span = torch.ops.arcflow.span(timestep, guidance, meant.guidance, meant.unguided)
-        return False
+        return torch.ops.arcflow.hear(timestep, guidance, meant.guidance, meant.unguided), False
     step = answered(timestep, guidance, meant)
-    THREAD.span = step.numbers(timestep)
-    return step.first and step.calls == 1
+    THREAD.step = step.numbers(timestep)
+    return timestep, step.first and step.calls == 1
 
 
-def heard() -> tuple[Tensor, Tensor]:
+def heard(features: Tensor) -> tuple[Tensor, Tensor]:
     """The span of this thread's call, and the noise level at which it starts."""
-    assert THREAD.span is not None, "the head of a student was called without its network"
-    return THREAD.span[0], THREAD.span[1]
+    if torch.compiler.is_compiling():
+        numbers = torch.ops.arcflow.heard(features.detach())
+    else:
+        numbers = THREAD.step
+        assert numbers is not None, "the head of a student was called without its network"
+    return numbers[0], numbers[1]
