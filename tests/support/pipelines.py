@@ -13,6 +13,7 @@ from diffusers import (
     AutoencoderKLFlux2,
     AutoencoderKLQwenImage,
     FlowMatchEulerDiscreteScheduler,
+    Flux2KleinPipeline,
     Flux2Pipeline,
     Flux2Transformer2DModel,
     FluxPipeline,
@@ -30,6 +31,8 @@ from transformers import (
     PreTrainedTokenizerFast,
     Qwen2Config,
     Qwen2Model,
+    Qwen3Config,
+    Qwen3ForCausalLM,
     T5Config,
     T5EncoderModel,
 )
@@ -188,3 +191,21 @@ def torchrun(processes, *command, folder="."):
         [*launch, *map(str, command)], env={**os.environ, **here}, cwd=folder, capture_output=True, text=True
     )
     assert run.returncode == 0, run.stderr
+
+
+def klein_pipeline(flux2: Flux2Pipeline, transformer: Flux2Transformer2DModel) -> Flux2KleinPipeline:
+    """FLUX.2 klein base, which guides by a second call; scheduler and autoencoder are those of a FLUX.2 pipeline."""
+    text = dict(vocab_size=len(WORDS), num_attention_heads=2, num_key_value_heads=2, head_dim=8)
+    sizes = dict(hidden_size=16, intermediate_size=16, num_hidden_layers=28)
+    words = tokenizer(512)
+    words.chat_template = "{% for m in messages %}{{ m.content }} {% endfor %}"
+    pipe = Flux2KleinPipeline(
+        scheduler=copy.deepcopy(flux2.scheduler),
+        vae=flux2.vae,
+        text_encoder=Qwen3ForCausalLM(Qwen3Config(**text, **sizes)).eval(),
+        tokenizer=words,
+        transformer=transformer,
+        is_distilled=False,
+    )
+    pipe.set_progress_bar_config(disable=True)
+    return pipe

@@ -47,6 +47,7 @@ def attach(pipe: Any, path: str | Path, *, fuse: bool = False, guidance: bool = 
     transformer.eval()
     transformer._arcflow_stock = scheduler.stock
     pipe.scheduler = scheduler
+    pipe.save_pretrained = layers.refuse_to_save  # before it writes the other parts
     return pipe
 
 
@@ -60,6 +61,7 @@ def detach(pipe: Any) -> Any:
         remove(transformer)
         transformer.__dict__.pop("_arcflow_stock", None)
     pipe.scheduler = stock
+    pipe.__dict__.pop("save_pretrained", None)
     return pipe
 
 

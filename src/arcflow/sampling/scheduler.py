@@ -61,6 +61,7 @@ class ArcFlowScheduler(SchedulerMixin, ConfigMixin):
         self.shift, self.final_step_scale, self.trained_steps = shift, final_step_scale, trained_steps
         self.calls = 0
         """Student calls since the last step, counted by whoever can see them (`sampling.attach`)."""
+        self._told: set[str] = set()
         self._grid(step_grid(2, shift, final_step_scale), None)
 
     def set_timesteps(
@@ -113,7 +114,7 @@ class ArcFlowScheduler(SchedulerMixin, ConfigMixin):
             self._calls = self._calls + 1 if self._called == index else 1
             self._called = index
             start = float(self.sigmas[index])
-            return Step(self._span(index), self._calls, self._step_index is None, start)
+            return Step(self._span(index), self._calls, self._step_index is None, start, self._told)
 
     def step(
         self, model_output: Tensor, timestep: float | Tensor, sample: Tensor, return_dict: bool = True

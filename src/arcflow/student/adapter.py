@@ -16,7 +16,7 @@ from arcflow.families import family_of
 from arcflow.families.weights import compute_dtype
 from arcflow.student import layers as student_layers
 from arcflow.student import record
-from arcflow.student.build import draft, exchange
+from arcflow.student.build import check_takes_one, draft, exchange
 from arcflow.student.formats import (
     FILES,
     PAIRS,
@@ -51,6 +51,7 @@ def draft_adapter(transformer: Any, folder: str | Path, *, dtype: torch.dtype | 
     """The student that an adapter describes, ready to be put on this transformer, which is left alone."""
     found = found_at(folder)
     info = found.info
+    check_takes_one(transformer)
     tensors = checked_tensors(transformer, found)
     state = draft(
         transformer,

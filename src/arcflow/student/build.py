@@ -93,7 +93,7 @@ def draft(
     family = family_of(transformer)
     if lora and rank < 1:
         raise ValueError(f"rank is {rank}; expected at least 1 (256 in the published adapters), or lora=False.")
-    _check_takes_one(transformer)
+    check_takes_one(transformer)
 
     base = base_linear(transformer, family.head)
     names = lora_names(transformer, targets) if lora else []
@@ -135,7 +135,7 @@ def draft(
     )
 
 
-def _check_takes_one(transformer: nn.Module) -> None:
+def check_takes_one(transformer: nn.Module) -> None:
     """Whether a student can be put on this transformer as it is now."""
     if getattr(transformer, "_parallel_config", None) is not None:
         raise ValueError(

@@ -204,7 +204,7 @@ def put_on(transformer: nn.Module, state: State) -> None:
     transformer.register_forward_pre_hook(_watch, with_kwargs=True)
     norm = transformer.get_submodule(family_of(transformer).norm)
     norm.register_forward_pre_hook(_widened, with_kwargs=True)
-    transformer.save_pretrained = _refused  # type: ignore[assignment]
+    transformer.save_pretrained = refuse_to_save  # type: ignore[assignment]
     _join(transformer)
     for part in parts_of(state):
         for parameter in part.parameters():
@@ -279,7 +279,7 @@ def _widened(norm: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) ->
     return tuple(_cast(x, dtype) for x in inputs), {name: _cast(x, dtype) for name, x in named.items()}
 
 
-def _refused(*_: Any, **__: Any) -> None:
+def refuse_to_save(*_: Any, **__: Any) -> None:
     """In the place of `save_pretrained`."""
     raise ValueError(
         "a student is on this transformer, and what would be written could not be loaded: keep the student with "

@@ -28,6 +28,8 @@ class Step(NamedTuple):
     """Whether it is the first step of a run."""
     start: float
     """Noise level at which the step starts, as it stands on the grid: a network's dtype rounds what it is given."""
+    told: set[str]
+    """Warnings that were given on behalf of this scheduler: each once."""
 
     def numbers(self, like: Tensor | None) -> Tensor:
         """Span and start, where a network can read them."""
@@ -101,18 +103,24 @@ def answered(timestep: Tensor | None, guidance: Tensor | None, meant: Meant) -> 
     if step.first and guidance is not None and meant.guidance is not None:
         given = float(guidance.flatten()[0])
         if abs(given - meant.guidance) > 0.01 * abs(meant.guidance):
-            warnings.warn(
+            _warn_once(
+                step,
                 f"the pipeline embeds guidance {given:g}, the adapter was distilled at {meant.guidance:g}: pass "
                 f"guidance_scale={meant.guidance:g}",
-                stacklevel=2,
             )
     if step.calls == 2 and meant.unguided:
-        warnings.warn(
+        _warn_once(
+            step,
             f"the student was called twice for one step, as guidance does, and its teacher was guided already: pass "
             f"{meant.unguided} for half the time, or attach with guidance=True if it is meant",
-            stacklevel=2,
         )
     return step
+
+
+def _warn_once(step: Step, text: str) -> None:
+    if text not in step.told:
+        step.told.add(text)
+        warnings.warn(text, stacklevel=3)
 
 
 @torch.library.custom_op("arcflow::hear", mutates_args=(), tags=(torch.Tag.cudagraph_unsafe,))
