@@ -1,0 +1,222 @@
+"""An adapter on a MODEL: a LoRA by ComfyUI's own key map, the last layer as an object patch, two wrappers.
+
+The model that comes out is a clone. The wrapper around each call tells the last layer how far the coming step goes,
+which it finds in the grid of the sampler; the wrapper around the sampler refuses those that do not take Euler steps,
+and warns of grids and guidance that the adapter was not distilled for.
+"""
+
+import logging
+import math
+import re
+from typing import Any
+
+import comfy.lora
+import torch
+from comfy.patcher_extension import WrappersMP
+from torch import Tensor, nn
+
+from .adapter import PREFIX, Adapter
+from .layers import FluxLast, Head, QwenNorm
+from .portable import unshift_sigma
+
+LOGGER = logging.getLogger(__name__)
+
+KEY = "arcflow"
+
+NET = "diffusion_model"
+"""Where a MODEL has its network."""
+
+MODELS = {"Flux": "flux", "Flux2": "flux2", "QwenImage": "qwen_image"}
+"""ComfyUI's class of a model -> the family that adapters name."""
+
+EULER = ("sample_euler",)
+"""Samplers that take plain Euler steps ('ddim' is this one in ComfyUI)."""
+
+FLUX2 = (
+    (r"^transformer_blocks\.(\d+)\.ff\.linear_in$", r"double_blocks.\1.img_mlp.0"),
+    (r"^transformer_blocks\.(\d+)\.ff\.linear_out$", r"double_blocks.\1.img_mlp.2"),
+    (r"^transformer_blocks\.(\d+)\.ff_context\.linear_in$", r"double_blocks.\1.txt_mlp.0"),
+    (r"^transformer_blocks\.(\d+)\.ff_context\.linear_out$", r"double_blocks.\1.txt_mlp.2"),
+    (r"^single_transformer_blocks\.(\d+)\.attn\.to_qkv_mlp_proj$", r"single_blocks.\1.linear1"),
+    (r"^single_transformer_blocks\.(\d+)\.attn\.to_out$", r"single_blocks.\1.linear2"),
+    (r"^time_guidance_embed\.timestep_embedder\.linear_1$", "time_in.in_layer"),
+    (r"^time_guidance_embed\.timestep_embedder\.linear_2$", "time_in.out_layer"),
+    (r"^time_guidance_embed\.guidance_embedder\.linear_1$", "guidance_in.in_layer"),
+    (r"^time_guidance_embed\.guidance_embedder\.linear_2$", "guidance_in.out_layer"),
+)
+"""Layers of FLUX.2 by their names in diffusers and in ComfyUI."""
+
+OFF = 0.05
+"""Raw time by which a grid may miss the even one before a warning."""
+
+
+def patched(model: Any, adapter: Adapter, strength: float = 1.0) -> Any:
+    """A clone of the MODEL with the adapter on it.
+
+    Raises:
+        ValueError: the adapter is for another model, does not load whole, or there is one already.
+    """
+    _check(model, adapter)
+    clone = model.clone()
+    _add_lora(clone, adapter, strength)
+    if adapter.family == "qwen_image":
+        head = Head(clone.get_model_object(f"{NET}.proj_out"), adapter)
+        clone.add_object_patch(f"{NET}.norm_out", QwenNorm(clone.get_model_object(f"{NET}.norm_out"), adapter))
+        clone.add_object_patch(f"{NET}.proj_out", head)
+    else:
+        last = FluxLast(clone.get_model_object(f"{NET}.final_layer"), adapter)
+        head = last.head
+        clone.add_object_patch(f"{NET}.final_layer", last)
+    clone.add_object_patch("model_sampling", _sampling(clone, adapter.shift))
+    run = _Run(adapter, head)
+    clone.add_wrapper_with_key(WrappersMP.SAMPLER_SAMPLE, KEY, run.watched)
+    clone.add_wrapper_with_key(WrappersMP.APPLY_MODEL, KEY, run.told)
+    clone.set_attachments(KEY, adapter)
+    if adapter.teacher_lora:
+        LOGGER.warning(
+            "%s was distilled from its base with the LoRA %s on it: load that with 'Load LoRA', before this node.",
+            *(adapter.name, adapter.teacher_lora),
+        )
+    return clone
+
+
+def adapter_of(model: Any) -> Adapter | None:
+    """The adapter on a MODEL."""
+    return model.get_attachment(KEY)
+
+
+def _check(model: Any, adapter: Adapter) -> None:
+    kind = type(model.model).__name__
+    if MODELS.get(kind) != adapter.family:
+        known = {family: name for name, family in MODELS.items()}
+        wanted = known.get(adapter.family)
+        raise ValueError(
+            f"{adapter.name} is for {adapter.family!r}, the model is ComfyUI's {kind}. "
+            + (f"Load a model of ComfyUI's {wanted}." if wanted else f"These nodes know {', '.join(known)}.")
+        )
+    if adapter_of(model) is not None:
+        raise ValueError(f"the model has the ArcFlow adapter {adapter_of(model).name} already; apply one alone.")
+    # not `model.model.diffusion_model`: clones share it, and another one may have its own layers in it now
+    linear = model.get_model_object(
+        f"{NET}." + ("proj_out" if adapter.family == "qwen_image" else "final_layer.linear")
+    )
+    width = adapter.tensors["proj_out_means.weight"].shape[0] // adapter.modes
+    features = adapter.tensors["proj_out_means.weight"].shape[1]
+    if (linear.out_features, linear.in_features) != (width, features):
+        raise ValueError(
+            f"{adapter.name} was made for a last layer from {features} to {width}, the model's goes from "
+            f"{linear.in_features} to {linear.out_features}. Load the base it was made for."
+        )
+    weight, theirs = linear.weight.detach(), torch.tensor(adapter.fingerprint)
+    if (
+        len(theirs)
+        and weight.dtype in (torch.float32, torch.bfloat16, torch.float16)
+        and weight.numel() == width * features
+    ):
+        ours = weight.flatten()[:: max(1, weight.numel() // 64)][:64].float().cpu()
+        if theirs.shape != ours.shape or (theirs - ours).norm() > 0.25 * theirs.norm():
+            raise ValueError(
+                f"{adapter.name} was made for another base of the same sizes: the last layers differ. Load the base it "
+                f"was made for."
+            )
+
+
+def _add_lora(model: Any, adapter: Adapter, strength: float) -> None:
+    """Every pair of the adapter's LoRA as a weight patch: one that is left out would be noise in each picture."""
+    lora = {f"{PREFIX}{name}": tensor for name, tensor in adapter.lora().items()}
+    places = comfy.lora.model_lora_keys_unet(model.model, {})
+    if adapter.family == "flux2":  # whose names not every version has, and none has all
+        own = {name: flux2_name(name) for name in adapter.linears()}
+        places |= {f"{PREFIX}{name}": f"{NET}.{other}.weight" for name, other in own.items() if other != name}
+    patches = comfy.lora.load_lora(lora, {name: place for name, place in places.items() if name.startswith(PREFIX)})
+    added = model.add_patches(patches, strength * adapter.scale)
+    if not len(patches) == len(added) == len(lora) // 2:
+        raise ValueError(
+            f"{len(added)} of the {len(lora) // 2} LoRA layers of {adapter.name} found their place in this model. "
+            f"Adapter and model do not belong together, or this ComfyUI names layers in another way: update both."
+        )
+
+
+def flux2_name(name: str) -> str:
+    """ComfyUI's name of a layer of FLUX.2 by the one in diffusers; attention, whose parts it joins, keeps its own."""
+    for pattern, replacement in FLUX2:
+        name = re.sub(pattern, replacement, name)
+    return name
+
+
+def _sampling(model: Any, shift: float) -> nn.Module:
+    """The model's own kind of noise levels with the adapter's shift, whatever the resolution."""
+    stock = model.get_model_object("model_sampling")
+    sampling = type(stock)(model.model.model_config)
+    if hasattr(stock, "multiplier"):
+        sampling.set_parameters(shift=shift, multiplier=stock.multiplier)
+    else:  # FLUX: the exponent of the shift
+        sampling.set_parameters(shift=math.log(shift))
+    return sampling
+
+
+class _Run:
+    """What a sampler does with the model, watched."""
+
+    def __init__(self, adapter: Adapter, head: Head) -> None:
+        self.adapter, self.head = adapter, head
+        self.said: set[str] = set()
+
+    def watched(self, executor: Any, guider: Any, sigmas: Tensor, *rest: Any, **more: Any) -> Tensor:
+        """The sampler's answer, if it is one that takes Euler steps."""
+        self.said = set()
+        sampler = executor.class_obj
+        name = getattr(getattr(sampler, "sampler_function", sampler), "__name__", type(sampler).__name__)
+        churn = getattr(sampler, "extra_options", {}).get("s_churn", 0.0)
+        if name not in EULER or churn:
+            shown = name.removeprefix("sample_") + (f" with s_churn {churn}" if churn else "")
+            raise ValueError(
+                f"the sampler {shown!r} does not take the steps that {self.adapter.name} was distilled for, and would "
+                f"draw noise. Choose the sampler 'euler' with the scheduler 'simple'."
+            )
+        self._judge(sigmas)
+        cfg = getattr(guider, "cfg", 1.0)
+        if self.adapter.guided and isinstance(cfg, int | float) and cfg != 1.0:
+            self._say("cfg is %g, but the teacher of %s was guided already: set it to 1, for half the time", cfg)
+        return executor(guider, sigmas, *rest, **more)
+
+    def told(self, executor: Any, x: Tensor, t: Tensor, *rest: Any, **more: Any) -> Tensor:
+        """The model's answer, once its last layer knows how far the step that starts at `t` goes."""
+        options = more.get("transformer_options", rest[3] if len(rest) > 3 else {})
+        grid = options.get("sample_sigmas")
+        here = t.flatten()[0]
+        places = [] if grid is None else (grid[:-1].to(here) == here).nonzero().flatten().tolist()
+        if not places:
+            raise ValueError(
+                f"the model was called at noise level {float(here):.4g}, which is no step of its sampler's. The "
+                f"adapter {self.adapter.name} needs one that calls the model at its steps alone: 'euler' with 'simple'."
+            )
+        self.head.tell((here - grid[places[0] + 1].to(here)).to(x.device))
+        given = more.get("guidance")
+        if isinstance(given, Tensor) and self.adapter.guidance is not None:
+            wanted = self.adapter.guidance
+            off = [value for value in given.flatten().tolist() if abs(value - wanted) > 0.01 * wanted]
+            if off:
+                self._say("guidance is %g, not that of %s: add a FluxGuidance node with %g", off[0], wanted)
+        return executor(x, t, *rest, **more)
+
+    def _judge(self, sigmas: Tensor) -> None:
+        """Warn of a grid that is not the adapter's, nor the end of one with more steps."""
+        grid = [float(sigma) for sigma in sigmas]
+        steps = len(grid) - 1
+        if steps < 1 or grid[-1] != 0:  # the first part of a grid that was cut in two
+            return
+        taus = [unshift_sigma(sigma, self.adapter.shift) for sigma in grid]
+        length = taus[0] / (steps - 1 + self.adapter.final_step_scale)
+        even = [taus[0] - i * length for i in range(steps)] + [0.0]
+        if any(abs(tau - at) > OFF for tau, at in zip(taus, even, strict=True)):
+            levels = ", ".join(f"{sigma:.3f}" for sigma in grid)
+            self._say("the noise levels %s are not those of %s: choose the scheduler 'simple'", levels)
+        if taus[0] > 1 - OFF and steps < self.adapter.steps:
+            self._say("%g step(s) are fewer than %s was distilled for: take at least %g", steps, self.adapter.steps)
+
+    def _say(self, text: str, value: object, *more: object) -> None:
+        """A warning, once a run."""
+        if text not in self.said:
+            self.said.add(text)
+            LOGGER.warning("ArcFlow: " + text, value, self.adapter.name, *more)
