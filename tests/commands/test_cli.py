@@ -150,6 +150,11 @@ def test_the_quick_demo_is_the_same_recipe_but_short() -> None:
 def test_image_size_follows_the_model() -> None:
     assert open.size_of("world", None, None) == (64, 64)
     assert open.size_of("owner/name", None, None) == (1024, 1024)
+    with pytest.raises(ValueError, match="width = 101: expected a multiple of 16"):
+        open.size_of("owner/name", 64, 101)
+    for wrong, said in (({"steps": 0}, "steps = 0"), ({"batch": 0}, "batch = 0"), ({"seeds": [10**20]}, "64 bits")):
+        with pytest.raises(ValueError, match=said):
+            open.check_drawing(**{"steps": 2, "batch": 8, **wrong})
     assert open.size_of("owner/name", 512, None) == (512, 512)
     assert open.size_of("owner/name", 512, 768) == (512, 768)
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from arcflow import cli
+from arcflow import cli, student
 from arcflow.commands import suite as suite_command
 from arcflow.commands.suite import EvaluateSuite
 from arcflow.evaluation import measured, scorers, suite_run, summary
@@ -23,7 +23,7 @@ from arcflow.sampling import folder as sample_folder
 from arcflow.sampling import open
 from arcflow.sampling.generate import euler, generate
 from arcflow.world.scene import FIRST_SEED, held_out
-from tests.support.pipelines import SIDE
+from tests.support.pipelines import SIDE, save_style
 
 GENEVAL = [
     {"tag": "single_object", "include": [{"class": "cube", "count": 1}], "prompt": "a photo of a cube"},
@@ -633,3 +633,25 @@ def test_the_shipped_student_is_evaluated_on_the_world(tmp_path, capsys) -> None
     assert metric["categories"]["counting"]["prompts"] == 2
     cli.main(words)
     assert "accuracy" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_a_lora_that_was_part_of_the_teacher_is_part_of_the_pictures(tmp_path) -> None:
+    """Every command opens base, LoRA and adapter the same way."""
+    from arcflow.sampling.attach import attach
+    from arcflow.student.adapter import save_adapter
+    from arcflow.student.record import AdapterInfo
+
+    pipe = open.open_pipe("world", "cpu", "float32")
+    style = str(save_style(pipe, tmp_path / "style", ["to_q", "ff.net.2"]))
+    pipe.load_lora_weights(style)
+    net = student.build(pipe.transformer, modes=4, rank=2, generator=torch.Generator().manual_seed(0))
+    adapter = str(save_adapter(net, tmp_path / "adapter", info=AdapterInfo(base="world", teacher_lora=style)))
+
+    fresh = open.open_pipe("world", "cpu", "float32", style)
+    wanted = generate(attach(fresh, adapter), held_out(2), [FIRST_SEED, FIRST_SEED + 1], steps=2, height=64, width=64)
+    out = tmp_path / "suite"
+    words = ["evaluate", "--suite", "world", "--count", "2", "--device", "cpu", "--adapter", adapter, "--out", str(out)]
+    cli.main(words)
+    drawn = [np.asarray(Image.open(path)) for path in sorted((out / "pictures").glob("*.png"))]
+    assert all(np.array_equal(one, other) for one, other in zip(drawn, wanted.images, strict=True))

@@ -8,7 +8,7 @@ from typing import Literal
 from tyro.conf import UseAppendAction
 
 from arcflow import __version__, config
-from arcflow.sampling.open import SHIPPED, adapter_of, open_pipe, size_of
+from arcflow.sampling.open import SHIPPED, adapter_of, check_drawing, open_pipe, open_student, size_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +44,8 @@ class Sample:
     """Precision of the weights; auto takes bfloat16 on cuda, else float32."""
 
     def run(self) -> None:
+        check_drawing(steps=self.steps, batch=self.batch, seeds=self.seeds)
+        height, width = size_of(self.model, self.height, self.width)
         texts = [*self.prompt]
         if self.prompts:
             from arcflow.data.prompts import read_prompts
@@ -59,14 +61,15 @@ class Sample:
         from arcflow.sampling import generate
         from arcflow.sampling.folder import Recipe, read_manifest, sample_folder, share_of_work
 
-        adapter, guidance, lora = adapter_of(self.model, self.adapter), self.guidance, None
+        adapter = adapter_of(self.model, self.adapter)
+        guidance = self.guidance
         if adapter:
             from arcflow.student.adapter import read_info
 
-            info = read_info(adapter)
-            guidance, lora = info.guidance if guidance is None else guidance, info.teacher_lora
-        pipe = open_pipe(self.model, self.device, self.dtype, lora)
-        height, width = size_of(self.model, self.height, self.width)
+            guidance = read_info(adapter).guidance if guidance is None else guidance
+            pipe = open_student(self.model, adapter, self.device, self.dtype)
+        else:
+            pipe = open_pipe(self.model, self.device, self.dtype)
         recipes = [
             Recipe(
                 prompt=text,
@@ -82,10 +85,6 @@ class Sample:
             for text in texts
             for seed in self.seeds
         ]
-        if adapter:
-            from arcflow.sampling.attach import attach
-
-            attach(pipe, adapter, fuse=not lora)
         with nullcontext() if adapter else generate.euler(pipe):
             new = sample_folder(pipe, recipes, self.out, batch_size=self.batch, share=share_of_work())
         for path in new:

@@ -77,9 +77,10 @@ class EvaluateSuite:
     def run(self) -> None:
         from arcflow.evaluation.suite_run import plan
         from arcflow.sampling.folder import share_of_work
-        from arcflow.sampling.open import adapter_of, open_pipe, size_of
+        from arcflow.sampling.open import adapter_of, check_drawing, open_pipe, open_student, size_of
         from arcflow.system.packages import about
 
+        check_drawing(steps=self.steps, batch=self.batch)
         adapter, guidance = adapter_of(self.model, self.adapter), self.guidance
         if adapter and guidance is None:
             from arcflow.student.adapter import read_info
@@ -87,7 +88,13 @@ class EvaluateSuite:
             guidance = read_info(adapter).guidance
         height, width = size_of(self.model, self.height, self.width)
         run = plan(self, share_of_work(), adapter, height=height, width=width, guidance=guidance, version=__version__)
-        run.draw(lambda: open_pipe(self.model, self.device, self.dtype))
+        run.draw(
+            lambda: (
+                open_student(self.model, adapter, self.device, self.dtype)
+                if adapter
+                else open_pipe(self.model, self.device, self.dtype)
+            )
+        )
         run.score()
         results = run.results(about(command=f"arcflow {' '.join(sys.argv[1:])}"))
         if results is None:

@@ -38,7 +38,6 @@ from arcflow.evaluation.measured import (
 from arcflow.evaluation.pictures import Picture
 from arcflow.evaluation.suites import SUITES
 from arcflow.evaluation.suites.suite import Item, Suite, read_items
-from arcflow.sampling.attach import attach
 from arcflow.sampling.generate import euler
 from arcflow.system import files
 from arcflow.system.devices import torch_device
@@ -77,12 +76,10 @@ class Run:
         return {picture.file: self.folder / "pictures" / picture.file for picture in self.pictures}
 
     def draw(self, open_pipe: Callable[[], Any]) -> None:
-        """Draw what is missing and show it to the official scorer."""
+        """Draw what is missing and show it to the official scorer; `open_pipe` gives the pipeline, student and all."""
         new = 0
         if drawn.to_draw(self.folder, self.pictures, self.share):
             pipe = open_pipe()
-            if self.adapter:
-                attach(pipe, self.adapter, fuse=True)
             with nullcontext() if self.adapter else euler(pipe):
                 new = drawn.draw(pipe, self.folder, self.pictures, self.asked.batch, self.share)
             del pipe

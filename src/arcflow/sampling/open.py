@@ -1,5 +1,6 @@
 """How a command opens a model and finds an adapter."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,16 @@ def open_pipe(model: str, device: str, dtype: str, lora: str | None = None) -> A
     return load_pipe(config.Model(base=model, dtype=dtype, teacher_lora=lora)).to(where)  # type: ignore[arg-type]
 
 
+def open_student(model: str, adapter: str, device: str, dtype: str) -> Any:
+    """A pipeline on its device with a student on it: the base, the LoRA that was part of its teacher, the adapter."""
+    from arcflow.sampling.attach import attach
+    from arcflow.student.adapter import read_info
+
+    lora = read_info(adapter).teacher_lora
+    pipe = open_pipe(model, device, dtype, lora)
+    return attach(pipe, adapter, fuse=not lora)
+
+
 def open_transformer(model: str, family: str) -> Any:
     """A base's transformer alone, on the CPU."""
     if model == SHIPPED:
@@ -61,6 +72,25 @@ def folder_of(model: str) -> Path:
 
 
 def size_of(model: str, height: int | None, width: int | None) -> tuple[int, int]:
-    """Image size in pixels, completed by the model's own."""
+    """Image size in pixels, completed by the model's own.
+
+    Raises:
+        ValueError: a side that no token grid has; a pipeline would draw another size in silence.
+    """
     side = height or width or (64 if model == SHIPPED else 1024)
-    return height or side, width or side
+    size = {"height": height or side, "width": width or side}
+    for name, pixels in size.items():
+        config.check(pixels >= 16 and pixels % 16 == 0, name, pixels, "a multiple of 16", "take the nearest one")
+    return size["height"], size["width"]
+
+
+def check_drawing(*, steps: int, batch: int, seeds: Sequence[int] = ()) -> None:
+    """Refuse settings that no image can be drawn with, before anything is loaded.
+
+    Raises:
+        ValueError: fewer than one step or image at a time, or a seed that does not fit in 64 bits.
+    """
+    config.check(steps >= 1, "steps", steps, "1 or more", "2 is what most adapters are made for")
+    config.check(batch >= 1, "batch", batch, "1 or more", "leave it out for 8")
+    for seed in seeds:
+        config.check(-(2**63) <= seed < 2**64, "seed", seed, "a whole number of at most 64 bits", "take a smaller one")
