@@ -115,7 +115,7 @@ def made(name: str, home: Path) -> Case:
     """A case of this family, its files in a folder."""
     torch.manual_seed(0)
     net = TRANSFORMERS[name]()
-    model = _model(name, net)
+    model = model_of(name, net)
     student.build(net, modes=4, rank=4).eval()
     pipelines.perturb(net, 0.2)
     adapter = save_adapter(net, home / "student.safetensors")
@@ -133,7 +133,7 @@ def made(name: str, home: Path) -> Case:
     return Case(name, model, adapter, net, cond, torch.randn(shape, generator=draw))
 
 
-def _model(name: str, net: nn.Module) -> Any:
+def model_of(name: str, net: nn.Module) -> Any:
     """ComfyUI's model with the weights of a network of diffusers."""
     kind, sizes = SIZES[name](net.config)
     config = kind(sizes)

