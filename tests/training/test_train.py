@@ -431,7 +431,7 @@ def test_the_curves_go_to_a_tracker_too(tmp_path, monkeypatch):
     numbers = [line for line in lines if line not in pictures]
     told = [line for line in numbers if not any(name.startswith("speed/") for name in line)]
     assert told == [{k: v for k, v in line.items() if v is not None} for line in files.read_lines(folder / "log.jsonl")]
-    with pytest.raises(ValueError, match="tracker = 'wandb': expected it to be installed"):
+    with pytest.raises(ValueError, match="tracker = 'wandb' takes wandb, which is not here"):
         monkeypatch.setitem(sys.modules, "wandb", None)
         train(config(tmp_path / "other", tracker="wandb"), tiny_pipe(), quiet)
 

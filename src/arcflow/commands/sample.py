@@ -8,7 +8,7 @@ from typing import Literal
 from tyro.conf import UseAppendAction
 
 from arcflow import __version__, config
-from arcflow.sampling.open import SHIPPED, adapter_of, check_drawing, open_pipe, open_student, size_of
+from arcflow.sampling.open import SHIPPED, adapter_of, check_drawing, check_size, open_pipe, open_student, size_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,6 +70,7 @@ class Sample:
             pipe = open_student(self.model, adapter, self.device, self.dtype)
         else:
             pipe = open_pipe(self.model, self.device, self.dtype)
+        check_size(pipe, height, width)
         recipes = [
             Recipe(
                 prompt=text,

@@ -72,8 +72,12 @@ def seed_interval(values: Sequence[float], *, confidence: float = 0.95) -> Inter
     """Mean over trainings that differ in their seed alone, with Student's interval for it."""
     if len(values) < 2 or not np.isfinite(values).all():
         raise ValueError(f"got {list(values)}; an interval takes the finite numbers of two trainings or more")
-    around = stats.ttest_1samp(values, 0.0).confidence_interval(confidence)
-    return Interval(float(np.mean(values)), float(around.low), float(around.high))
+    mean = float(np.mean(values))
+    error = float(stats.sem(values))
+    if not error:  # all alike
+        return Interval(mean, mean, mean)
+    low, high = stats.t.interval(confidence, len(values) - 1, loc=mean, scale=error)
+    return Interval(mean, float(low), float(high))
 
 
 def seed_difference(a: Sequence[float], b: Sequence[float], *, confidence: float = 0.95) -> Interval:
@@ -86,7 +90,9 @@ def seed_difference(a: Sequence[float], b: Sequence[float], *, confidence: float
         many, one, sign = (b, a, -1) if len(a) == 1 else (a, b, 1)
         around = seed_interval([sign * (value - one[0]) for value in many], confidence=confidence)
         return Interval(mean, around.low, around.high)
-    if not (np.ptp(a) or np.ptp(b)):  # all alike: no spread to tell anything of
+    parts = [float(np.var(values, ddof=1)) / len(values) for values in (a, b)]
+    if not sum(parts):
         return Interval(mean, mean, mean)
-    between = stats.ttest_ind(a, b, equal_var=False).confidence_interval(confidence)
-    return Interval(mean, float(between.low), float(between.high))
+    freedom = sum(parts) ** 2 / sum(part**2 / (len(v) - 1) for part, v in zip(parts, (a, b), strict=True))
+    low, high = stats.t.interval(confidence, freedom, loc=mean, scale=sum(parts) ** 0.5)
+    return Interval(mean, float(low), float(high))

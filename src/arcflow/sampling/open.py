@@ -72,16 +72,21 @@ def folder_of(model: str) -> Path:
 
 
 def size_of(model: str, height: int | None, width: int | None) -> tuple[int, int]:
-    """Image size in pixels, completed by the model's own.
+    """Image size in pixels, completed by the model's own."""
+    side = height or width or (64 if model == SHIPPED else 1024)
+    return height or side, width or side
+
+
+def check_size(pipe: Any, height: int, width: int) -> None:
+    """Refuse a size that the pipeline's tokens do not fill: it would draw another one in silence.
 
     Raises:
-        ValueError: a side that no token grid has; a pipeline would draw another size in silence.
+        ValueError: a side is no multiple of a token's, 16 pixels for the large models.
     """
-    side = height or width or (64 if model == SHIPPED else 1024)
-    size = {"height": height or side, "width": width or side}
-    for name, pixels in size.items():
-        config.check(pixels >= 16 and pixels % 16 == 0, name, pixels, "a multiple of 16", "take the nearest one")
-    return size["height"], size["width"]
+    token = 2 * pipe.vae_scale_factor
+    for name, pixels in (("height", height), ("width", width)):
+        fits = pixels >= token and pixels % token == 0
+        config.check(fits, name, pixels, f"a multiple of {token} for this model", "take the nearest one")
 
 
 def check_drawing(*, steps: int, batch: int, seeds: Sequence[int] = ()) -> None:

@@ -4,14 +4,14 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from PIL import Image
-
 from arcflow.evaluation.suites.layouts import link, write_once
 from arcflow.evaluation.suites.suite import Item, Suite
 
 
 def hpsv2_layout(item: Item, pictures: Sequence[Path], root: Path, model: str) -> None:
     """<style>/<00000>.jpg, the first picture of each prompt."""
+    from PIL import Image  # not at the top: the command line lists suites, and does not wait for it
+
     write_once(root / f"{item.id}.jpg", lambda draft: Image.open(pictures[0]).convert("RGB").save(draft, "JPEG"))
 
 

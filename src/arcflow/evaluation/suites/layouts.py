@@ -13,9 +13,10 @@ import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from PIL import Image
+if TYPE_CHECKING:
+    from PIL import Image
 
 
 def write_once(path: Path, write: Any) -> None:
@@ -37,8 +38,10 @@ def link(picture: Path, path: Path) -> None:
         write_once(path, lambda draft: shutil.copyfile(picture, draft))
 
 
-def grid(pictures: Sequence[Path]) -> Image.Image:
+def grid(pictures: Sequence[Path]) -> "Image.Image":
     """A square of pictures, row by row; one alone is itself."""
+    from PIL import Image  # as above
+
     side = math.isqrt(len(pictures))
     if side**2 != len(pictures):
         raise ValueError(f"{len(pictures)} pictures of a prompt make no square; the official grid takes --pictures 4")
