@@ -93,7 +93,8 @@ def test_either_may_come_first_and_either_may_go_first(pipe, two_steps, style):
     pipe.unload_lora_weights()
     arcflow.attach(pipe, two_steps)
     pipe.load_lora_weights(style, adapter_name="style")
-    assert torch.equal(sample(pipe), both)
+    # The order in which two LoRAs on one Linear are added may round the last bit otherwise.
+    torch.testing.assert_close(sample(pipe), both, rtol=1e-5, atol=1e-5)
     arcflow.detach(pipe)
     assert torch.equal(sample(pipe), styled)
     pipe.unload_lora_weights()
