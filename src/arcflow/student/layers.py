@@ -13,7 +13,7 @@ one can be taken off and put on again, bit for bit.
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, no_type_check
 
 import torch
 from jaxtyping import Float
@@ -41,6 +41,7 @@ class LowRank(nn.Module):
         self.register_parameter("kept", None)
         self.seen: tuple[float, ...] = ()
 
+    @no_type_check  # a compiler reads it in training, and cannot read shape checks
     def forward(
         self, x: Float[Tensor, "*batch features"], out: Float[Tensor, "*batch width"]
     ) -> Float[Tensor, "*batch width"]:
