@@ -3,6 +3,7 @@
     arcflow demo      distil the shipped small teacher, compare, write a report
     arcflow train     distil with a recipe: world, world-quick, flux, flux-24gb, qwen-image, ...
     arcflow cache     embeddings of prompts on disk: make, verify
+    arcflow serve     an images server in OpenAI's protocol, with a page
     arcflow sample    prompts to PNG files in a few steps
     arcflow evaluate  teacher, plain Euler and student side by side
     arcflow compare   few-step methods on one bench and one budget
@@ -32,6 +33,7 @@ from arcflow.commands.doctor import Doctor
 from arcflow.commands.evaluate import Evaluate
 from arcflow.commands.export import Export
 from arcflow.commands.sample import Sample
+from arcflow.commands.serve import Serve
 from arcflow.commands.suite import EvaluateSuite, asked
 from arcflow.commands.train import RECIPES, Train
 from arcflow.commands.world import World
@@ -42,6 +44,7 @@ Command = (
     | Annotated[Train, subcommand("train")]
     | Annotated[CacheCommand, subcommand("cache")]
     | Annotated[Sample, subcommand("sample")]
+    | Annotated[Serve, subcommand("serve")]
     | Annotated[Evaluate, subcommand("evaluate")]
     | Annotated[Compare, subcommand("compare")]
     | Annotated[Claims, subcommand("claims")]
@@ -50,7 +53,7 @@ Command = (
     | Annotated[Doctor, subcommand("doctor")]
 )
 CHOICES = {
-    (): ["demo", "train", "cache", "sample", "evaluate", "compare", "claims", "export", "world", "doctor"],
+    (): ["demo", "train", "cache", "sample", "serve", "evaluate", "compare", "claims", "export", "world", "doctor"],
     ("train",): [*RECIPES],
     ("cache",): ["make", "verify"],
     ("world",): ["render", "check", "train", "score"],

@@ -1,0 +1,83 @@
+"""`arcflow serve`: an images server with a page."""
+
+import os
+import sys
+from dataclasses import dataclass
+from typing import Literal
+
+from tyro.conf import UseAppendAction
+
+from arcflow import config
+from arcflow.sampling.open import SHIPPED
+
+
+@dataclass(frozen=True, kw_only=True)
+class Serve:
+    """Serve pictures in OpenAI's protocol, with a page to look at (http://127.0.0.1:8000)."""
+
+    model: str = SHIPPED
+    """Teacher: "world" for the shipped small one, a diffusers pipeline folder, or a Hub id."""
+    adapter: UseAppendAction[tuple[str, ...]] = ()
+    """Adapter folder, file or Hub id, also as NAME=PATH; several times for several, the first one is the default."""
+    lora: UseAppendAction[tuple[str, ...]] = ()
+    """A style as NAME=PATH (file, folder or Hub id), for requests to name; may be given several times."""
+    host: str = "127.0.0.1"
+    """Address to listen on; 0.0.0.0 lets others in, then give --api-key."""
+    port: int = 8000
+    """Port to listen on; 0 for any that is free."""
+    api_key: str | None = None
+    """Key that clients must send; by default what stands in ARCFLOW_API_KEY."""
+    max_batch: int = 8
+    """Pictures drawn together at most."""
+    max_waiting: int = 64
+    """Pictures in the queue at most; more are answered 429."""
+    max_side: int | None = None
+    """Largest height or width; by default four times the model's own, at most 2048."""
+    device: config.Device = "auto"
+    """Where to compute; auto takes cuda, then mps, then cpu."""
+    dtype: config.Dtype | Literal["auto"] = "auto"
+    """Precision of the weights; auto takes bfloat16 on cuda, else float32."""
+
+    def run(self) -> None:
+        for name, value in (("max_batch", self.max_batch), ("max_waiting", self.max_waiting)):
+            if value < 1:
+                raise ValueError(f"--{name.replace('_', '-')} is {value}: expected at least 1")
+        try:
+            import fastapi  # noqa: F401
+            import multipart  # noqa: F401
+            import prometheus_client  # noqa: F401
+            import uvicorn  # noqa: F401
+        except ModuleNotFoundError as error:
+            raise ValueError(f"{error.name} is missing: pip install 'arcflow[serve]'") from None
+        from arcflow.sampling.open import size_of
+        from arcflow.serving.app import Limits, create_app
+        from arcflow.serving.engine import Engine
+        from arcflow.serving.host import serve
+        from arcflow.serving.studio import Setup, Studio
+
+        setup = Setup(
+            model=self.model,
+            adapters=_named(self.adapter, "adapter") or {SHIPPED: SHIPPED},
+            styles=_named(self.lora, "lora"),
+            device=self.device,
+            dtype=self.dtype,
+            max_batch=self.max_batch,
+        )
+        side = self.max_side or min(4 * size_of(self.model, None, None)[0], 2048)
+        engine = Engine(lambda: Studio(setup), max_waiting=self.max_waiting)
+        key = self.api_key or os.environ.get("ARCFLOW_API_KEY") or None
+        app = create_app(engine, api_key=key, limits=Limits(side=side, pixels=side * side))
+        serve(app, engine, self.host, self.port, lambda line: print(line, file=sys.stderr, flush=True))
+
+
+def _named(words: tuple[str, ...], option: str) -> dict[str, str]:
+    """Paths by name; a path alone is named by its last part."""
+    named = dict[str, str]()
+    for word in words:
+        name, equals, path = word.partition("=")
+        if not equals:
+            name, path = word.rstrip("/").replace(":", "/").rpartition("/")[2].removesuffix(".safetensors"), word
+        if not name or not path or name in named:
+            raise ValueError(f"--{option} {word}: expected NAME=PATH with a name of its own")
+        named[name] = path
+    return named

@@ -1,0 +1,93 @@
+"""Pictures on the wire: uploads checked before they are unpacked, and files with the recipe in them."""
+
+import base64
+import binascii
+import io
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image, ImageOps
+from PIL.PngImagePlugin import PngInfo
+
+MOST_BYTES = 20 << 20
+"""Of one uploaded picture."""
+
+MOST_PIXELS = 4096 * 4096
+"""Of one uploaded picture: a small file may unpack to gigabytes."""
+
+READ = ("PNG", "JPEG", "WEBP")
+
+
+def read_picture(data: bytes) -> Image.Image:
+    """An uploaded picture, upright.
+
+    Raises:
+        ValueError: it is too large, or no PNG, JPEG or WebP file.
+    """
+    if len(data) > MOST_BYTES:
+        raise ValueError(f"the picture has {len(data)} bytes: expected at most {MOST_BYTES}")
+    try:
+        picture = Image.open(io.BytesIO(data), formats=READ)
+        wide, high = picture.size
+        if wide * high > MOST_PIXELS:
+            raise ValueError(f"the picture has {wide} x {high} pixels: expected at most {MOST_PIXELS}")
+        picture.load()
+    except (OSError, SyntaxError, Image.DecompressionBombError):
+        raise ValueError(f"the picture cannot be read: expected a whole file, one of {', '.join(READ)}") from None
+    return ImageOps.exif_transpose(picture)
+
+
+def from_data_uri(text: str) -> bytes:
+    """The bytes of `data:image/png;base64,...`, or of base64 alone.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    head, comma, body = text.partition(",")
+    if comma and not (head.startswith("data:image/") and head.endswith(";base64")):
+        raise ValueError("the picture's address cannot be read: expected data:image/png;base64,... (none is fetched)")
+    try:
+        return base64.b64decode(body if comma else text, validate=True)
+    except binascii.Error:
+        raise ValueError("the picture cannot be read: expected base64, or data:image/png;base64,...") from None
+
+
+def fitted(picture: Image.Image, height: int, width: int) -> Image.Image:
+    """The picture in color at this size, cut at the sides where its shape is another."""
+    return ImageOps.fit(_flat(picture), (width, height), Image.Resampling.LANCZOS)
+
+
+def holes(mask: Image.Image, height: int, width: int) -> Image.Image:
+    """White where the picture is to change: where the mask is transparent, or white if it has no transparency."""
+    if "A" in mask.getbands():
+        change = ImageOps.invert(mask.getchannel("A"))
+    else:
+        change = mask.convert("L")
+    change = ImageOps.fit(change, (width, height), Image.Resampling.NEAREST)
+    return change.point([0] * 128 + [255] * 128)
+
+
+def _flat(picture: Image.Image) -> Image.Image:
+    if "A" not in picture.getbands():
+        return picture.convert("RGB")
+    white = Image.new("RGBA", picture.size, "white")
+    return Image.alpha_composite(white, picture.convert("RGBA")).convert("RGB")
+
+
+def written(
+    image: UInt8[np.ndarray, "height width 3"], kind: str, compression: int, recipe: Mapping[str, Any]
+) -> bytes:
+    """A picture file; a PNG carries its recipe as text. Equal pictures of equal recipes are equal files."""
+    file = io.BytesIO()
+    picture = Image.fromarray(image)
+    if kind == "png":
+        chunks = PngInfo()
+        for name, value in recipe.items():
+            chunks.add_itxt(name, value if isinstance(value, str) else json.dumps(value))
+        picture.save(file, format="PNG", pnginfo=chunks)
+    else:
+        picture.save(file, format=kind.upper(), quality=max(compression, 1))
+    return file.getvalue()

@@ -1,0 +1,482 @@
+"""The pipeline with its adapters, styles and teacher, and how one batch is drawn: stock pipeline calls, nothing else.
+
+Prompts are encoded one by one and kept, for at two calls a picture the encoders are a tenth of its time. Every picture
+has a generator of its own, batches have sizes at which rows agree to the last bit (`serving.widths`), and latents are
+decoded one by one; so a picture does not depend on what is drawn beside it.
+
+One thread may use a studio, the one that opened it.
+"""
+
+import copy
+import inspect
+import math
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor, nn
+
+from arcflow import config
+from arcflow.families import family_of, network
+from arcflow.families.conditioning import Cond
+from arcflow.sampling.attach import attach, detach
+from arcflow.sampling.generate import euler
+from arcflow.sampling.open import SHIPPED, adapter_of, open_pipe, size_of
+from arcflow.serving.order import Order, Picture, Piece, Task
+from arcflow.serving.widths import agreeing, padded
+from arcflow.student import views
+from arcflow.student.adapter import read_info
+from arcflow.student.record import AdapterInfo
+from arcflow.system.timing import now
+
+TEACHER = "teacher"
+"""Name of the base without a student."""
+
+TEACHER_STEPS = 50
+
+PARTS = ("text", "transformer", "vae")
+"""Of a picture's time."""
+
+SMALL = 500_000_000
+"""Parameters of a transformer of which a second copy is kept for the teacher, so that the student can be fused."""
+
+EMBEDDINGS = {
+    "encoder_hidden_states": "prompt_embeds",
+    "pooled_projections": "pooled_prompt_embeds",
+    "encoder_hidden_states_mask": "prompt_embeds_mask",
+}
+"""What a text encoder gives: its name in `families`, and in a stock pipeline's call."""
+
+READS_PICTURES = ("Kontext", "Edit", "Flux2")
+"""In the names of pipelines that read pictures beside the text."""
+
+
+class Gone(Exception):
+    """Nobody wants the batch any more."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setup:
+    """What a studio is made of."""
+
+    model: str = SHIPPED
+    """The shipped small teacher, a diffusers pipeline folder, or a Hub id."""
+    adapters: Mapping[str, str] = field(default_factory=lambda: {SHIPPED: SHIPPED})
+    """Adapters by name; the first one is the default."""
+    styles: Mapping[str, str] = field(default_factory=dict)
+    """LoRAs by name."""
+    device: config.Device = "auto"
+    dtype: str = "auto"
+    max_batch: int = 8
+    kept_text: int = 256
+    """MB of encoded prompts that are kept."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Offer:
+    """What a studio can draw, for whoever asks before ordering."""
+
+    model: str
+    models: tuple[str, ...]
+    """Names that an order may have, the default first."""
+    steps: Mapping[str, int]
+    """Steps that each is meant for."""
+    guidance: Mapping[str, float | None]
+    styles: tuple[str, ...]
+    height: int
+    width: int
+    multiple: int
+    """Height and width are multiples of this."""
+    tasks: tuple[Task, ...]
+    negative: bool
+    """Whether negative prompts are understood."""
+
+
+@dataclass(kw_only=True)
+class Watch:
+    """How the one who waits follows a batch."""
+
+    wanted: Callable[[], bool] = lambda: True
+    """Whether anybody still waits; asked after every step."""
+    partial: Mapping[int, Callable[[int, UInt8[np.ndarray, "height width 3"]], None]] = field(default_factory=dict)
+    """By place in the batch: called with the number of steps taken and the picture as it would be."""
+
+
+class Texts:
+    """Encoded prompts, the ones used last; bounded in bytes."""
+
+    def __init__(self, megabytes: int) -> None:
+        self.limit, self.bytes = megabytes << 20, 0
+        self.hits, self.misses = 0, 0
+        self.kept = OrderedDict[str, Cond]()
+
+    def of(self, prompt: str, encode: Callable[[str], Cond]) -> Cond:
+        """What the text encoders make of a prompt."""
+        if prompt in self.kept:
+            self.hits += 1
+            self.kept.move_to_end(prompt)
+            return self.kept[prompt]
+        self.misses += 1
+        cond = encode(prompt)
+        self.kept[prompt] = cond
+        self.bytes += _bytes(cond)
+        while self.bytes > self.limit and len(self.kept) > 1:
+            self.bytes -= _bytes(self.kept.popitem(last=False)[1])
+        return cond
+
+
+def _bytes(cond: Cond) -> int:
+    return sum(tensor.nbytes for tensor in cond.values())
+
+
+class Studio:
+    """A pipeline that draws what is ordered."""
+
+    def __init__(self, setup: Setup) -> None:
+        """Load everything.
+
+        Raises:
+            ValueError: a model, an adapter or a style that is not there, does not fit, or is named twice.
+        """
+        self.setup = setup
+        names = [*setup.adapters, *setup.styles]
+        if TEACHER in names or len(set(names)) < len(names):
+            raise ValueError(f"names {names}: expected each once, and none of them {TEACHER!r}; rename one")
+        self.paths = {name: adapter_of(setup.model, path) for name, path in setup.adapters.items()}
+        self.infos: dict[str, AdapterInfo] = {name: read_info(path) for name, path in self.paths.items()}
+        loras = {info.teacher_lora for info in self.infos.values()}
+        if len(loras) > 1:
+            raise ValueError(f"the adapters were distilled with different LoRAs on the teacher ({loras}); serve one")
+        lora = next(iter(loras), None)
+        self.pipe = open_pipe(setup.model, setup.device, setup.dtype, lora)
+        self.pipe.set_progress_bar_config(disable=True)
+        self.family = family_of(self.pipe.transformer)
+        small = sum(p.numel() for p in self.pipe.transformer.parameters()) <= SMALL
+        self.fused = small and not lora
+        self.teacher = self._beside(copy.deepcopy(self.pipe.transformer)) if self.fused else None
+        for pipe in (self.pipe, self.teacher):
+            for name, path in setup.styles.items() if pipe is not None else ():
+                self._load_style(pipe, name, path)
+        self.texts = Texts(setup.kept_text)
+        self.widths = dict[Order, tuple[int, ...]]()
+        self.most = setup.max_batch
+        self.attached, self.worn = "", dict[int, tuple[tuple[str, float], ...]]()
+        self.others = dict[tuple[int, Task], Any]()
+        for name in [*self.paths][::-1]:  # all of them fit, and the default is on at the end
+            self._attach(name)
+        self.warm()
+
+    # --- what there is
+
+    def warm(self) -> None:
+        """Draw the usual picture once, so that the first one who asks does not wait for what is done once."""
+        offer = self.offer()
+        name = offer.models[0]
+        order = Order(
+            height=offer.height, width=offer.width, steps=offer.steps[name], model=name, guidance=offer.guidance[name]
+        )
+        if "generate" in offer.tasks and "edit" not in offer.tasks:
+            self.draw(order, [Piece(prompt="", seed=0)])
+
+    def offer(self) -> Offer:
+        """What can be drawn."""
+        height, width = size_of(self.setup.model, None, None)
+        tasks: tuple[Task, ...] = ("generate", "edit")
+        if not any(word in type(self.pipe).__name__ for word in READS_PICTURES):
+            tasks = ("generate", "vary", "inpaint")
+        steps = {name: min((info.steps, *info.also_steps)) for name, info in self.infos.items()}
+        guidance = {name: info.guidance for name, info in self.infos.items()}
+        return Offer(
+            model=self.setup.model,
+            models=(*self.paths, TEACHER),
+            steps={**steps, TEACHER: TEACHER_STEPS},
+            guidance={**guidance, TEACHER: None},
+            styles=tuple(self.setup.styles),
+            height=height,
+            width=width,
+            multiple=2 * self.pipe.vae_scale_factor,
+            tasks=tasks,
+            negative="negative_prompt_embeds" in _known(self.pipe),
+        )
+
+    # --- one batch
+
+    def draw(self, order: Order, pieces: Sequence[Piece], watch: Watch | None = None) -> list[Picture]:
+        """A picture for each piece.
+
+        Raises:
+            Gone: the watcher says that nobody waits any more.
+        """
+        watch = watch or Watch()
+        seconds: dict[str, float] = dict.fromkeys(PARTS, 0.0)
+        with torch.inference_mode(), self._dressed(order) as plain:
+            pipe = self._of_task(plain, order.task)
+            start = now()
+            texts = [] if order.task == "edit" else [self._texts(order, piece) for piece in pieces]
+            seconds["text"] = now() - start
+            width = padded(len(pieces), self._widths(plain, order, pieces, texts))
+            start = now()
+            latents, calls, spent = self._latents(pipe, order, pieces, texts, width, watch)
+            seconds["transformer"] = now() - start - spent
+            start = now()
+            images = [self._decode(pipe, latents[i : i + 1], order) for i in range(len(pieces))]
+            seconds["vae"] = now() - start + spent
+        tokens = sum(text[0]["encoder_hidden_states"].shape[1] for text in texts[:1])
+        return [
+            Picture(
+                image=image,
+                seconds=seconds,
+                batch=len(pieces),
+                calls=calls,
+                text_tokens=tokens,
+                image_tokens=latents.shape[1],
+            )
+            for image in images
+        ]
+
+    def room(self, order: Order) -> int:
+        """Pictures of this order that may be drawn together."""
+        widths = self.widths.get(_shape(order))
+        return 1 if order.task == "edit" else widths[-1] if widths else self.most
+
+    def shrink(self) -> bool:
+        """Draw fewer pictures at a time, after memory ran out; False if one alone was too many."""
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        if self.most == 1:
+            return False
+        self.most //= 2
+        self.widths.clear()
+        return True
+
+    def _widths(
+        self, plain: Any, order: Order, pieces: Sequence[Piece], texts: Sequence[tuple[Cond, ...]]
+    ) -> tuple[int, ...]:
+        """Batch sizes for orders of this shape, tried out when the first one comes."""
+        if order.task == "edit" or self.most == 1:
+            return (1,)
+        shape = _shape(order)
+        if shape not in self.widths:
+            steps = 1 if order.model == TEACHER else min(order.steps, 2)
+            base = replace(order, task="generate", steps=steps, strength=1.0)
+
+            def draw(n: int) -> Tensor:
+                return self._latents(plain, base, pieces[:1], texts[:1], n, Watch())[0]
+
+            self.widths[shape] = agreeing(draw, self.most)
+        return self.widths[shape]
+
+    def _latents(
+        self,
+        pipe: Any,
+        order: Order,
+        pieces: Sequence[Piece],
+        texts: Sequence[tuple[Cond, ...]],
+        width: int,
+        watch: Watch,
+    ) -> tuple[Float[Tensor, "width tokens channels"], int, float]:
+        """Latents, the calls that they took, and the seconds that went into pictures on the way."""
+        pieces = [*pieces, *[pieces[-1]] * (width - len(pieces))]
+        texts = [*texts, *[text for text in texts[-1:] for _ in range(width - len(texts))]]
+        last = list[Tensor]()
+        glimpse = _Glimpse()
+        spent = 0.0
+
+        def after(pipe: Any, step: int, timestep: Any, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+            nonlocal spent
+            last[:] = [tensors["latents"]]
+            if not watch.wanted():
+                raise Gone
+            if watch.partial and glimpse.clean is not None and glimpse.steps_left(pipe, step):
+                start = now()
+                clean = glimpse.clean[:, : tensors["latents"].shape[1]]
+                for place, show in watch.partial.items():
+                    show(step + 1, self._decode(pipe, clean[place : place + 1], order))
+                spent += now() - start
+            glimpse.clean = None
+            return {}
+
+        hook = pipe.transformer.register_forward_hook(glimpse, with_kwargs=True)
+        try:
+            pipe(
+                height=order.height,
+                width=order.width,
+                num_inference_steps=order.steps,
+                generator=[torch.Generator("cpu").manual_seed(piece.seed) for piece in pieces],
+                output_type="latent",
+                callback_on_step_end=after,
+                **self._words(order, pieces, texts),
+                **_guided(pipe, order),
+                **_pictures(pipe, order, pieces),
+            )
+        finally:
+            hook.remove()
+        return last[0], glimpse.calls, spent
+
+    def _decode(self, pipe: Any, latents: Tensor, order: Order) -> UInt8[np.ndarray, "height width 3"]:
+        return network.decode(pipe, latents.clone(), order.height, order.width)[0]
+
+    # --- words
+
+    def _texts(self, order: Order, piece: Piece) -> tuple[Cond, ...]:
+        """Conditioning of the prompt, and of the negative one if there is any."""
+
+        def encode(prompt: str) -> Cond:
+            return network.encode_text(self.pipe, [prompt])
+
+        wanted = [piece.prompt] if order.negative is None else [piece.prompt, piece.negative]
+        return tuple(self.texts.of(prompt, encode) for prompt in wanted)
+
+    def _words(self, order: Order, pieces: Sequence[Piece], texts: Sequence[tuple[Cond, ...]]) -> dict[str, Any]:
+        if order.task == "edit":  # its encoder may read the pictures too
+            negative = {} if order.negative is None else {"negative_prompt": pieces[0].negative}
+            return {"prompt": pieces[0].prompt, **negative}
+        words = dict[str, Any]()
+        for which, before in enumerate(("", "negative_")[: len(texts[0])]):
+            conds = [text[which] for text in texts]
+            words |= {before + EMBEDDINGS[name]: _stacked([cond[name] for cond in conds]) for name in conds[0]}
+        return words
+
+    # --- the pipeline, dressed for an order
+
+    @contextmanager
+    def _dressed(self, order: Order) -> Iterator[Any]:
+        """The pipeline with the order's adapter, or with the teacher, and its styles."""
+        with ExitStack() as stack:
+            pipe = self.pipe
+            if order.model != TEACHER:
+                self._attach(order.model)
+            elif self.teacher is not None:
+                pipe = self.teacher
+            else:
+                stack.enter_context(views.teacher(pipe.transformer))
+            self._wear(pipe, order.styles)
+            if order.model == TEACHER:
+                stack.enter_context(euler(pipe, next(iter(self.infos.values())).shift))
+            yield pipe
+
+    def _attach(self, name: str) -> None:
+        if self.attached == name:
+            return
+        if self.attached:
+            detach(self.pipe)
+        self.attached = ""
+        attach(self.pipe, self.paths[name], fuse=self.fused, guidance=True)
+        self.attached = name
+
+    def _beside(self, transformer: nn.Module) -> Any:
+        """A pipeline that shares everything but the transformer."""
+        parts = {**self.pipe.components, "transformer": transformer, "scheduler": copy.deepcopy(self.pipe.scheduler)}
+        pipe = type(self.pipe)(**parts)
+        pipe.set_progress_bar_config(disable=True)
+        return pipe
+
+    def _of_task(self, pipe: Any, task: Task) -> Any:
+        """The stock pipeline of another task, of the same parts."""
+        if task in ("generate", "edit"):
+            return pipe
+        key = (id(pipe), task)
+        if key not in self.others:
+            from diffusers import AutoPipelineForImage2Image, AutoPipelineForInpainting
+
+            kind = AutoPipelineForImage2Image if task == "vary" else AutoPipelineForInpainting
+            self.others[key] = kind.from_pipe(pipe)
+            self.others[key].set_progress_bar_config(disable=True)
+        self.others[key].scheduler = pipe.scheduler
+        return self.others[key]
+
+    def _load_style(self, pipe: Any, name: str, path: str) -> None:
+        from arcflow.system import hub
+
+        with hub.explained(path):
+            try:
+                pipe.load_lora_weights(path, adapter_name=name)
+            except (RuntimeError, ValueError) as error:
+                line = str(error).splitlines()[0]
+                raise ValueError(f"the style {name!r} ({path}) does not fit {self.setup.model}: {line}") from None
+        pipe.disable_lora()
+
+    def _wear(self, pipe: Any, styles: tuple[tuple[str, float], ...]) -> None:
+        if not self.setup.styles or self.worn.get(id(pipe)) == styles:
+            return
+        if styles:
+            pipe.set_adapters([name for name, _ in styles], [strength for _, strength in styles])
+            pipe.enable_lora()
+        else:
+            pipe.disable_lora()
+        self.worn[id(pipe)] = styles
+
+
+class _Glimpse:
+    """A forward hook that keeps what the picture would be if the path went straight on from here."""
+
+    def __init__(self) -> None:
+        self.clean: Tensor | None = None
+        self.calls = 0
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        self.calls += 1
+        if self.clean is None:  # a second call in a step is the negative prompt's
+            velocity, x = output[0].float(), kwargs["hidden_states"].float()
+            sigma = kwargs["timestep"].float().reshape(-1, 1, 1)
+            self.clean = x[:, : velocity.shape[1]] - sigma * velocity
+
+    def steps_left(self, pipe: Any, step: int) -> bool:
+        return step + 1 < pipe.num_timesteps
+
+
+def _shape(order: Order) -> Order:
+    """What decides the shapes of the matrix products: strengths and numbers of steps do not."""
+    styles = tuple((name, 1.0) for name, _ in order.styles)
+    negative = None if order.negative is None else 1.0
+    return replace(order, task="generate", steps=1, strength=1.0, styles=styles, negative=negative, guidance=None)
+
+
+def _known(pipe: Any) -> Mapping[str, Any]:
+    return inspect.signature(type(pipe).__call__).parameters
+
+
+def _stacked(rows: Sequence[Tensor]) -> Tensor:
+    """Rows of prompts, the shorter ones padded with zeros (their mask too)."""
+    longest = max(row.shape[1] for row in rows)
+    if any(row.shape[1] < longest for row in rows):
+        rows = [nn.functional.pad(row, (0, 0) * (row.ndim - 2) + (0, longest - row.shape[1])) for row in rows]
+    return torch.cat(list(rows))
+
+
+def _guided(pipe: Any, order: Order) -> dict[str, float]:
+    """Guidance, as the pipeline wants to be told."""
+    known, guided = _known(pipe), dict[str, float]()
+    if "true_cfg_scale" in known:
+        guided["true_cfg_scale"] = 1.0 if order.negative is None else order.negative
+        if order.guidance is not None:
+            guided["guidance_scale"] = order.guidance
+    elif order.guidance is not None or "negative_prompt_embeds" in known:
+        scale = order.negative if order.negative is not None else order.guidance
+        guided["guidance_scale"] = 1.0 if scale is None else scale
+    return guided
+
+
+def _pictures(pipe: Any, order: Order, pieces: Sequence[Piece]) -> dict[str, Any]:
+    """Pictures and masks of the pieces."""
+    if order.task == "generate":
+        return {}
+    if order.task == "edit":
+        known = _known(pipe)
+        fixed = {"max_area": order.height * order.width, "_auto_resize": False} if "_auto_resize" in known else {}
+        images = list(pieces[0].images)
+        return {"image": images if len(images) > 1 else images[0], **fixed}
+    given: dict[str, Any] = {"image": [piece.images[0] for piece in pieces], "strength": order.strength}
+    if order.task == "inpaint":
+        given["mask_image"] = [piece.mask for piece in pieces]
+    return given
+
+
+def taken(order: Order) -> int:
+    """Steps that are taken of those of the grid, when a picture starts from less than all noise."""
+    return order.steps - max(math.floor(order.steps - min(order.steps * order.strength, order.steps)), 0)
