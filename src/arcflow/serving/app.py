@@ -475,6 +475,7 @@ async def _from_form(form: FormData) -> tuple[dict[str, Any], list[bytes], list[
 async def _waited(request: Request, jobs: Sequence[Job]) -> list[Picture]:
     """The pictures of these jobs, as long as the client is there."""
     together = asyncio.gather(*(asyncio.wrap_future(job.future) for job in jobs))
+    together.add_done_callback(lambda done: done.cancelled() or done.exception())  # also when nobody asks any more
     try:
         while True:
             done, _ = await asyncio.wait([together], timeout=POLL)
