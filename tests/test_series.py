@@ -6,7 +6,8 @@ import torch
 from arcflow.distillation.policy import Policy
 from arcflow.distillation.walk import arcs, euler
 from arcflow.path import step_grid
-from arcflow.series import Series, bend_means, gauss, legendre_means
+from arcflow.portable import bend_means
+from arcflow.series import Series, gauss, legendre_means
 
 LENGTH = 0.7
 MODES = pytest.mark.parametrize("modes", [1, 2, 4, 8])

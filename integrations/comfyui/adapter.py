@@ -15,12 +15,15 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from .portable import SHIFT
+from .portable import SHIFT, Grids, step_grid
 
 PREFIX = "transformer."
 
 HEAD = ("proj_out_means", "proj_out_logweights", "proj_out_loggamma")
 """The packed head's Linears, in packed order."""
+
+BENDS = "proj_out_bends"
+"""What bends the path of a student in coefficients, whose last layer is the base's with a LoRA."""
 
 LARGEST = 1 << 20
 """Bytes of the largest record that is read."""
@@ -43,14 +46,15 @@ class Adapter:
     family: str
     modes: int
     pixels: int
+    """0 in coefficients."""
     scale: float
     """Alpha over rank."""
     tensors: Mapping[str, Tensor]
     """By their names in diffusers, without a prefix."""
     shift: float = SHIFT
     final_step_scale: float = 1.0
-    steps: int = 2
-    """Fewest steps that it was trained for."""
+    steps: tuple[int, ...] = (2,)
+    """Numbers of steps that it was trained for."""
     guidance: float | None = None
     """Guidance embedding it was distilled with; None where the base takes none."""
     guided: bool = True
@@ -66,6 +70,27 @@ class Adapter:
     def linears(self) -> list[str]:
         """Names of the layers with a LoRA."""
         return [name.removesuffix(".lora_A.weight") for name in self.tensors if name.endswith(".lora_A.weight")]
+
+    @property
+    def in_coefficients(self) -> bool:
+        """Whether the path is in coefficients, else it is a mixture."""
+        return f"{BENDS}.weight" in self.tensors
+
+    @property
+    def grids(self) -> Grids:
+        """Noise levels of the steps that it was trained for."""
+        return tuple(tuple(step_grid(n, self.shift, self.final_step_scale).tolist()) for n in self.steps)
+
+    def last(self) -> tuple[int, int]:
+        """Width and features of the base's last layer."""
+        if self.in_coefficients:
+            return self.tensors["proj_out.lora_B.weight"].shape[0], self.tensors["proj_out.lora_A.weight"].shape[1]
+        rows, features = self.tensors["proj_out_means.weight"].shape
+        return rows // self.modes, features
+
+    def bends(self) -> tuple[Tensor, Tensor]:
+        """Weight and bias of what bends the path, in float32."""
+        return self.tensors[f"{BENDS}.weight"].float(), self.tensors[f"{BENDS}.bias"].float()
 
     def packed(self) -> tuple[Tensor, Tensor]:
         """Weight and bias of the head as one Linear whose output is packed, in float32."""
@@ -86,19 +111,20 @@ def read(path: str | Path) -> Adapter:
     """
     path = Path(path)
     tensors, metadata = _opened(path)
-    if "proj_out_means.weight" not in tensors:
+    if not {"proj_out_means.weight", f"{BENDS}.weight"} & set(tensors):
         raise ValueError(
-            f"{path.name} holds no ArcFlow adapter (no tensor 'proj_out_means.weight'). Is it an ordinary LoRA? Then "
+            f"{path.name} holds no ArcFlow adapter (no tensor of its last layer). Is it an ordinary LoRA? Then "
             f"load it with the node 'Load LoRA'."
         )
-    modes, pixels = _sizes(path, tensors)
     _check_names(path, tensors)
+    bent = f"{BENDS}.weight" in tensors
+    modes, pixels = (_bent_modes(path, tensors), 0) if bent else _sizes(path, tensors)
     record = _record(path, metadata)
     known = {"name": path.name, "modes": modes, "pixels": pixels, "tensors": tensors}
     if record is None:
         family = _family(path, tensors)
         return Adapter(**known, family=family, scale=1.0, guidance=GUIDANCE.get(family))
-    if (record.get("modes"), record.get("pixels", 4)) != (modes, pixels):
+    if record.get("modes") != modes or not (bent or record.get("pixels", 4) == pixels):
         raise ValueError(
             f"the record of {path.name} says {record.get('modes')} modes of {record.get('pixels', 4)} pixels, its "
             f"tensors have {modes} of {pixels}. It was changed or damaged: fetch or save it again."
@@ -138,13 +164,22 @@ def _sizes(path: Path, tensors: Mapping[str, Tensor]) -> tuple[int, int]:
     return logits // pixels, pixels
 
 
+def _bent_modes(path: Path, tensors: Mapping[str, Tensor]) -> int:
+    """Number of coefficients, from the shapes."""
+    rows, width = tensors[f"{BENDS}.weight"].shape[0], tensors["proj_out.lora_B.weight"].shape[0]
+    if rows % width:
+        raise ValueError(f"{path.name} has {rows} rows of bends for a width of {width}. It is damaged: fetch it again.")
+    return rows // width + 1
+
+
 def _check_names(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    wanted = {f"{name}.{part}" for name in HEAD for part in ("weight", "bias")} | {"norm_out.linear.weight"}
-    missing = sorted(wanted - set(tensors))
     ends = (".lora_A.weight", ".lora_B.weight")
-    unknown = sorted(
-        name for name in tensors if name not in wanted | {"norm_out.linear.bias"} and not name.endswith(ends)
-    )
+    heads = (BENDS,) if f"{BENDS}.weight" in tensors else HEAD
+    wanted = {f"{name}.{part}" for name in heads for part in ("weight", "bias")}
+    wanted |= {f"proj_out{end}" for end in ends} if heads == (BENDS,) else {"norm_out.linear.weight"}
+    allowed = wanted | {"norm_out.linear.bias"}
+    missing = sorted(wanted - set(tensors))
+    unknown = sorted(name for name in tensors if name not in allowed and not name.endswith(ends))
     halves = sorted(
         name
         for name in tensors
@@ -206,7 +241,7 @@ def _settings(path: Path, record: Mapping[str, Any]) -> dict[str, Any]:
         "scale": number("alpha", rank, -1.0) / max(rank, 1.0),
         "shift": number("shift", SHIFT),
         "final_step_scale": number("final_step_scale", 1.0),
-        "steps": int(min([number("steps", 2), *(float(one) for one in also)])),
+        "steps": (int(number("steps", 2)), *(int(one) for one in also)),
         "guidance": None if guidance is None else number("guidance", 0.0, -1.0),
         "guided": not isinstance(cfg, int | float) or cfg > 1 or family in GUIDANCE,
         "teacher_lora": str(lora) if lora else None,

@@ -5,12 +5,14 @@ sampler, guidance, masks, previews. They compute in float32 whatever the model d
 stand for under their own names, so that other LoRAs still find what they are for.
 """
 
+import copy
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .adapter import Adapter
-from .portable import mean_velocity, split
+from .portable import bend_means, mean_velocity, own_length, split
 
 
 class Head(nn.Module):
@@ -26,7 +28,7 @@ class Head(nn.Module):
         """Noise level that the coming step leaves behind, on each device that draws: tensors, since a compiled model
         would be compiled anew for every number."""
 
-    def tell(self, span: Tensor) -> None:
+    def tell(self, start: Tensor, span: Tensor) -> None:
         """The next call, on the device of `span`, covers this much."""
         self.spans[span.device] = span.float()
 
@@ -76,6 +78,42 @@ class QwenNorm(nn.Module):
         """`x` (batch, tokens, features), modulated by `conditioning` (batch, features), in float32."""
         scale, shift = _applied(self.modulation, F.silu(conditioning.float()))[:, None].chunk(2, -1)
         return torch.addcmul(shift, F.layer_norm(x.float(), x.shape[-1:], eps=1e-6), 1 + scale)
+
+
+class Bent(nn.Module):
+    """What a base's last Linear becomes with `bent`: its own answer, and the mean of the bends over the coming step."""
+
+    def tell(self, start: Tensor, span: Tensor) -> None:
+        """The next call, on the device of `span`, goes this far from noise level `start`."""
+        share = (span / own_length(start[None], self.grids)[0]).clamp(max=1.0)
+        self.shares[span.device] = share.float()
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(*batch, tokens, features) -> (*batch, tokens, width), in the dtype of the base's answer."""
+        straight = super().forward(features)
+        share = self.shares.get(features.device)
+        if share is None:
+            raise ValueError(
+                f"{self.name} was called outside of a sampler, which says how far a step goes. Use KSampler."
+            )
+        weight, bias = (tensor.to(features.device) for tensor in self.bends)
+        bends = F.linear(features.float(), weight, bias).unflatten(-1, (-1, straight.shape[-1]))
+        means = bend_means(bends.shape[-2] + 1, share)
+        return (straight.float() + (means[:, None] * bends).sum(-2)).to(straight.dtype)
+
+
+def bent(base: nn.Module, adapter: Adapter) -> "Bent":
+    """The base's last Linear once more, of its own class and over the same parameters, so that ComfyUI patches, casts
+    and moves it as ever. The bends are no parameters: ComfyUI leaves those of a module with parts alone."""
+    module = copy.copy(base)
+    module.__dict__.pop("comfy_patched_weights", None)  # the base's, if it is in use now
+    for functions in ("weight_function", "bias_function"):
+        if hasattr(module, functions):
+            setattr(module, functions, [])
+    module.__class__ = type(f"Bent{type(base).__name__}", (Bent, type(base)), {})
+    module.name, module.grids, module.bends = adapter.name, adapter.grids, adapter.bends()
+    module.shares = {}
+    return module  # type: ignore[return-value]
 
 
 def _linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:

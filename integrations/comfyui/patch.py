@@ -16,7 +16,7 @@ from comfy.patcher_extension import WrappersMP
 from torch import Tensor, nn
 
 from .adapter import PREFIX, Adapter
-from .layers import FluxLast, Head, QwenNorm
+from .layers import Bent, FluxLast, Head, QwenNorm, bent
 from .portable import unshift_sigma
 
 LOGGER = logging.getLogger(__name__)
@@ -28,6 +28,9 @@ NET = "diffusion_model"
 
 MODELS = {"Flux": "flux", "Flux2": "flux2", "QwenImage": "qwen_image"}
 """ComfyUI's class of a model -> the family that adapters name."""
+
+LAST = {"flux": "final_layer.linear", "flux2": "final_layer.linear", "qwen_image": "proj_out"}
+"""Name of the last Linear."""
 
 EULER = ("sample_euler",)
 """Samplers that take plain Euler steps ('ddim' is this one in ComfyUI)."""
@@ -59,7 +62,11 @@ def patched(model: Any, adapter: Adapter, strength: float = 1.0) -> Any:
     _check(model, adapter)
     clone = model.clone()
     _add_lora(clone, adapter, strength)
-    if adapter.family == "qwen_image":
+    linear = f"{NET}.{LAST[adapter.family]}"
+    if adapter.in_coefficients:
+        head = bent(clone.get_model_object(linear), adapter)
+        clone.add_object_patch(linear, head)
+    elif adapter.family == "qwen_image":
         head = Head(clone.get_model_object(f"{NET}.proj_out"), adapter)
         clone.add_object_patch(f"{NET}.norm_out", QwenNorm(clone.get_model_object(f"{NET}.norm_out"), adapter))
         clone.add_object_patch(f"{NET}.proj_out", head)
@@ -97,22 +104,18 @@ def _check(model: Any, adapter: Adapter) -> None:
     if adapter_of(model) is not None:
         raise ValueError(f"the model has the ArcFlow adapter {adapter_of(model).name} already; apply one alone.")
     # not `model.model.diffusion_model`: clones share it, and another one may have its own layers in it now
-    linear = model.get_model_object(
-        f"{NET}." + ("proj_out" if adapter.family == "qwen_image" else "final_layer.linear")
-    )
-    width = adapter.tensors["proj_out_means.weight"].shape[0] // adapter.modes
-    features = adapter.tensors["proj_out_means.weight"].shape[1]
+    linear = model.get_model_object(f"{NET}.{LAST[adapter.family]}")
+    width, features = adapter.last()
     if (linear.out_features, linear.in_features) != (width, features):
         raise ValueError(
             f"{adapter.name} was made for a last layer from {features} to {width}, the model's goes from "
             f"{linear.in_features} to {linear.out_features}. Load the base it was made for."
         )
-    weight, theirs = linear.weight.detach(), torch.tensor(adapter.fingerprint)
-    if (
-        len(theirs)
-        and weight.dtype in (torch.float32, torch.bfloat16, torch.float16)
-        and weight.numel() == width * features
-    ):
+    kept = model.backup.get(f"{NET}.{LAST[adapter.family]}.weight")  # while a LoRA is in the weight itself
+    weight = (linear.weight if kept is None else kept.weight).detach()
+    theirs = torch.tensor(adapter.fingerprint)
+    plain = weight.dtype in (torch.float32, torch.bfloat16, torch.float16) and weight.shape == (width, features)
+    if plain and len(theirs):
         ours = weight.flatten()[:: max(1, weight.numel() // 64)][:64].float().cpu()
         if theirs.shape != ours.shape or (theirs - ours).norm() > 0.25 * theirs.norm():
             raise ValueError(
@@ -158,7 +161,7 @@ def _sampling(model: Any, shift: float) -> nn.Module:
 class _Run:
     """What a sampler does with the model, watched."""
 
-    def __init__(self, adapter: Adapter, head: Head) -> None:
+    def __init__(self, adapter: Adapter, head: Head | Bent) -> None:
         self.adapter, self.head = adapter, head
         self.said: set[str] = set()
 
@@ -191,7 +194,7 @@ class _Run:
                 f"the model was called at noise level {float(here):.4g}, which is no step of its sampler's. The "
                 f"adapter {self.adapter.name} needs one that calls the model at its steps alone: 'euler' with 'simple'."
             )
-        self.head.tell((here - grid[places[0] + 1].to(here)).to(x.device))
+        self.head.tell(here.to(x.device), (here - grid[places[0] + 1].to(here)).to(x.device))
         given = more.get("guidance")
         if isinstance(given, Tensor) and self.adapter.guidance is not None:
             wanted = self.adapter.guidance
@@ -212,8 +215,8 @@ class _Run:
         if any(abs(tau - at) > OFF for tau, at in zip(taus, even, strict=True)):
             levels = ", ".join(f"{sigma:.3f}" for sigma in grid)
             self._say("the noise levels %s are not those of %s: choose the scheduler 'simple'", levels)
-        if taus[0] > 1 - OFF and steps < self.adapter.steps:
-            self._say("%g step(s) are fewer than %s was distilled for: take at least %g", steps, self.adapter.steps)
+        if taus[0] > 1 - OFF and steps < min(self.adapter.steps):
+            self._say("%g step(s) are fewer than %s was distilled for: take %g or more", steps, min(self.adapter.steps))
 
     def _say(self, text: str, value: object, *more: object) -> None:
         """A warning, once a run."""

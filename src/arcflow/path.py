@@ -11,30 +11,20 @@ length final_step_scale h. For two steps: sigma 1 -> 0.7619 -> 0. Source: arXiv 
 
 from dataclasses import dataclass
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from arcflow.portable import SHIFT, shift_sigma, step_grid, tau_grid, unshift_sigma
+from arcflow.portable import ROUNDING, SHIFT, shift_sigma, step_end, step_grid, tau_grid, unshift_sigma
 
 __all__ = [
     "ROUNDING", "SHIFT", "Segment", "column", "noised", "segments", "shift_sigma", "step_end", "step_grid", "tau_grid",
     "unshift_sigma",
 ]  # fmt: skip
 
-ROUNDING = 1e-4
-"""Noise levels this near are the same point of a grid."""
-
 
 def noised(x0: Float[Tensor, "*shape"], eps: Float[Tensor, "*shape"], sigma: float) -> Float[Tensor, "*shape"]:
     """The point of the straight path at noise level sigma."""
     return (1 - sigma) * x0 + sigma * eps
-
-
-def step_end(sigma: Float[Tensor, " batch"], sigmas: Float[Tensor, " points"]) -> Float[Tensor, " batch"]:
-    """Noise level at which the step that starts at `sigma` ends, on the grid `sigmas`."""
-    grid = sigmas.to(sigma)
-    return torch.where(grid < sigma[:, None] - ROUNDING, grid, grid[-1]).amax(-1)
 
 
 @dataclass(frozen=True)

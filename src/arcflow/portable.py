@@ -6,6 +6,7 @@ modes, width), `modes` is K, `width` D, the numbers of a token, channel-major; g
 values a mode, one for each latent pixel of the token, shared by its channels.
 """
 
+from math import comb
 from typing import Any, TypeVar
 
 import torch
@@ -17,7 +18,13 @@ SHIFT = 3.2
 BLOCK = 1024
 """Tokens whose velocities, in float32 and K = 16, D = 64, stay in the cache of a CPU."""
 
+ROUNDING = 1e-4
+"""Noise levels this near are the same point of a grid."""
+
 Time = TypeVar("Time", float, Tensor)
+
+Grids = tuple[tuple[float, ...], ...]
+"""Noise levels of a student's own steps, for each number of steps that it was trained for."""
 
 
 def shift_sigma(tau: Time, shift: float = SHIFT) -> Time:
@@ -47,6 +54,33 @@ def step_grid(steps: int, shift: float = SHIFT, final_step_scale: float = 1.0) -
     if not shift > 0:
         raise ValueError(f"shift is {shift}; it must be above 0 (1 = no shift, 3.2 in the published adapters).")
     return shift_sigma(tau_grid(steps, final_step_scale).float(), shift)
+
+
+def step_end(sigma: Tensor, sigmas: Tensor) -> Tensor:
+    """Noise levels (batch,) at which the steps that start at `sigma` (batch,) end, on the grid `sigmas` (points,)."""
+    grid = sigmas.to(sigma)
+    return torch.where(grid < sigma[:, None] - ROUNDING, grid, grid[-1]).amax(-1)
+
+
+def own_length(sigma: Tensor, grids: Grids) -> Tensor:
+    """Noise levels (batch,) that the longest steps which a student was trained for leave behind from `sigma` (batch,)
+    on."""
+    ends = [step_end(sigma, torch.tensor(grid, dtype=sigma.dtype, device=sigma.device)) for grid in grids]
+    return sigma - torch.stack(ends).amin(0)
+
+
+def bend_means(count: int, share: Tensor) -> Tensor:
+    """Means (*any, count - 1) of the Legendre polynomials P_1 ... P_(count-1) over the first `share` (*any, 0 to 1) of
+    a step, exactly 0 over all of it (eq. 13).
+
+    They are those of `series.legendre_means` as polynomials, (-1)^k sum_j (k over j) (k + j over j) (-share)^j /
+    (j + 1), in the dtype of `share`: for a network's own device and graph."""
+    means = [
+        (-1) ** k * sum(comb(k, j) * comb(k + j, j) / (j + 1) * (-share) ** j for j in range(k + 1))
+        for k in range(1, count)
+    ]
+    bends = torch.stack(means, -1) if means else share.new_empty((*share.shape, 0))
+    return torch.where((share == 1)[..., None], 0.0, bends)
 
 
 class _Phi(torch.autograd.Function):

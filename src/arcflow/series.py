@@ -13,7 +13,6 @@ coefficients"). With c_k = 0 from k = 1 on a step is Euler's.
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from math import comb
 
 import numpy as np
 import torch
@@ -60,19 +59,6 @@ def legendre_means(
     for k in range(1, count - 1):
         values.append(((2 * k + 1) * z * values[k] - k * values[k - 1]) / (k + 1))
     return torch.stack(values[:count], -2) @ weights
-
-
-def bend_means(count: int, share: Float[Tensor, "*any"]) -> Float[Tensor, "*any bends"]:
-    """Means of P_1 ... P_(count-1) over the first `share` of a step (0 to 1), exactly 0 over all of it.
-
-    They are those of `legendre_means` as polynomials, (-1)^k sum_j (k over j) (k + j over j) (-share)^j / (j + 1), in
-    the dtype of `share`: for a network's own device and graph."""
-    means = [
-        (-1) ** k * sum(comb(k, j) * comb(k + j, j) / (j + 1) * (-share) ** j for j in range(k + 1))
-        for k in range(1, count)
-    ]
-    bends = torch.stack(means, -1) if means else share.new_empty((*share.shape, 0))
-    return torch.where((share == 1)[..., None], 0.0, bends)
 
 
 def interpolation(count: int, length: Float[Tensor, ""], means: Means) -> Float[Tensor, "count count"]:

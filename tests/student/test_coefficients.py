@@ -19,9 +19,10 @@ from arcflow.config import Model
 from arcflow.distillation.policy import Policy
 from arcflow.families import network
 from arcflow.path import step_grid
+from arcflow.portable import own_length
 from arcflow.series import Series, legendre_means
 from arcflow.student import adapter, formats, layers
-from arcflow.student.coefficients import CoefficientHead, own_length
+from arcflow.student.coefficients import CoefficientHead
 from tests.support.pipelines import SIDE, fresh, perturb, sample
 
 FORM = {"form": "coefficients", "modes": 4, "rank": 2}

@@ -17,6 +17,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from arcflow import student
+from arcflow.config import Form
 from arcflow.families import family_of
 from arcflow.families.conditioning import Cond
 from arcflow.path import step_grid
@@ -111,12 +112,12 @@ def grid(steps: int) -> Tensor:
     return step_grid(steps)
 
 
-def made(name: str, home: Path) -> Case:
+def made(name: str, home: Path, form: Form = "mixture") -> Case:
     """A case of this family, its files in a folder."""
     torch.manual_seed(0)
     net = TRANSFORMERS[name]()
     model = model_of(name, net)
-    student.build(net, modes=4, rank=4).eval()
+    student.build(net, modes=4, rank=4, form=form).eval()
     pipelines.perturb(net, 0.2)
     adapter = save_adapter(net, home / "student.safetensors")
     draw = torch.Generator().manual_seed(1)

@@ -28,6 +28,11 @@ else:
         """A model of ComfyUI, an adapter file, and what our own path draws with both."""
         return made(request.param, tmp_path_factory.mktemp(request.param))
 
+    @pytest.fixture(scope="session", params=CASES)
+    def coefficients(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Case:
+        """A student in coefficients of each family."""
+        return made(request.param, tmp_path_factory.mktemp(f"{request.param}-coefficients"), "coefficients")
+
     @pytest.fixture(scope="session")
     def flux(tmp_path_factory: pytest.TempPathFactory) -> Case:
         """FLUX.1 alone."""

@@ -13,12 +13,15 @@ from arcflow_nodes.patch import patched
 from cases import Case, apart, grid
 from comfy_api.v0_0_2 import io
 from comfy_extras.nodes_custom_sampler import Guider_Basic
+from comfy_extras.nodes_model_advanced import ModelSamplingAuraFlow
 from peft import LoraConfig, get_peft_model_state_dict
 from safetensors import safe_open
 from safetensors.torch import save_file
 
 from arcflow.path import step_grid
 from arcflow.student.adapter import save_adapter
+from arcflow.student.formats import find, tensors_of
+from arcflow.student.plain_lora import factors_of, named
 from arcflow.student.record import AdapterInfo
 
 CLOSE = 1e-5
@@ -35,6 +38,47 @@ def student_of(case: Case, strength: float = 1.0):
 def test_ksampler_draws_what_diffusers_draws(case, steps):
     drawn = case.sample(student_of(case), steps)
     assert apart(drawn, case.ours(case.tokens(case.noise), grid(steps))) < CLOSE
+
+
+@pytest.mark.parametrize("steps", [2, 4, 8])
+def test_a_student_in_coefficients_draws_the_same(coefficients, steps):
+    """At its own number of steps, where its bends are not needed, and at others."""
+    case = coefficients
+    before = case.sample(case.model, 2)
+    drawn = case.sample(student_of(case), steps)
+    assert apart(drawn, case.ours(case.tokens(case.noise), grid(steps))) < CLOSE
+    assert torch.equal(case.sample(case.model, 2), before)
+
+
+def test_a_style_on_the_last_layer_of_a_student_in_coefficients_counts_once(coefficients):
+    """Whatever is in use when the adapter is applied, and afterwards nothing of it is left."""
+    case = coefficients
+    width, features = read(case.adapter).last()
+    draw = torch.Generator().manual_seed(4)
+    shapes = {"A": (2, features), "B": (width, 2)}
+    lora = {f"transformer.proj_out.lora_{k}.weight": torch.randn(s, generator=draw) for k, s in shapes.items()}
+    before = case.sample(case.model, 2)
+    plain = case.sample(student_of(case), 2)
+    styled, _ = comfy.sd.load_lora_for_models(case.model, None, lora, 0.1, 0.0)
+    first = case.sample(patched(styled, read(case.adapter)), 2)
+    case.sample(styled, 2)
+    again = case.sample(patched(styled, read(case.adapter)), 2)
+    assert torch.equal(first, again) and apart(first, plain) > 1e-3
+    assert torch.equal(case.sample(student_of(case), 2), plain)
+    assert torch.equal(case.sample(case.model, 2), before)
+
+
+def test_a_plain_lora_draws_the_student_with_stock_nodes_alone(coefficients):
+    """Load LoRA, ModelSamplingAuraFlow at the adapter's shift, KSampler: nothing of this package."""
+    case = coefficients
+    found = find(case.adapter)
+    factors = factors_of(tensors_of(found), found.info)
+    model, _ = comfy.sd.load_lora_for_models(case.model, None, named(factors, "diffusers"), 1.0, 0.0)
+    placed = len(model.patches)
+    if case.name == "flux2" and placed < len(factors):
+        pytest.xfail(f"this ComfyUI has no place for {len(factors) - placed} of {len(factors)} layers of FLUX.2")
+    (model,) = ModelSamplingAuraFlow().patch_aura(model, 3.2)
+    assert apart(case.sample(model, 2), case.ours(case.tokens(case.noise), grid(2))) < CLOSE
 
 
 def test_the_base_comes_back_bit_for_bit(case):

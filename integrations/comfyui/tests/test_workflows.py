@@ -42,6 +42,6 @@ def test_nodes_take_and_give_what_is_wired(known, name):
         # in the order of the file, which is how the frontend reads values
         assert [key for key in takes if key not in links] == list(widgets), kind
         assert list(inputs) and set(inputs) == set(links) | set(widgets)
-        assert [str(one) for one in known[kind].RETURN_TYPES] == list(outputs), kind
+        assert [str(one) for one in known[kind].RETURN_TYPES][: len(outputs)] == list(outputs), kind
         for key in ("sampler_name", "scheduler"):
             assert key not in inputs or inputs[key] in takes[key][0]

@@ -9,12 +9,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from arcflow.path import step_end
-from arcflow.series import Series, bend_means, legendre_means
+from arcflow.portable import Grids, bend_means, own_length
+from arcflow.series import Series, legendre_means
 from arcflow.student.head import Affine
-
-Grids = tuple[tuple[float, ...], ...]
-"""Noise levels of the student's own steps, for each number of steps that it was trained for."""
 
 MOST = 8
 """Coefficients of a path, at most: far more than a step has bends, and their means are exact in float32."""
@@ -65,12 +62,6 @@ class CoefficientHead(nn.Module):
     def packed(self) -> "CoefficientHead":
         """Itself: it is one product."""
         return self
-
-
-def own_length(sigma: Float[Tensor, " batch"], grids: Grids) -> Float[Tensor, " batch"]:
-    """Noise level that the longest step which the student was trained for leaves behind from `sigma` on."""
-    ends = [step_end(sigma, torch.tensor(grid, dtype=sigma.dtype, device=sigma.device)) for grid in grids]
-    return sigma - torch.stack(ends).amin(0)
 
 
 def path_of(packed: Float[Tensor, "batch tokens packed"], modes: int, sigma: float | Tensor, grids: Grids) -> Series:
