@@ -134,15 +134,18 @@ def made(name: str, home: Path, form: Form = "mixture") -> Case:
     return Case(name, model, adapter, net, cond, torch.randn(shape, generator=draw))
 
 
-def model_of(name: str, net: nn.Module) -> Any:
-    """ComfyUI's model with the weights of a network of diffusers."""
+@torch.no_grad()
+def model_of(
+    name: str, net: nn.Module, stored: torch.dtype = torch.float32, computed: torch.dtype | None = None
+) -> Any:
+    """ComfyUI's model with the weights of a network of diffusers, in a type, and computing in another one if given."""
     kind, sizes = SIZES[name](net.config)
     config = kind(sizes)
     config.latent_format = comfy.latent_formats.LatentFormat()
     config.latent_format.latent_channels = sizes["in_channels"]
     if name == "qwen_image":
         config.latent_format.latent_dimensions = 3
-    config.set_inference_dtype(torch.float32, None)
+    config.set_inference_dtype(stored, computed)
     model = config.get_model({}, "")
     weights = _renamed(model.diffusion_model.state_dict(), net.state_dict(), name, sizes)
     model.diffusion_model.load_state_dict(weights)
@@ -157,7 +160,7 @@ def _renamed(
     if name == "qwen_image":
         return dict(weights)
     places = comfy.utils.flux_to_diffusers(sizes)
-    out = {key: value.clone() for key, value in names.items()}
+    out = {key: value.float() for key, value in names.items()}
     left = set(out)
     for key, value in weights.items():
         place = places.get(key) or _plain(key)
