@@ -27,8 +27,14 @@ def client_of(server, **more) -> openai.OpenAI:
 
 
 @pytest.fixture(scope="module")
-def live():
-    with serving(small_model) as (server, engine):
+def studio():
+    """The small model as `arcflow serve` opens it."""
+    return small_model()
+
+
+@pytest.fixture(scope="module")
+def live(studio):
+    with serving(lambda: studio) as (server, engine):
         yield server, engine
 
 
@@ -66,7 +72,7 @@ def test_a_file_carries_its_recipe_and_draws_the_same_again(client):
     assert again.data[0].b64_json == first.b64_json
 
 
-def test_a_picture_does_not_depend_on_its_batch(live, client):
+def test_a_picture_does_not_depend_on_its_batch(studio, live, client):
     """The same file alone, as one of four, and among thirty that come at the same time."""
     words = ["a ring", "two green squares", "a blue circle on gray"]
     alone = client.images.generate(prompt=PROMPT, extra_body={"seed": 3}).data[0]
@@ -79,7 +85,8 @@ def test_a_picture_does_not_depend_on_its_batch(live, client):
         among = pool.submit(client.images.generate, prompt=PROMPT, extra_body={"seed": 3}).result().data[0]
         answers = [other.result().data[0] for other in others]
     assert [item.b64_json == alone.b64_json for item in (four[2], among)] == [True, True]
-    assert max(item.batch for item in (*answers, among)) == 8
+    largest = {widths[-1] for widths in studio.widths.values()}  # 8 where it pays, 1 on a machine that is full
+    assert max(item.batch for item in (*answers, among)) in largest
 
 
 @pytest.mark.parametrize("kind", ["png", "webp", "jpeg"])
