@@ -1,6 +1,9 @@
 """Files that are whole or absent, and folders that belong to one work."""
 
+import errno
 import json
+import os
+import stat
 
 import pytest
 
@@ -39,3 +42,36 @@ def test_digests_tell_values_and_files_apart(tmp_path):
     files.write_text(other, "b")
     assert files.digest(one) != files.digest(other)
     assert files.text_digest(["a"], 16) != files.text_digest(["b"], 16) and len(files.text_digest(["a"], 16)) == 16
+
+
+def test_a_link_that_waits_for_the_draft_is_not_followed(tmp_path, monkeypatch):
+    (tmp_path / "secret").write_text("mine")
+    monkeypatch.setattr(files.secrets, "token_hex", lambda count: "a" * 2 * count)
+    (tmp_path / "file.aaaaaaaa.tmp").symlink_to(tmp_path / "secret")
+    with pytest.raises(FileExistsError):
+        files.write_text(tmp_path / "file", "new")
+    assert (tmp_path / "secret").read_text() == "mine" and not (tmp_path / "file").exists()
+
+
+def test_drafts_have_names_of_their_own_and_those_of_the_dead_are_swept(tmp_path):
+    drafts = []
+    for _ in range(2):
+        files.write_atomic(tmp_path / "file", lambda draft: drafts.append(draft.name) or draft.write_text("x"))
+    assert len(set(drafts)) == 2
+    for name in (drafts[0], "log.jsonl.4711.tmp", "mine.tmp", "00000004.tmp"):
+        (tmp_path / name).touch()
+    assert {path.name for path in files.sweep(tmp_path)} == {drafts[0], "log.jsonl.4711.tmp"}
+    assert {path.name for path in tmp_path.iterdir()} == {"file", "mine.tmp", "00000004.tmp"}
+
+
+def test_a_disk_that_cannot_sync_folders_is_written_to(tmp_path, monkeypatch):
+    real = os.fsync
+
+    def network_disk(handle):
+        if stat.S_ISDIR(os.fstat(handle).st_mode):
+            raise OSError(errno.EINVAL, "Invalid argument")
+        real(handle)
+
+    monkeypatch.setattr(os, "fsync", network_disk)
+    files.write_json(tmp_path / "run" / "run.json", {})
+    assert files.digest(tmp_path / "run" / "run.json")

@@ -1,8 +1,11 @@
 """Files that are whole or absent: written under a temporary name, synced and renamed. JSON, JSON lines, digests."""
 
+import errno
 import hashlib
 import json
 import os
+import re
+import secrets
 from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -10,12 +13,16 @@ from typing import Any
 from safetensors.torch import save_file
 from torch import Tensor
 
+DRAFT = re.compile(r"\.([0-9a-f]{8}|\d+)\.tmp$")
+"""How names of temporary files end; those of before had the process number there."""
+
 
 def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
     """Let `write` fill a temporary file, then sync and rename it: after a crash it is old or new, never half."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f"{path.name}.{secrets.token_hex(4)}.tmp")
+    # A name of its own and no file before it: two containers share process numbers, and a link could lead elsewhere.
+    os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
     try:
-        temporary.touch()
         mode = temporary.stat().st_mode  # what this user's umask gives; safetensors would leave it to the owner alone
         write(temporary)
         temporary.chmod(mode)
@@ -26,13 +33,30 @@ def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
     sync(path.parent)
 
 
+def sweep(folder: Path) -> list[Path]:
+    """Temporary files that killed processes have left in a folder, removed. Only its owner may ask for this
+    (`system.owner`), for those of a living process look the same."""
+    left = [path for path in folder.glob("*.tmp") if DRAFT.search(path.name) and path.is_file()]
+    for path in left:
+        path.unlink(missing_ok=True)
+    return left
+
+
+NO_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EBADF)
+"""What disks answer that cannot sync a folder: CIFS, VirtualBox, some FUSE."""
+
+
 def sync(path: Path) -> None:
-    """What was written to a file or folder is on the disk."""
-    if path.is_dir() and os.name == "nt":
+    """What was written to a file or folder is on the disk. Folders are passed over where they cannot be synced."""
+    folder = path.is_dir()
+    if folder and os.name == "nt":
         return  # Windows cannot open folders
-    handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    handle = os.open(path, os.O_RDONLY if folder else os.O_RDWR)
     try:
         os.fsync(handle)
+    except OSError as error:
+        if not (folder and error.errno in NO_SYNC):
+            raise
     finally:
         os.close(handle)
 
