@@ -12,11 +12,14 @@
     arcflow world     the built-in world: render, check, train and score its teacher
     arcflow doctor    what is here, what is missing, how to get it
 
-Nothing heavy is imported before a command runs, so help is instant. A `ValueError` is a message for the user and is
-printed without a traceback (`python -X dev -m arcflow.cli ...` shows it).
+Nothing heavy is imported before a command runs, so help is instant. What a user can put right is told in a sentence,
+without a traceback (`python -X dev -m arcflow.cli ...` shows it). Exit codes: 1 for an error, 2 for a command line that
+is none, 130 and 143 for Ctrl-C and SIGTERM.
 """
 
 import difflib
+import os
+import signal
 import sys
 from collections.abc import Sequence
 from typing import Annotated
@@ -37,7 +40,7 @@ from arcflow.commands.serve import Serve
 from arcflow.commands.suite import EvaluateSuite, asked
 from arcflow.commands.train import RECIPES, Train
 from arcflow.commands.world import World
-from arcflow.system.text import printable
+from arcflow.system.errors import sentence
 
 Command = (
     Annotated[Demo, subcommand("demo")]
@@ -91,10 +94,20 @@ def main(argv: Sequence[str] | None = None) -> None:
         command = tyro.cli(Command, prog="arcflow", description=summary, args=words, config=(OmitSubcommandPrefixes,))
     try:
         command.run()
-    except ValueError as error:
+        sys.stdout.flush()
+    except BrokenPipeError:  # whoever read what is printed has had enough, as `head` has
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(128 + 13) from None
+    except KeyboardInterrupt:
         if sys.flags.dev_mode:
             raise
-        print("arcflow:", printable(str(error), keep="\n"), file=sys.stderr)
+        print("arcflow: interrupted", file=sys.stderr)
+        raise SystemExit(128 + signal.SIGINT) from None
+    except Exception as error:
+        said = None if sys.flags.dev_mode else sentence(error)
+        if said is None:
+            raise
+        print("arcflow:", said, file=sys.stderr)
         raise SystemExit(1) from None
 
 
