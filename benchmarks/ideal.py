@@ -24,8 +24,9 @@ from arcflow.families.conditioning import Cond
 from arcflow.families.loading import load_pipe
 from arcflow.laboratory.ideal import Errors, Measure, ideal_errors, noise_level, raw_time
 from arcflow.path import step_grid
-from arcflow.system import files
-from arcflow.system.packages import about
+from arcflow.reports.claims import Bound, Ideal
+from arcflow.system import records
+from arcflow.system.packages import About, about
 
 MODES = (1, 2, 4, 8, 16, 32)
 REFINED = (2, 4)
@@ -75,14 +76,14 @@ def main() -> None:
             table(measure, path, sigmas, pixels, steps, options.refine)
     if options.out:
         calls = {
-            str(n): {
-                "euler": plain[n],
-                "modes": {str(k): ideal_errors(path, sigmas, modes=k, steps=n, pixels=pixels).walked for k in MODES},
-            }
+            n: Bound(
+                euler=plain[n],
+                modes={k: ideal_errors(path, sigmas, modes=k, steps=n, pixels=pixels).walked for k in MODES},
+            )
             for n in options.steps
         }
         command = f"python -m benchmarks.ideal --count {options.count} --refine {options.refine}"
-        files.write_json(options.out, {"calls": calls, "about": about(command=command)})
+        records.write(options.out, Ideal(calls=calls, about=About(**about(command=command))))
 
 
 def table(measure: Measure, path: Tensor, sigmas: Tensor, pixels: int, steps: int, refine: int) -> None:

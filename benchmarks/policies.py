@@ -21,8 +21,9 @@ from arcflow import Mixture
 from arcflow.config import Distill
 from arcflow.methods.piflow import DX, GM, denoised_curve, gaussian_mixture
 from arcflow.path import step_grid
-from arcflow.system import files
-from arcflow.system.packages import about
+from arcflow.reports.claims import Policies, Timing
+from arcflow.system import records
+from arcflow.system.packages import About, about
 
 TOKENS, MODES, WIDTH, PIXELS = 4096, 16, 64, 4
 TITLES = {"arcflow": "ArcFlow, closed form", "gm": "pi-Flow GM, 128 sub-steps", "dx": "pi-Flow DX, closed form too"}
@@ -73,17 +74,17 @@ def main() -> None:
             if repeat:
                 timed[name].append(time.perf_counter() - start)
     results = {
-        name: {
-            "seconds": statistics.median(values),
-            "ratio": statistics.median(b / a for a, b in zip(timed["arcflow"], values, strict=True)),
-        }
+        name: Timing(
+            seconds=statistics.median(values),
+            ratio=statistics.median(b / a for a, b in zip(timed["arcflow"], values, strict=True)),
+        )
         for name, values in timed.items()
     }
     for name, row in results.items():
-        print(f"{TITLES[name]:<30}{1e3 * row['seconds']:8.1f} ms   {row['ratio']:5.1f}x")
+        print(f"{TITLES[name]:<30}{1e3 * row.seconds:8.1f} ms   {row.ratio:5.1f}x")
     if options.out:
         command = f"python -m benchmarks.policies --repeats {options.repeats}"
-        files.write_json(options.out, {**results, "about": about(command=command)})
+        records.write(options.out, Policies(**results, about=About(**about(command=command))))
 
 
 if __name__ == "__main__":

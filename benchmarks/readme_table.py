@@ -8,12 +8,13 @@ Keeps a copy of results.json in benchmarks/results/, from which the tests check 
 """
 
 import argparse
-import json
 import re
 import shutil
 from pathlib import Path
 
+from arcflow.evaluation.results import Evaluation
 from arcflow.reports.side_by_side import markdown_table
+from arcflow.system import records
 
 ROOT = Path(__file__).parent.parent
 STORE = Path(__file__).parent / "results"
@@ -37,9 +38,8 @@ def main() -> None:
     STORE.mkdir(exist_ok=True)
     stored = shutil.copyfile(options.folder / "results.json", STORE / f"{options.name}.json")
     readme = ROOT / "README.md"
-    text = put(
-        readme.read_text("utf-8"), f"results:{options.name}", markdown_table(json.loads(stored.read_text("utf-8")))
-    )
+    table = markdown_table(records.read(Evaluation, Path(stored)))
+    text = put(readme.read_text("utf-8"), f"results:{options.name}", table)
     if options.picture:
         shutil.copyfile(options.folder / "path.png", ROOT / "docs" / "path.png")
         text = put(text, "picture", PICTURE)

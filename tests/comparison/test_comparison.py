@@ -14,10 +14,11 @@ from arcflow.comparison.bench import Bench
 from arcflow.comparison.config import Contest
 from arcflow.comparison.entrants import STUDIES, entrants, settings
 from arcflow.comparison.jobs import Job, jobs
-from arcflow.comparison.results import summary
+from arcflow.comparison.results import Comparison, Judged, Record, summary
 from arcflow.comparison.runs import bench_reference, claim, compare, run
 from arcflow.comparison.trial import train
 from arcflow.config import flat, to_json
+from arcflow.system import records
 
 TINY = Contest(calls=(2,), seeds=1, budget=400, batch=4, prompts=16, count=6, alike=2, pictures=2, rank=2, workers=1)
 
@@ -88,13 +89,13 @@ def test_a_training_ends_with_its_budget(contest, bench, name):
 @pytest.mark.slow
 def test_the_same_training_twice_gives_the_same_numbers(contest, bench):
     job, reference = Job("methods", "linear", (2,), 0), bench_reference(contest)
-    assert run(bench, reference, job)["results"] == run(bench, reference, job)["results"]
+    assert run(bench, reference, job).results == run(bench, reference, job).results
 
 
 @pytest.mark.slow
 def test_solvers_are_the_teachers_own(contest, bench):
     record = run(bench, bench_reference(contest), Job("methods", "euler", (4,), 0))
-    assert max(record["results"]["4"]["distance"]) < 1e-9  # here the teacher takes 4 steps itself
+    assert max(record.results[4].distance) < 1e-9  # here the teacher takes 4 steps itself
 
 
 @pytest.mark.slow
@@ -112,9 +113,10 @@ def test_runs_that_are_there_are_not_done_again(contest, bench, monkeypatch):
     first = compare(asked, log=did.append)
     done = list(did)
     assert compare(asked, log=did.append) == first and did == done
-    stored = json.loads((Path(contest.out) / "methods.json").read_text())
-    assert stored["rows"].keys() == {"euler", "arcflow", "linear"} and stored["first"] == "arcflow"
-    assert stored["rows"]["arcflow"]["calls"]["2"]["less_first"]["distance"]["mean"] == 0
+    stored = records.read(Comparison, Path(contest.out) / "methods.json")
+    assert stored == first
+    assert stored.rows.keys() == {"euler", "arcflow", "linear"} and stored.first == "arcflow"
+    assert stored.rows["arcflow"].calls[2].less_first.distance.mean == 0
 
 
 def test_a_folder_with_another_budget_is_refused(contest):
@@ -134,19 +136,20 @@ def test_latents_that_are_not_finite_are_counted(contest, bench):
     def nothing(x, cond, generator):
         return torch.full_like(x, torch.nan)
 
-    assert bench.judge(nothing, bench_reference(contest))["broken"] == 6
+    assert bench.judge(nothing, bench_reference(contest))[0].broken == 6
 
 
 def test_means_over_trainings_have_an_interval(contest):
     def record(seed, distance):
-        judged = {"distance": [distance] * 6, "right": [True, False] * 3, "diversity": 1.0, "broken": 0}
-        return {"title": "x", "trained": 1, "curve": [[1, distance]], "results": {"2": judged}}
+        judged = Judged(distance=[distance] * 6, right=[True, False] * 3, diversity=1.0, broken=0)
+        curve = [(1, distance)]
+        return Record(entrant="x", seed=seed, results={2: judged}, title="x", spent=1, curve=curve, trained=1)
 
     asked = dataclasses.replace(contest, only=("arcflow",), seeds=2)
     runs = {Job("methods", "arcflow", (2,), s): record(s, d) for s, d in enumerate((0.1, 0.3))}
-    means = summary(asked, runs)["rows"]["arcflow"]["calls"]["2"]
-    assert means["distance"]["mean"] == pytest.approx(0.2) and means["distance"]["seeds"] == pytest.approx([0.1, 0.3])
-    assert means["distance"]["low"] < 0 < means["distance"]["high"] and means["curve"] == [[1, pytest.approx(0.2)]]
+    means = summary(asked, runs).rows["arcflow"].calls[2]
+    assert means.distance.mean == pytest.approx(0.2) and means.distance.seeds == pytest.approx([0.1, 0.3])
+    assert means.distance.low < 0 < means.distance.high and means.curve == [(1, pytest.approx(0.2))]
 
 
 @pytest.mark.slow

@@ -9,6 +9,7 @@ import pytest
 
 import arcflow
 from arcflow import cli
+from arcflow.system import records
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -80,23 +81,24 @@ def test_the_changelog_knows_the_version() -> None:
 
 @pytest.mark.parametrize("name", ["shipped", "demo"])
 def test_numbers_in_the_readme_are_those_of_a_run(name) -> None:
+    from arcflow.evaluation.results import Evaluation
     from arcflow.reports.side_by_side import markdown_table
     from benchmarks.readme_table import put
 
     stored, text = ROOT / "benchmarks" / "results" / f"{name}.json", read("README.md")
-    content = markdown_table(json.loads(stored.read_text("utf-8"))) if stored.exists() else "Not measured yet."
+    content = markdown_table(records.read(Evaluation, stored)) if stored.exists() else "Not measured yet."
     assert put(text, f"results:{name}", content) == text
 
 
 def test_the_committed_tables_are_those_of_their_results() -> None:
+    from arcflow.comparison.results import Comparison
     from arcflow.reports.comparison import markdown_ranking
 
     stored = [path for path in RESULTS.glob("*.json") if "rows" in json.loads(path.read_text("utf-8"))]
     assert stored
     for path in stored:
-        assert (
-            path.with_suffix(".md").read_text("utf-8") == markdown_ranking(json.loads(path.read_text("utf-8"))) + "\n"
-        )
+        ranking = markdown_ranking(records.read(Comparison, path))
+        assert path.with_suffix(".md").read_text("utf-8") == ranking + "\n"
 
 
 def test_the_page_of_claims_is_that_of_the_committed_results(tmp_path, monkeypatch) -> None:

@@ -1,17 +1,17 @@
 """Comparing: every row from the same noise, numbers that mean what they say, the pipeline left as it came."""
 
 import copy
-import json
 
 import numpy as np
 import pytest
 import torch
 
 from arcflow import save_adapter, student
+from arcflow.evaluation.results import Evaluation, Made, Result
 from arcflow.evaluation.side_by_side import ROWS, compare, tracks
 from arcflow.families import network
 from arcflow.sampling.generate import PARTS, euler, generate
-from arcflow.system import files
+from arcflow.system import records
 from arcflow.system.packages import about
 from tests.support.pipelines import SIDE, perturb
 
@@ -35,13 +35,13 @@ def bright(images, prompts) -> dict[str, float]:
 def test_every_row_has_every_number(flux, adapter) -> None:
     results, samples = compare(flux, adapter, PROMPTS, judge=bright, seeds=2, batch_size=3, **SIZE)
     assert list(results) == list(samples) == list(ROWS)
-    assert {row: result["nfe"] for row, result in results.items()} == {row: ROWS[row][1] for row in ROWS}
-    assert results["teacher_50"]["mse_to_teacher"] == 0
+    assert {row: result.nfe for row, result in results.items()} == {row: ROWS[row][1] for row in ROWS}
+    assert results["teacher_50"].mse_to_teacher == 0
     for row, result in results.items():
-        assert set(result["seconds"]) == set(PARTS)
-        assert result["seconds_per_image"] == pytest.approx(sum(result["seconds"].values()))
-        assert (result["prompts"], result["seeds"]) == (2, 2)
-        assert result["accuracy"] == bright(samples[row].images, PROMPTS)
+        assert set(result.seconds) == set(PARTS)
+        assert result.seconds_per_image == pytest.approx(sum(result.seconds.values()))
+        assert (result.prompts, result.seeds) == (2, 2)
+        assert result.accuracy == bright(samples[row].images, PROMPTS)
         assert len(samples[row].images) == 4
 
 
@@ -50,7 +50,7 @@ def test_the_distance_is_that_of_final_latents_from_the_same_noise(flux, adapter
     with euler(flux):
         teacher = generate(flux, PROMPTS, [5, 6], steps=50, **SIZE).latents
         four = generate(flux, PROMPTS, [5, 6], steps=4, **SIZE).latents
-    assert results["euler_4"]["mse_to_teacher"] == pytest.approx(float((four - teacher).square().mean()))
+    assert results["euler_4"].mse_to_teacher == pytest.approx(float((four - teacher).square().mean()))
 
 
 def test_the_pipeline_is_left_as_the_teacher_it_was(flux, adapter) -> None:
@@ -80,7 +80,9 @@ def test_arcs_end_where_the_sampled_student_does(flux, adapter) -> None:
 
 
 def test_results_say_what_made_them(tmp_path) -> None:
-    files.write_json(tmp_path / "new" / "results.json", {"about": about(command="arcflow demo")})
-    stored = json.loads((tmp_path / "new" / "results.json").read_text())
-    assert stored["about"]["command"] == "arcflow demo"
-    assert stored["about"]["versions"]["torch"].partition("+")[0] == torch.__version__.partition("+")[0]
+    row = Result(nfe=1, seconds_per_image=1.0, seconds={}, mse_to_teacher=0.0, accuracy={}, prompts=1, seeds=1)
+    made = Made(**about(command="arcflow demo", adapter="world"))
+    records.write(tmp_path / "new" / "results.json", Evaluation(**dict.fromkeys(ROWS, row), about=made))
+    stored = records.read(Evaluation, tmp_path / "new" / "results.json")
+    assert list(stored.rows) == list(ROWS) and stored.about.command == "arcflow demo"
+    assert stored.about.versions["torch"].partition("+")[0] == torch.__version__.partition("+")[0]

@@ -1,34 +1,55 @@
 """The page of claims says what the results say, and nothing where there are none."""
 
 import json
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
+from arcflow.comparison.results import Apart, Comparison, Made, Mean, Means, Row, SeedMean
 from arcflow.metrics.intervals import seed_difference, seed_interval
-from arcflow.reports.claims import CLAIMS, FILES, findings, trained_share, write_claims
+from arcflow.reports.claims import CLAIMS, FILES, KINDS, LARGE, findings, read, trained_share, write_claims
+from arcflow.system import records
+
+RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
+
+
+def alone(value):
+    return SeedMean(mean=value, low=None, high=None, seeds=[value])
 
 
 def means(distances, accuracy=0.8, diversity=1.0, curve=()):
-    around = dict(seed_interval(distances)._asdict(), seeds=list(distances))
-    same = {"mean": accuracy, "low": None, "high": None, "seeds": [accuracy]}
-    spread = {"mean": diversity, "low": None, "high": None, "seeds": [diversity]}
-    return {"distance": around, "accuracy": same, "diversity": spread, "curve": list(curve), "skills": {}, "broken": 0}
+    around = SeedMean(**seed_interval(distances)._asdict(), seeds=list(distances))
+    more = {"skills": {}, "curve": list(curve), "broken": 0, "pictures": [], "less_first": Apart()}
+    return Means(distance=around, accuracy=alone(accuracy), diversity=alone(diversity), **more)
 
 
-def comparison(ours, **others):
-    """Results of `arcflow compare` at one and two calls, from distances of the trainings."""
-    rows = {"arcflow": {"title": "ArcFlow", "second_network": False, "calls": {"1": means([0.5, 0.51]), "2": ours}}}
-    for name, theirs in others.items():
-        rows[name] = {"title": name, "second_network": False, "calls": {"2": theirs}}
-    for row in rows.values():
-        for calls, m in row["calls"].items():
-            first = rows["arcflow"]["calls"][calls]["distance"]["seeds"]
-            m["less_first"] = {"distance": seed_difference(m["distance"]["seeds"], first)._asdict()}
-    return {"rows": rows, "first": "arcflow", "about": {"command": "arcflow compare --budget 7"}}
+def comparison(ours, *doubled, **others):
+    """Results of `arcflow compare` at one and two calls, from distances of the trainings; those of `doubled` have a
+    second network."""
+    about = {"versions": {}, "python": "3", "device": "x", "threads": 1, "command": "arcflow compare --budget 7"}
+    sizes = {"budget": 7, "seeds": 3, "count": 4, "batch": 1, "prompts": 1}
+    calls = {"arcflow": {1: means([0.5, 0.51]), 2: ours}} | {name: {2: theirs} for name, theirs in others.items()}
+
+    def apart(n, m):
+        first = calls["arcflow"][n].distance.seeds
+        return replace(m, less_first=Apart(distance=Mean(**seed_difference(m.distance.seeds, first)._asdict())))
+
+    titles = {name: "ArcFlow" if name == "arcflow" else name for name in calls}
+    rows = {
+        name: Row(
+            title=titles[name],
+            trained=1,
+            calls={n: apart(n, m) for n, m in of.items()},
+            second_network=name in doubled,
+        )
+        for name, of in calls.items()
+    }
+    return Comparison(rows=rows, first="arcflow", about=Made(**about, **sizes))
 
 
 def found(folder, name, results):
-    (folder / f"{name}.json").write_text(json.dumps(results))
+    records.write(folder / f"{name}.json", results)
     return findings(folder)
 
 
@@ -47,12 +68,12 @@ def test_a_claim_of_being_better_holds_only_outside_the_noise(tmp_path, straight
 
 def test_ahead_of_its_rivals_leaves_out_second_networks_and_its_own_variant(tmp_path):
     near, far = means([0.05, 0.05, 0.06]), means([0.20, 0.21, 0.22])
-    results = comparison(means([0.10, 0.11, 0.12]), dmd=near, orthogonal=near, linear=far)
-    results["rows"]["dmd"]["second_network"] = True
+    rivals = {"dmd": near, "orthogonal": near, "linear": far}
+    results = comparison(means([0.10, 0.11, 0.12]), "dmd", **rivals)
     finding = found(tmp_path, "methods", results)[AHEAD]
     assert finding.holds == "holds" and "nearer: none" in finding.measured
     assert "made orthogonal over it, reach 0.0533" in finding.why
-    results["rows"]["dmd"]["second_network"] = False
+    results = comparison(means([0.10, 0.11, 0.12]), **rivals)
     finding = found(tmp_path, "methods", results)[AHEAD]
     assert finding.holds == "does not hold" and "nearer: dmd" in finding.measured
 
@@ -61,8 +82,8 @@ def test_ahead_of_its_rivals_leaves_out_second_networks_and_its_own_variant(tmp_
     ("reached", "holds"), [(20, "holds"), (50, "holds in part"), (100, "does not hold"), (None, "does not hold")]
 )
 def test_sooner_is_told_from_the_curves(tmp_path, reached, holds):
-    curve = [[spent, 0.1 if reached and spent >= reached else 0.4] for spent in (10, 20, 50, 100)]
-    twin = means([0.2, 0.21], curve=[[10, 0.5], [100, 0.2]])
+    curve = [(spent, 0.1 if reached and spent >= reached else 0.4) for spent in (10.0, 20.0, 50.0, 100.0)]
+    twin = means([0.2, 0.21], curve=[(10.0, 0.5), (100.0, 0.2)])
     finding = found(tmp_path, "methods", comparison(means([0.1, 0.11], curve=curve), twinflow=twin))[SOONER]
     assert finding.holds == holds
     told = {100: "no sooner", None: "ends at 0.4000"}.get(reached, f"at least {100 / (reached or 1):.1f} times sooner")
@@ -76,16 +97,42 @@ def test_what_was_not_run_is_not_measured_and_says_what_makes_it(tmp_path):
         assert all(f"`{FILES[name]}`" in everything[claim].measured for name in needs)
     partial = found(tmp_path, "methods", comparison(means([0.1, 0.11])))
     assert partial[BENDS].measured == "the results have no 'linear'"
+    four = comparison(means([0.1, 0.11]))
+    moved = replace(four.rows["arcflow"], calls={4: four.rows["arcflow"].calls[2]})
+    partial = found(tmp_path, "methods", replace(four, rows={"arcflow": moved}))
+    assert partial[BENDS].measured == "the results have 'arcflow' at no 2 calls"
 
 
-def test_the_trained_share_is_that_of_the_published_adapters():
-    assert trained_share("FluxTransformer2DModel", {"guidance_embeds": True}) == pytest.approx(
-        652_405_884 / 11_901_408_320
+@pytest.mark.parametrize("name", FILES)
+def test_a_misspelt_key_is_named_and_not_taken_for_a_missing_measurement(tmp_path, name):
+    text = (RESULTS / f"{name}.json").read_text("utf-8")
+    key = {"shipped": "mse_to_teacher", "ideal": "euler", "policies": "ratio"}.get(name, "distance")
+    (tmp_path / f"{name}.json").write_text(text.replace(f'"{key}"', f'"{key}s"', 1))
+    with pytest.raises(ValueError, match=rf"{name}.json: .*unknown keys \['{key}s'\], missing keys \['{key}'\]"):
+        findings(tmp_path)
+
+
+@pytest.mark.parametrize("path", sorted(RESULTS.glob("*.json")), ids=lambda path: path.stem)
+def test_committed_results_are_read_and_written_back_to_the_byte(tmp_path, path):
+    kind = KINDS.get(path.stem, KINDS["shipped"] if path.stem == "demo" else Comparison)
+    records.write(tmp_path / path.name, records.read(kind, path))
+    assert (tmp_path / path.name).read_bytes() == path.read_bytes()
+
+
+def test_what_is_read_is_what_was_measured():
+    results, stored = read(RESULTS), json.loads((RESULTS / "methods.json").read_text("utf-8"))
+    assert (
+        results.methods.rows["twinflow"].calls[2].distance.mean
+        == stored["rows"]["twinflow"]["calls"]["2"]["distance"]["mean"]
     )
 
 
+def test_the_trained_share_is_that_of_the_published_adapters():
+    assert trained_share(LARGE["FLUX.1-dev"]) == pytest.approx(652_405_884 / 11_901_408_320)
+
+
 def test_the_page_names_the_commands_behind_it(tmp_path):
-    (tmp_path / "methods.json").write_text(json.dumps(comparison(means([0.1, 0.11]), linear=means([0.3, 0.31]))))
+    records.write(tmp_path / "methods.json", comparison(means([0.1, 0.11]), linear=means([0.3, 0.31])))
     page = write_claims(tmp_path, tmp_path / "deep" / "claims.md").read_text()
     assert f"| {BENDS} | **holds** | distance 0.1050" in page
     assert "* `methods.json`: `arcflow compare --budget 7`" in page

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from arcflow.comparison.results import ranked, verdict
+from arcflow.comparison.results import Apart, Comparison, Made, Mean, Means, Row, SeedMean, ranked, verdict
 from arcflow.metrics.intervals import seed_difference, seed_interval
 from arcflow.reports.comparison import calls_figure, cost_figure, markdown_ranking, write_ranking
 
@@ -19,39 +19,40 @@ def means(name, scale=1.0):
 
     def around(numbers):
         if len(numbers) == 1:
-            return {"mean": numbers[0], "low": None, "high": None, "seeds": numbers}
-        return {**seed_interval(numbers)._asdict(), "seeds": numbers}
+            return SeedMean(mean=numbers[0], low=None, high=None, seeds=numbers)
+        return SeedMean(**seed_interval(numbers)._asdict(), seeds=numbers)
 
-    return {
-        "distance": around(values),
-        "accuracy": around([1 - value for value in values]),
-        "diversity": around(values),
-        "skills": {"counting": 0.5, "position": 0.75},
-        "curve": [[10, 0.5], [20, values[0]]] if len(values) > 1 else [],
-        "broken": 0,
-        "pictures": [f"{name}/2-0"],
-        "less_first": {"distance": seed_difference(values, first)._asdict()},
-    }
+    return Means(
+        distance=around(values),
+        accuracy=around([1 - value for value in values]),
+        diversity=around(values),
+        skills={"counting": 0.5, "position": 0.75},
+        curve=[(10.0, 0.5), (20.0, values[0])] if len(values) > 1 else [],
+        broken=0,
+        pictures=[f"{name}/2-0"],
+        less_first=Apart(distance=Mean(**seed_difference(values, first)._asdict())),
+    )
 
 
 @pytest.fixture
 def results():
     rows = {
-        name: {
-            "title": name.title(),
-            "trained": len(values) > 1,
-            "second_network": name == "near",
-            "calls": {"1": means(name, 2.0), "2": means(name)},
-        }
+        name: Row(
+            title=name.title(),
+            trained=int(len(values) > 1),
+            second_network=name == "near",
+            calls={1: means(name, 2.0), 2: means(name)},
+        )
         for name, values in DISTANCES.items()
     }
-    about = {"command": "arcflow compare", "budget": 7, "seeds": 3, "count": 4, "threads": 2, "device": "x"}
-    return {"rows": rows, "first": "arcflow", "about": {**about, "versions": {"torch": "2"}}}
+    about = {"versions": {"torch": "2"}, "python": "3", "device": "x", "threads": 2, "command": "arcflow compare"}
+    made = Made(**about, budget=7, seeds=3, count=4, batch=1, prompts=1)
+    return Comparison(rows=rows, first="arcflow", about=made)
 
 
 def test_entrants_are_ranked_by_distance_and_told_from_noise(results):
-    assert ranked(results["rows"], "2") == ["arcflow", "near", "linear", "euler"]
-    told = {name: verdict(row["calls"]["2"], "distance") for name, row in results["rows"].items()}
+    assert ranked(results.rows, 2) == ["arcflow", "near", "linear", "euler"]
+    told = {name: verdict(row.calls[2].less_first.distance) for name, row in results.rows.items()}
     assert told == {"arcflow": "same", "near": "same", "linear": "higher", "euler": "higher"}
 
 
@@ -66,7 +67,7 @@ def test_the_report_is_one_file_with_the_pictures_that_are_there(results, tmp_pa
 
 
 def test_the_figures_are_pictures(results):
-    for figure in (calls_figure(results["rows"]), cost_figure(results["rows"], "2")):
+    for figure in (calls_figure(results.rows), cost_figure(results.rows, 2)):
         assert min(Image.open(io.BytesIO(figure)).size) > 300
 
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
+from arcflow.evaluation.results import Evaluation, Made, Result
 from arcflow.evaluation.side_by_side import ROWS, Tracks
 from arcflow.reports.page import png
 from arcflow.reports.side_by_side import curves_figure, path_figure, plane, write_report
@@ -22,16 +23,19 @@ def samples(nfe: int) -> Samples:
     return Samples(images, torch.zeros(2, 4, 4), nfe, dict.fromkeys(PARTS, 0.25 * nfe))
 
 
-def result(nfe: int) -> dict:
-    return {
-        "nfe": nfe,
-        "seconds_per_image": 0.375 * nfe,
-        "seconds": dict.fromkeys(PARTS, 0.125 * nfe),
-        "mse_to_teacher": 1 / nfe,
-        "accuracy": {"overall": 0.5, "counting": 0.25},
-        "prompts": 2,
-        "seeds": 1,
-    }
+def result(nfe: int) -> Result:
+    return Result(
+        nfe=nfe,
+        seconds_per_image=0.375 * nfe,
+        seconds=dict.fromkeys(PARTS, 0.125 * nfe),
+        mse_to_teacher=1 / nfe,
+        accuracy={"overall": 0.5, "counting": 0.25},
+        prompts=2,
+        seeds=1,
+    )
+
+
+ABOUT = Made(versions={}, python="3", device="x", threads=1, command="arcflow demo", adapter="world")
 
 
 def way(bend: float = 0.5) -> Tracks:
@@ -55,9 +59,10 @@ LOG += [{"step": i, "loss": 1 / i, "teacher_ratio": min(1.0, (60 - i) / 20)} for
 
 @pytest.fixture
 def page(tmp_path) -> str:
-    results, rows = {row: result(n) for row, (_, n) in ROWS.items()}, {row: samples(n) for row, (_, n) in ROWS.items()}
+    results = Evaluation(**{row: result(n) for row, (_, n) in ROWS.items()}, about=ABOUT)
+    rows = {row: samples(n) for row, (_, n) in ROWS.items()}
     file = tmp_path / "deep" / "report.html"
-    write_report(file, results, rows, PROMPTS, [way(), way(1.0)], LOG, about={"command": "arcflow demo"}, rows=2)
+    write_report(file, results, rows, PROMPTS, [way(), way(1.0)], LOG, rows=2)
     return file.read_text("utf-8")
 
 

@@ -28,13 +28,13 @@ class Compare:
         results = compare(contest)
         out = Path(contest.out)
         write_ranking(out / f"{contest.study}.html", results, out)
-        calls = main_calls(results["rows"])
-        for name in ranked(results["rows"], calls):
-            row = results["rows"][name]
-            means = row["calls"][calls]
+        calls = main_calls(results.rows)
+        for name in ranked(results.rows, calls):
+            row = results.rows[name]
+            means = row.calls[calls]
             print(
-                f"{row['title']:<36}{calls:>2} calls   distance {means['distance']['mean']:.4f}   "
-                f"accuracy {means['accuracy']['mean']:.1%}   diversity {means['diversity']['mean']:.2f}"
+                f"{row.title:<36}{calls:>2} calls   distance {means.distance.mean:.4f}   "
+                f"accuracy {means.accuracy.mean:.1%}   diversity {means.diversity.mean:.2f}"
             )
         print(f"report: {out / contest.study}.html\nnumbers: {out / contest.study}.json")
 

@@ -28,9 +28,11 @@ class Evaluate:
 
     def run(self) -> None:
         from arcflow.evaluation import side_by_side
+        from arcflow.evaluation.results import Evaluation, Made
         from arcflow.reports.side_by_side import write_report
         from arcflow.student.adapter import read_info
-        from arcflow.system import files, packages
+        from arcflow.system import files, records
+        from arcflow.system.packages import about
         from arcflow.world.check import accuracy
         from arcflow.world.scene import SIZE
 
@@ -41,18 +43,20 @@ class Evaluate:
         results, samples = side_by_side.compare(
             pipe, adapter, prompts, judge=accuracy, seeds=self.seeds, first_seed=FIRST_SEED, progress=True, **size
         )
-        about = packages.about(command=f"arcflow {' '.join(sys.argv[1:])}", adapter=self.adapter)
-        files.write_json(self.out / "results.json", {**results, "about": about})
+        made = Made(**about(command=f"arcflow {' '.join(sys.argv[1:])}", adapter=self.adapter))
+        evaluation = Evaluation(**results, about=made)
+        records.write(self.out / "results.json", evaluation)
         ways = [
             side_by_side.tracks(pipe, adapter, text, FIRST_SEED + i * self.seeds, **size) for i, text in three(prompts)
         ]
         log = adapter.parent / "log.jsonl"
         words = [text for text in prompts for _ in range(self.seeds)]
         curves = files.read_lines(log)
-        write_report(self.out / "report.html", results, samples, words, ways, curves, about=about)
+        write_report(self.out / "report.html", evaluation, samples, words, ways, curves)
         for row, result in results.items():
-            share = result["accuracy"]["overall"]
-            print(f"{row:<12}{result['nfe']:>3} calls   distance {result['mse_to_teacher']:.4f}   accuracy {share:.1%}")
+            print(
+                f"{row:<12}{result.nfe:>3} calls   distance {result.mse_to_teacher:.4f}   accuracy {result.right:.1%}"
+            )
         print(f"report: {self.out / 'report.html'}\nnumbers: {self.out / 'results.json'}")
 
 

@@ -18,6 +18,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from arcflow.comparison.config import Contest
+from arcflow.comparison.results import Judged
 from arcflow.config import Data, Distill, Model
 from arcflow.data.batches import PromptData
 from arcflow.data.embeddings import Table
@@ -103,22 +104,21 @@ class Bench:
         alike = self._each(lambda x, cond, generator: walk(x, cond), self.alike, ALIKE_SEED)
         return Reference(latents, self._diversity(alike))
 
-    def judge(self, end: End, reference: Reference) -> dict[str, Any]:
-        """One number for each held-out picture that a sampler draws: squared distance to the teacher's final latents
-        from the same noise, and whether it shows what its prompt says; the diversity over the teacher's; and the first
-        pictures themselves. Latents that are not finite count as 0, and are counted."""
+    def judge(self, end: End, reference: Reference) -> tuple[Judged, UInt8[np.ndarray, "few rows columns 3"]]:
+        """What the held-out pictures that a sampler draws are worth, and the first of them. Latents that are not finite
+        count as 0, and are counted."""
         latents = self._each(end, self.prompts, FIRST_SEED)
         broken = int((~latents.isfinite()).flatten(1).any(1).sum())
         latents = latents.nan_to_num(0.0, 0.0, 0.0)
         pictures = self.pictures(latents)
         alike = self._each(end, self.alike, ALIKE_SEED).nan_to_num(0.0, 0.0, 0.0)
-        return {
-            "distance": squared_error(latents, reference.latents).tolist(),
-            "right": [check.judge(picture, text) for picture, text in zip(pictures, self.prompts, strict=True)],
-            "diversity": float(self._diversity(alike).mean() / reference.diversity.mean()),
-            "broken": broken,
-            "pictures": pictures[:SHOWN],
-        }
+        judged = Judged(
+            distance=squared_error(latents, reference.latents).tolist(),
+            right=[check.judge(picture, text) for picture, text in zip(pictures, self.prompts, strict=True)],
+            diversity=float(self._diversity(alike).mean() / reference.diversity.mean()),
+            broken=broken,
+        )
+        return judged, pictures[:SHOWN]
 
     def distance(self, end: End, reference: Reference) -> float:
         """Mean of the first few alone."""

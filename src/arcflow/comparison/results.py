@@ -1,103 +1,234 @@
-"""The numbers of a comparison: means with intervals over the trainings, rank, what is more than noise."""
+"""The numbers of a comparison: means with intervals over the trainings, rank, what is more than noise.
+
+A `Record` is what one training came to, a `Comparison` what all of them say. Both are files of JSON, which
+`system.records` reads and writes.
+"""
 
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 
 from arcflow.comparison.config import MAIN, Contest, command
 from arcflow.comparison.jobs import Job, wanted
 from arcflow.metrics.intervals import Interval, seed_difference, seed_interval
-from arcflow.system.packages import about
+from arcflow.system.packages import About, about
 from arcflow.world.scene import SKILLS, held_out, parse
-
-MEASURES = ("distance", "accuracy", "diversity")
 
 TITLES = {"euler": "plain Euler", "heun": "Heun", "dpmpp": "DPM-Solver++"}
 """Of the teacher's own solvers."""
 
 
-def summary(contest: Contest, records: dict[Job, dict[str, Any]]) -> dict[str, Any]:
+@dataclass(frozen=True, kw_only=True)
+class Judged:
+    """One number for each held-out picture that a student draws."""
+
+    distance: list[float]
+    """Squared distance to the teacher's final latents from the same noise."""
+    right: list[bool]
+    """Whether it shows what its prompt says."""
+    diversity: float
+    """Distance between pictures of one prompt, over the teacher's."""
+    broken: int
+    """Pictures whose latents are not finite."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """What one training, or one solver, came to."""
+
+    entrant: str
+    seed: int
+    results: dict[int, Judged]
+    """By the number of calls."""
+    title: str
+    spent: int
+    """Forward-equivalents; 0 for a solver."""
+    curve: list[tuple[int, float]]
+    """Forward-equivalents spent, and the distance then."""
+    trained: int
+    """Numbers that were trained."""
+    iterations: int | None = None
+    skipped: int | None = None
+    seconds: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mean:
+    """A mean, and the ends of its 95 % interval; of one training there is none."""
+
+    mean: float
+    low: float | None
+    high: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class SeedMean(Mean):
+    """A mean over trainings that differ in their seed."""
+
+    seeds: list[float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Apart:
+    """How far an entrant's means lie above the first entrant's; None where the first was not run."""
+
+    distance: Mean | None = None
+    accuracy: Mean | None = None
+    diversity: Mean | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Means:
+    """An entrant at one number of calls, over its trainings."""
+
+    distance: SeedMean
+    accuracy: SeedMean
+    diversity: SeedMean
+    skills: dict[str, float]
+    """Accuracy, skill by skill."""
+    curve: list[tuple[float, float]]
+    """Forward-equivalents spent, and the distance then; empty for a solver."""
+    broken: int
+    """Pictures that were not finite, of all trainings."""
+    pictures: list[str]
+    """Where its runs keep their pictures."""
+    less_first: Apart
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One entrant."""
+
+    title: str
+    trained: int
+    """Numbers that were trained; 0 for a solver."""
+    calls: dict[int, Means]
+    second_network: bool
+    """Whether it trains a second network beside the student, which the others do not have."""
+
+
+Rows = dict[str, Row]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Made(About):
+    """What a comparison was made with."""
+
+    budget: int
+    seeds: int
+    count: int
+    batch: int
+    prompts: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """All entrants of a study."""
+
+    rows: Rows
+    first: str
+    """The entrant that the others are held against."""
+    about: Made
+
+
+def summary(contest: Contest, records: dict[Job, Record]) -> Comparison:
     """For each entrant and number of calls the means over its trainings with their intervals, and how they differ from
     those of the study's first."""
     prompts = [parse(text) for text in held_out(contest.count)]
     skills = {skill: [i for i, prompt in enumerate(prompts) if prompt.skill == skill] for skill in SKILLS}
-    rows: dict[str, dict[str, Any]] = {}
-    for job, record in records.items():
-        row = rows.setdefault(job.entrant, {"title": record["title"], "trained": record["trained"], "calls": {}})
-        for calls, judged in ((str(n), record["results"][str(n)]) for n in job.calls):
-            row["calls"].setdefault(calls, []).append({**record, **judged, "job": job.name})
-    seconds = {e.name: e.method.second_network for e in wanted(contest)}
-    for name, row in rows.items():
-        row["second_network"] = seconds.get(name, False)
-        row["calls"] = {calls: _means(row["calls"][calls], skills) for calls in sorted(row["calls"], key=int)}
-    first = rows[wanted(contest)[0].name]["calls"]
-    for row in rows.values():
-        for calls, means in row["calls"].items():
-            means["less_first"] = {
-                what: _plain(seed_difference(means[what]["seeds"], first[calls][what]["seeds"]))
-                for what in MEASURES
-                if calls in first
-            }
-    return {"rows": rows, "first": wanted(contest)[0].name, "about": about(command=command(contest), **_size(contest))}
+    field = wanted(contest)
+    first = field[0].name
+    doubled = {entrant.name for entrant in field if entrant.method.second_network}
 
-
-def _size(contest: Contest) -> dict[str, Any]:
-    return {name: getattr(contest, name) for name in ("budget", "seeds", "count", "batch", "prompts")}
-
-
-def _means(runs: list[dict[str, Any]], skills: dict[str, list[int]]) -> dict[str, Any]:
-    each = {
-        "distance": [float(np.mean(run["distance"])) for run in runs],
-        "accuracy": [float(np.mean(run["right"])) for run in runs],
-        "diversity": [run["diversity"] for run in runs],
+    runs: dict[str, list[Job]] = {}
+    for job in records:
+        runs.setdefault(job.entrant, []).append(job)
+    means = {
+        name: {
+            n: _means({job.name: records[job] for job in of if n in job.calls}, n, skills)
+            for n in sorted({n for job in of for n in job.calls})
+        }
+        for name, of in runs.items()
     }
-    right = np.mean([run["right"] for run in runs], 0)
-    curves = [run["curve"] for run in runs if run["curve"]]
-    return {
-        **{what: {**_around(values), "seeds": values} for what, values in each.items()},
-        "skills": {skill: float(right[rows].mean()) for skill, rows in skills.items() if rows},
-        "curve": np.mean(curves, 0).tolist() if curves else [],
-        "broken": sum(run["broken"] for run in runs),
-        "pictures": [run["job"] for run in runs],
+    rows = {
+        name: Row(
+            title=records[of[0]].title,
+            trained=records[of[0]].trained,
+            calls={n: replace(m, less_first=_apart(m, means[first].get(n))) for n, m in means[name].items()},
+            second_network=name in doubled,
+        )
+        for name, of in runs.items()
     }
+    sizes = {name: getattr(contest, name) for name in ("budget", "seeds", "count", "batch", "prompts")}
+    return Comparison(rows=rows, first=first, about=Made(**about(command=command(contest), **sizes)))
 
 
-def _around(values: Sequence[float]) -> dict[str, float | None]:
+def _means(runs: dict[str, Record], calls: int, skills: dict[str, list[int]]) -> Means:
+    judged = [run.results[calls] for run in runs.values()]
+    curves = [run.curve for run in runs.values() if run.curve]
+    right = np.mean([one.right for one in judged], 0)
+    return Means(
+        distance=_around([float(np.mean(one.distance)) for one in judged]),
+        accuracy=_around([float(np.mean(one.right)) for one in judged]),
+        diversity=_around([one.diversity for one in judged]),
+        skills={skill: float(right[rows].mean()) for skill, rows in skills.items() if rows},
+        curve=[(spent, distance) for spent, distance in np.mean(curves, 0).tolist()] if curves else [],
+        broken=sum(one.broken for one in judged),
+        pictures=list(runs),
+        less_first=Apart(),
+    )
+
+
+def _around(values: Sequence[float]) -> SeedMean:
     if len(values) < 2:
-        return {"mean": values[0], "low": None, "high": None}
-    return _plain(seed_interval(values))
+        return SeedMean(mean=values[0], low=None, high=None, seeds=list(values))
+    return SeedMean(**seed_interval(values)._asdict(), seeds=list(values))
 
 
-def _plain(interval: Interval) -> dict[str, float | None]:
-    return {"mean": interval.mean, "low": interval.low, "high": interval.high}
+def _apart(means: Means, first: Means | None) -> Apart:
+    if first is None:
+        return Apart()
+    return Apart(
+        distance=_mean(seed_difference(means.distance.seeds, first.distance.seeds)),
+        accuracy=_mean(seed_difference(means.accuracy.seeds, first.accuracy.seeds)),
+        diversity=_mean(seed_difference(means.diversity.seeds, first.diversity.seeds)),
+    )
 
 
-Rows = dict[str, dict[str, Any]]
+def _mean(interval: Interval) -> Mean:
+    return Mean(mean=interval.mean, low=interval.low, high=interval.high)
 
 
-def main_calls(rows: Rows) -> str:
+def counts(rows: Rows) -> list[int]:
+    """Every number of calls that some entrant was run at."""
+    return sorted({calls for row in rows.values() for calls in row.calls})
+
+
+def main_calls(rows: Rows) -> int:
     """The number of calls at which entrants are ranked."""
-    counts = sorted({calls for row in rows.values() for calls in row["calls"]}, key=int)
-    return str(MAIN) if str(MAIN) in counts else counts[0]
+    return MAIN if MAIN in counts(rows) else counts(rows)[0]
 
 
-def ranked(rows: Rows, calls: str) -> list[str]:
-    """Names, nearest to the teacher first; those that were not run at so many calls are left out."""
-    there = [name for name, row in rows.items() if calls in row["calls"]]
-    return sorted(there, key=lambda name: rows[name]["calls"][calls]["distance"]["mean"])
+def ranked(rows: Rows, calls: int) -> list[str]:
+    """Names, nearest to the teacher first; those that were not run at this number of calls are left out."""
+    there = [name for name, row in rows.items() if calls in row.calls]
+    return sorted(there, key=lambda name: rows[name].calls[calls].distance.mean)
 
 
-def spread(value: dict[str, Any], form: str) -> str:
+def spread(value: Mean, form: str) -> str:
     """A mean, and half the width of its interval where there is one."""
-    if value["low"] is None:
-        return f"{value['mean']:{form}}"
-    return f"{value['mean']:{form}} &plusmn; {(value['high'] - value['low']) / 2:{form}}"
+    if value.low is None or value.high is None:
+        return f"{value.mean:{form}}"
+    return f"{value.mean:{form}} &plusmn; {(value.high - value.low) / 2:{form}}"
 
 
-def verdict(means: dict[str, Any], what: str) -> str:
-    """How an entrant stands to the first: "lower", "higher", or "same", which is all that noise leaves."""
-    apart = means["less_first"].get(what)
-    if apart is None or apart["low"] <= 0 <= apart["high"]:
+Verdict = Literal["same", "lower", "higher"]
+
+
+def verdict(apart: Mean | None) -> Verdict:
+    """How an entrant stands to the first, by their difference: "same" is all that noise leaves."""
+    if apart is None or apart.low is None or apart.high is None or apart.low <= 0 <= apart.high:
         return "same"
-    return "lower" if apart["high"] < 0 else "higher"
+    return "lower" if apart.high < 0 else "higher"

@@ -13,9 +13,8 @@ import os
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -27,16 +26,16 @@ from arcflow.comparison.bench import Bench, End, Reference
 from arcflow.comparison.config import FREE, Contest
 from arcflow.comparison.entrants import entrants
 from arcflow.comparison.jobs import Job, jobs
-from arcflow.comparison.results import TITLES, summary
+from arcflow.comparison.results import TITLES, Comparison, Judged, Record, summary
 from arcflow.comparison.trial import ender, train
 from arcflow.config import Distill
 from arcflow.distillation.method import Cost
 from arcflow.distillation.solvers import SOLVERS
-from arcflow.system import files
+from arcflow.system import files, records
 from arcflow.system.devices import cores, torch_device
 
 
-def compare(contest: Contest, log: Callable[[str], None] = print) -> dict[str, Any]:
+def compare(contest: Contest, log: Callable[[str], None] = print) -> Comparison:
     """Do the runs that are missing, then sum up all that are asked for."""
     out, todo = claim(contest), jobs(contest)
     missing = [job for job in todo if not _done(out, job)]
@@ -44,8 +43,8 @@ def compare(contest: Contest, log: Callable[[str], None] = print) -> dict[str, A
         log(f"{len(missing)} of {len(todo)} runs to do, {contest.budget} forward-equivalents each, in {out}")
         for job in _shared(contest, missing):
             tqdm.write(job.name)
-    results = summary(contest, {job: json.loads(_record(out, job).read_text("utf-8")) for job in todo})
-    files.write_json(out / f"{contest.study}.json", results)
+    results = summary(contest, {job: records.read(Record, _record(out, job)) for job in todo})
+    records.write(out / f"{contest.study}.json", results)
     return results
 
 
@@ -63,7 +62,7 @@ def _record(out: Path, job: Job) -> Path:
 
 def _done(out: Path, job: Job) -> bool:
     path = _record(out, job)
-    return path.exists() and {*map(str, job.calls)} <= json.loads(path.read_text("utf-8"))["results"].keys()
+    return path.exists() and {*job.calls} <= records.read(Record, path).results.keys()
 
 
 def _shared(contest: Contest, missing: list[Job]) -> Iterator[Job]:
@@ -120,31 +119,59 @@ def bench_reference(contest: Contest, bench: Bench | None = None) -> Reference:
     return Reference(**load_file(path))
 
 
-def run(bench: Bench, reference: Reference, job: Job) -> dict[str, Any]:
+def run(bench: Bench, reference: Reference, job: Job) -> Record:
     """Train, judge, and put it on disk: first the pictures, then the numbers, which say that it is done."""
     path = _record(Path(bench.contest.out), job)
     path.parent.mkdir(parents=True, exist_ok=True)
-    record: dict[str, Any] = {"entrant": job.entrant, "seed": job.seed, "results": {}}
-    if job.entrant in SOLVERS:
-        record |= {"title": TITLES[job.entrant], "spent": 0, "curve": [], "trained": 0}
-        teacher, solve = bench.teacher(bench.base, Cost()), SOLVERS[job.entrant]
+    made = _solver(bench, job) if job.entrant in SOLVERS else _student(bench, reference, job)
 
-        def ends(calls: int) -> End:
-            return lambda x, cond, generator: solve(teacher, x, cond, calls, Distill().shift)
-    else:
-        entrant = next(e for e in entrants(job.study) if e.name == job.entrant)
-        made = train(bench, entrant, job.trained_for, job.seed, reference)
-        record |= {"title": entrant.title, "spent": bench.contest.budget, "curve": made.curve, "trained": made.trained}
-        record |= {"iterations": made.iterations, "skipped": made.skipped, "seconds": made.seconds}
-
-        def ends(calls: int) -> End:
-            return ender(entrant.method.sample, made.walker, made.run.distill, calls)
-
+    results: dict[int, Judged] = {}
     for calls in job.calls:
         with torch.no_grad():
-            judged = bench.judge(ends(calls), reference)
-        strip = np.concatenate(list(judged.pop("pictures")), 1)
-        Image.fromarray(strip).save(path.with_name(f"{path.stem}-{calls}.png"))
-        record["results"][str(calls)] = judged
-    files.write_text(path, json.dumps(record) + "\n")
+            results[calls], pictures = bench.judge(made.ends(calls), reference)
+        Image.fromarray(np.concatenate(list(pictures), 1)).save(path.with_name(f"{path.stem}-{calls}.png"))
+    record = replace(made.record, results=results)
+    files.write_text(path, json.dumps(records.plain(record)) + "\n")
     return record
+
+
+@dataclass(frozen=True)
+class _Made:
+    """A record that is not judged yet, and how its student, or solver, is sampled in some number of calls."""
+
+    record: Record
+    ends: Callable[[int], End]
+
+
+def _solver(bench: Bench, job: Job) -> _Made:
+    teacher, solve = bench.teacher(bench.base, Cost()), SOLVERS[job.entrant]
+
+    def ends(calls: int) -> End:
+        return lambda x, cond, generator: solve(teacher, x, cond, calls, Distill().shift)
+
+    title = TITLES[job.entrant]
+    return _Made(
+        Record(entrant=job.entrant, seed=job.seed, results={}, title=title, spent=0, curve=[], trained=0), ends
+    )
+
+
+def _student(bench: Bench, reference: Reference, job: Job) -> _Made:
+    entrant = next(e for e in entrants(job.study) if e.name == job.entrant)
+    made = train(bench, entrant, job.trained_for, job.seed, reference)
+
+    def ends(calls: int) -> End:
+        return ender(entrant.method.sample, made.walker, made.run.distill, calls)
+
+    record = Record(
+        entrant=job.entrant,
+        seed=job.seed,
+        results={},
+        title=entrant.title,
+        spent=bench.contest.budget,
+        curve=made.curve,
+        trained=made.trained,
+        iterations=made.iterations,
+        skipped=made.skipped,
+        seconds=made.seconds,
+    )
+    return _Made(record, ends)

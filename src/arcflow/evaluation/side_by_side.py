@@ -21,6 +21,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from arcflow import student
+from arcflow.evaluation.results import Result
 from arcflow.families import conditioning
 from arcflow.families.network import decode, encode_prompts, noise
 from arcflow.path import step_grid
@@ -58,7 +59,7 @@ def compare(
     first_seed: int = 0,
     batch_size: int = 64,
     progress: bool = False,
-) -> tuple[dict[str, dict[str, Any]], dict[str, Samples]]:
+) -> tuple[dict[str, Result], dict[str, Samples]]:
     """Results and samples of every row, at the guidance the adapter was distilled with; the pipeline is left as the
     teacher it came as.
 
@@ -95,16 +96,16 @@ def compare(
         attach.detach(pipe)
     reference = samples[REFERENCE].latents
     results = {
-        row: {
-            "nfe": samples[row].nfe,
-            "seconds_per_image": samples[row].seconds_per_image,
-            "seconds": {part: total / len(words) for part, total in samples[row].seconds.items()},
-            "mse_to_teacher": float((samples[row].latents - reference).square().mean()),
-            "accuracy": judge(samples[row].images, words),
-            "prompts": len(prompts),
-            "seeds": seeds,
-        }
-        for row in ROWS
+        row: Result(
+            nfe=drawn.nfe,
+            seconds_per_image=drawn.seconds_per_image,
+            seconds={part: total / len(words) for part, total in drawn.seconds.items()},
+            mse_to_teacher=float((drawn.latents - reference).square().mean()),
+            accuracy=judge(drawn.images, words),
+            prompts=len(prompts),
+            seeds=seeds,
+        )
+        for row, drawn in ((row, samples[row]) for row in ROWS)
     }
     return results, {row: samples[row] for row in ROWS}
 

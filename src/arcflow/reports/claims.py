@@ -5,18 +5,19 @@ not there is "not measured". A difference counts only if its interval over the t
 2602.09014, abstract and section 5.
 """
 
-import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
 
-from arcflow.comparison.results import verdict
+from arcflow.comparison.results import Comparison, Means, SeedMean, verdict
+from arcflow.evaluation.results import Evaluation
 from arcflow.student import layers
-from arcflow.system import files
+from arcflow.system import files, records
+from arcflow.system.packages import About
 
 Holds = Literal["holds", "holds in part", "does not hold", "not measured"]
 
@@ -32,16 +33,94 @@ FILES = {
 KEPT = 0.95
 """Share of the teacher's diversity, or accuracy, from which it counts as kept."""
 
+OURS = "arcflow"
+
 MENDED = "orthogonal"
 """Our variant of ArcFlow in the comparison of the methods."""
 
-LARGE = {
-    "FLUX.1-dev": ("FluxTransformer2DModel", {"guidance_embeds": True}),
-    "Qwen-Image": ("QwenImageTransformer2DModel", {}),
-}
-"""The large models: their classes' own defaults, but for guidance."""
 
-Results = dict[str, dict[str, Any]]
+@dataclass(frozen=True)
+class Network:
+    """A diffusers class, with its own defaults but for those that are named."""
+
+    transformer: str
+    changes: dict[str, bool] = field(default_factory=dict)
+
+
+LARGE = {
+    "FLUX.1-dev": Network("FluxTransformer2DModel", {"guidance_embeds": True}),
+    "Qwen-Image": Network("QwenImageTransformer2DModel"),
+}
+"""The large models."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Timing:
+    """Both steps of a 2-call sampler at FLUX size."""
+
+    seconds: float
+    ratio: float
+    """Over the time of ours."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Policies:
+    """What `benchmarks.policies` writes."""
+
+    arcflow: Timing
+    gm: Timing
+    dx: Timing
+    about: About
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bound:
+    """How far from the teacher's image paths end that are fitted to the teacher's own."""
+
+    euler: float
+    """Of plain Euler."""
+    modes: dict[int, float]
+    """Of mixtures, by the number of modes."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ideal:
+    """What `benchmarks.ideal` writes."""
+
+    calls: dict[int, Bound]
+    about: About
+
+
+@dataclass(frozen=True, kw_only=True)
+class Results:
+    """Every file of `FILES`; None for one that is not there."""
+
+    methods: Comparison | None = None
+    rank: Comparison | None = None
+    shipped: Evaluation | None = None
+    ideal: Ideal | None = None
+    policies: Policies | None = None
+
+
+KINDS = {"methods": Comparison, "rank": Comparison, "shipped": Evaluation, "ideal": Ideal, "policies": Policies}
+"""What each file holds."""
+
+
+class NotMeasured(Exception):
+    """What a claim needs is not among the results: a comparison of some entrants, or of some numbers of calls."""
+
+
+def at(comparison: Comparison, name: str, calls: int = 2) -> Means:
+    """An entrant's means at a number of calls.
+
+    Raises:
+        NotMeasured: it was not run.
+    """
+    if name not in comparison.rows:
+        raise NotMeasured(f"the results have no {name!r}")
+    if calls not in comparison.rows[name].calls:
+        raise NotMeasured(f"the results have {name!r} at no {calls} call{'s' * (calls > 1)}")
+    return comparison.rows[name].calls[calls]
 
 
 @dataclass(frozen=True)
@@ -53,28 +132,27 @@ class Finding:
     why: str = ""
 
 
-Claim = Callable[[Results], Finding]
+Claim = Callable[..., Finding]
+"""A function of the files that `CLAIMS` names beside it."""
 
 
-def two_calls(results: Results) -> Finding:
+def two_calls(shipped: Evaluation) -> Finding:
     """Two network calls draw what took the teacher 50."""
-    ours, teacher = results["shipped"]["arcflow_2"], results["shipped"]["teacher_50"]
-    euler = results["shipped"]["euler_4"]
-    share = ours["accuracy"]["overall"] / teacher["accuracy"]["overall"]
+    ours, teacher = shipped.arcflow_2, shipped.teacher_50
+    share = ours.right / teacher.right
     measured = (
-        f"{ours['nfe']} calls instead of {teacher['nfe']}; accuracy {ours['accuracy']['overall']:.1%} of the teacher's "
-        f"{teacher['accuracy']['overall']:.1%}, distance {ours['mse_to_teacher']:.3f} (Euler in 4 calls "
-        f"{euler['mse_to_teacher']:.3f})"
+        f"{ours.nfe} calls instead of {teacher.nfe}; accuracy {ours.right:.1%} of the teacher's {teacher.right:.1%}, "
+        f"distance {ours.mse_to_teacher:.3f} (Euler in 4 calls {shipped.euler_4.mse_to_teacher:.3f})"
     )
     why = f"The shipped student reaches {share:.1%} of the teacher's accuracy; {KEPT:.0%} would count as its quality."
     return Finding("holds" if share >= KEPT else "holds in part", measured, why)
 
 
-def faster(results: Results) -> Finding:
+def faster(shipped: Evaluation) -> Finding:
     """About 40 times faster."""
-    ours, teacher = results["shipped"]["arcflow_2"], results["shipped"]["teacher_50"]
-    network = teacher["seconds"]["transformer"] / ours["seconds"]["transformer"]
-    whole = teacher["seconds_per_image"] / ours["seconds_per_image"]
+    ours, teacher = shipped.arcflow_2, shipped.teacher_50
+    network = teacher.transformer / ours.transformer
+    whole = teacher.seconds_per_image / ours.seconds_per_image
     measured = f"transformer {network:.0f} times, the whole pipeline {whole:.0f} times less time an image"
     why = (
         "Calls are 25 times fewer for FLUX.1 (50 to 2) and 50 times for Qwen-Image, whose teacher takes two a step for "
@@ -83,154 +161,153 @@ def faster(results: Results) -> Finding:
     return Finding("holds in part" if network < 40 else "holds", measured, why)
 
 
-def few_parameters(results: Results) -> Finding:
+def few_parameters() -> Finding:
     """Under 5 % of the parameters are trained."""
-    shares = {name: trained_share(*model) for name, model in LARGE.items()}
+    shares = {name: trained_share(model) for name, model in LARGE.items()}
     measured = ", ".join(f"{name} {share:.2%}" for name, share in shares.items())
     under = [share < 0.05 for share in shares.values()]
     holds: Holds = "holds" if all(under) else "holds in part" if any(under) else "does not hold"
     return Finding(holds, measured, "Counted on the networks at full size, LoRA of rank 256 and 16 modes as published.")
 
 
-def trained_share(transformer: str, changes: dict[str, Any]) -> float:
+def trained_share(model: Network) -> float:
     """Trained numbers over those of the base, from shapes alone."""
     import diffusers
 
     with torch.device("meta"):
-        net = getattr(diffusers, transformer)(**changes)
+        net = getattr(diffusers, model.transformer)(**model.changes)
     trained = sum(int(np.prod(shape)) for shape in layers.shapes(net, modes=16, rank=256).values())
     return trained / sum(p.numel() for p in net.parameters())
 
 
-def ahead(results: Results) -> Finding:
+def ahead(methods: Comparison) -> Finding:
     """At equal training, no method without a second network is nearer to the teacher or right more often."""
-    rows, first = results["methods"]["rows"], results["methods"]["first"]
-    rivals = {n: row["calls"]["2"] for n, row in rows.items() if n not in (first, MENDED) and not row["second_network"]}
-    nearer = [rows[name]["title"] for name, means in rivals.items() if verdict(means, "distance") == "lower"]
-    truer = [rows[name]["title"] for name, means in rivals.items() if verdict(means, "accuracy") == "higher"]
-    ours = rows[first]["calls"]["2"]
+    ours = at(methods, methods.first)
+    nearer, truer = [], []
+    for name, row in methods.rows.items():
+        if name in (methods.first, MENDED) or row.second_network:
+            continue
+        apart = at(methods, name).less_first
+        nearer += [row.title] if verdict(apart.distance) == "lower" else []
+        truer += [row.title] if verdict(apart.accuracy) == "higher" else []
     measured = (
-        f"distance {_number(ours, 'distance')}, accuracy {ours['accuracy']['mean']:.1%}; "
+        f"distance {_number(ours.distance)}, accuracy {ours.accuracy.mean:.1%}; "
         f"beyond noise nearer: {', '.join(nearer) or 'none'}; more often right: {', '.join(truer) or 'none'}"
     )
     holds: Holds = "does not hold" if nearer else "holds in part" if truer else "holds"
-    return Finding(holds, measured, mended(rows))
+    return Finding(holds, measured, mended(methods))
 
 
-def mended(rows: dict[str, Any]) -> str:
+def mended(methods: Comparison) -> str:
     """What the same method reaches with functions of time that are independent over the step."""
-    if MENDED not in rows:
+    if MENDED not in methods.rows:
         return ""
-    means = rows[MENDED]["calls"]["2"]
+    means = at(methods, MENDED)
     return (
         f"Sixteen exponentials are nearly the same function over a step, which an optimizer feels: four of them, made "
-        f"orthogonal over it, reach {_number(means, 'distance')} and {means['accuracy']['mean']:.1%}."
+        f"orthogonal over it, reach {_number(means.distance)} and {means.accuracy.mean:.1%}."
     )
 
 
-def bends(results: Results) -> Finding:
+def bends(methods: Comparison) -> Finding:
     """Momentum beats straight lines at 2 calls."""
-    return _against(results, "linear", "The same network, objective and budget; only the path of a call is straight.")
+    return _against(methods, "linear", "The same network, objective and budget; only the path of a call is straight.")
 
 
-def _against(results: Results, other: str, why: str, calls: str = "2") -> Finding:
-    rows = results["methods"]["rows"]
-    ours, theirs = rows[results["methods"]["first"]]["calls"][calls], rows[other]["calls"][calls]
-    apart = verdict(theirs, "distance")
+def _against(methods: Comparison, other: str, why: str) -> Finding:
+    ours, theirs = at(methods, methods.first), at(methods, other)
+    apart = verdict(theirs.less_first.distance)
     holds: Holds = "holds" if apart == "higher" else "does not hold"
-    more = f"; within noise ({len(ours['distance']['seeds'])} trainings)" if apart == "same" else ""
+    more = f"; within noise ({len(ours.distance.seeds)} trainings)" if apart == "same" else ""
     measured = (
-        f"distance {_number(ours, 'distance')} against {_number(theirs, 'distance')}, accuracy "
-        f"{ours['accuracy']['mean']:.1%} against {theirs['accuracy']['mean']:.1%}{more}"
+        f"distance {_number(ours.distance)} against {_number(theirs.distance)}, accuracy "
+        f"{ours.accuracy.mean:.1%} against {theirs.accuracy.mean:.1%}{more}"
     )
     return Finding(holds, measured, why)
 
 
-def _number(means: dict[str, Any], what: str) -> str:
-    value = means[what]
-    if value["low"] is None:
-        return f"{value['mean']:.4f}"
-    return f"{value['mean']:.4f} [{value['low']:.4f}, {value['high']:.4f}]"
+def _number(value: SeedMean) -> str:
+    if value.low is None:
+        return f"{value.mean:.4f}"
+    return f"{value.mean:.4f} [{value.low:.4f}, {value.high:.4f}]"
 
 
-def closed_form(results: Results) -> Finding:
+def closed_form(methods: Comparison, policies: Policies) -> Finding:
     """The closed form beats sub-stepped policies in time at equal quality."""
-    times = results["policies"]
-    quality = [_against(results, name, "") for name in ("piflow_gm", "piflow_dx")]
+    gm, dx = (_against(methods, name, "") for name in ("piflow_gm", "piflow_dx"))
     measured = (
-        f"a step at FLUX size takes {times['gm']['ratio']:.0f} (GMFlow) and {times['dx']['ratio']:.0f} times (DX) "
-        f"ours; quality: {quality[0].measured} (GMFlow), {quality[1].measured} (DX)"
+        f"a step at FLUX size takes {policies.gm.ratio:.0f} (GMFlow) and {policies.dx.ratio:.0f} times (DX) "
+        f"ours; quality: {gm.measured} (GMFlow), {dx.measured} (DX)"
     )
-    faster_step = min(times["gm"]["ratio"], times["dx"]["ratio"]) > 1
-    rows = results["methods"]["rows"]
-    as_good = all(verdict(rows[name]["calls"]["2"], "distance") != "lower" for name in ("piflow_gm", "piflow_dx"))
+    faster_step = min(policies.gm.ratio, policies.dx.ratio) > 1
+    apart = [at(methods, name).less_first.distance for name in ("piflow_gm", "piflow_dx")]
+    as_good = all(verdict(distance) != "lower" for distance in apart)
     holds: Holds = "holds" if faster_step and as_good else "holds in part" if faster_step else "does not hold"
     return Finding(holds, measured, "The step is a small part of a call on a large network in either case.")
 
 
-def converges(results: Results) -> Finding:
+def converges(methods: Comparison) -> Finding:
     """It converges over four times faster than TwinFlow at equal training."""
-    return _sooner(results["methods"]["rows"], "arcflow", "twinflow")
+    return _sooner(methods, "twinflow", 4.0)
 
 
-def sooner_than_full(results: Results) -> Finding:
+def sooner_than_full(rank: Comparison) -> Finding:
     """A LoRA and a head converge faster than training every weight."""
-    return _sooner(results["rank"]["rows"], "arcflow", "full", factor=1.0)
+    return _sooner(rank, "full", 1.0)
 
 
-def _sooner(rows: dict[str, Any], name: str, other: str, factor: float = 4.0) -> Finding:
-    ours, theirs = (rows[entrant]["calls"]["2"] for entrant in (name, other))
-    end = theirs["curve"][-1]
-    reached = [spent for spent, distance in ours["curve"] if distance <= end[1]]
+def _sooner(comparison: Comparison, other: str, factor: float) -> Finding:
+    ours, theirs = at(comparison, OURS), at(comparison, other)
+    spent, end = theirs.curve[-1]
+    reached = [cost for cost, distance in ours.curve if distance <= end]
     if not reached:
-        best = min(distance for _, distance in ours["curve"])
-        measured = f"it ends at {best:.4f}, the other at {end[1]:.4f} on the same budget"
-        return Finding("does not hold", measured)
-    ratio = end[0] / reached[0]
+        best = min(distance for _, distance in ours.curve)
+        return Finding("does not hold", f"it ends at {best:.4f}, the other at {end:.4f} on the same budget")
+    ratio = spent / reached[0]
     measured = (
-        f"after {reached[0]:,.0f} of {end[0]:,.0f} forward-equivalents it is where the other is at the end "
-        f"({end[1]:.4f}): " + (f"at least {ratio:.1f} times sooner" if ratio > 1 else "no sooner")
+        f"after {reached[0]:,.0f} of {spent:,.0f} forward-equivalents it is where the other is at the end "
+        f"({end:.4f}): " + (f"at least {ratio:.1f} times sooner" if ratio > 1 else "no sooner")
     )
     holds: Holds = "does not hold" if ratio == 1 else "holds" if ratio >= factor else "holds in part"
     return Finding(holds, measured, "Measured at a few points of the budget.")
 
 
-def diverse(results: Results) -> Finding:
+def diverse(methods: Comparison) -> Finding:
     """Diversity is kept."""
-    rows = results["methods"]["rows"]
-    ours = rows["arcflow"]["calls"]["2"]["diversity"]
+    ours = at(methods, OURS).diversity
     others = ", ".join(
-        f"{rows[n]['title']} {rows[n]['calls']['2']['diversity']['mean']:.2f}" for n in rows if n != "arcflow"
+        f"{row.title} {at(methods, name).diversity.mean:.2f}" for name, row in methods.rows.items() if name != OURS
     )
-    measured = f"{ours['mean']:.3f} of the teacher's, at 2 calls (others: {others})"
-    return Finding("holds" if ours["mean"] >= KEPT else "does not hold", measured, "1 is the teacher's own.")
+    measured = f"{ours.mean:.3f} of the teacher's, at 2 calls (others: {others})"
+    return Finding("holds" if ours.mean >= KEPT else "does not hold", measured, "1 is the teacher's own.")
 
 
-def weak_at_one(results: Results) -> Finding:
+def weak_at_one(methods: Comparison) -> Finding:
     """One call is weak, the open problem the authors name."""
-    calls = results["methods"]["rows"]["arcflow"]["calls"]
-    one, two = calls["1"], calls["2"]
-    best = min(
-        (row for row in results["methods"]["rows"].values() if "1" in row["calls"] and not row["second_network"]),
-        key=lambda row: row["calls"]["1"]["distance"]["mean"],
-    )
+    one, two = at(methods, OURS, 1), at(methods, OURS)
+    rows = [row for row in methods.rows.values() if 1 in row.calls and not row.second_network]
+    best = min(rows, key=lambda row: row.calls[1].distance.mean)
     measured = (
-        f"trained for 1 call: distance {_number(one, 'distance')}, accuracy {one['accuracy']['mean']:.1%}; for 2: "
-        f"{_number(two, 'distance')}, {two['accuracy']['mean']:.1%}. Nearest at 1 call: {best['title']}, "
-        f"{_number(best['calls']['1'], 'distance')}"
+        f"trained for 1 call: distance {_number(one.distance)}, accuracy {one.accuracy.mean:.1%}; for 2: "
+        f"{_number(two.distance)}, {two.accuracy.mean:.1%}. Nearest at 1 call: {best.title}, "
+        f"{_number(best.calls[1].distance)}"
     )
-    weaker = one["distance"]["low"] is None or one["distance"]["low"] > two["distance"]["high"]
+    low = one.distance.low
+    high = two.distance.high
+    weaker = low is None or high is None or low > high
     return Finding("holds" if weaker else "does not hold", measured)
 
 
-def ideal(results: Results) -> Finding:
+def ideal(bounds: Ideal, shipped: Evaluation) -> Finding:
     """K modes can follow the teacher's path, were it not for the network."""
-    bound, ours = results["ideal"]["calls"]["2"], results["shipped"]["arcflow_2"]["mse_to_teacher"]
-    modes = ", ".join(f"K = {k} {end:.1g}" for k, end in bound["modes"].items())
+    bound, ours = bounds.calls.get(2), shipped.arcflow_2.mse_to_teacher
+    if bound is None or not {1, 16} <= bound.modes.keys():
+        raise NotMeasured("the results have no mixtures of 1 and of 16 modes at 2 calls")
+    modes = ", ".join(f"K = {k} {end:.1g}" for k, end in bound.modes.items())
     measured = f"mixtures fitted to single paths end at {modes} in 2 calls; the shipped student at {ours:.3f}"
     why = "What is missing is what the network has not learned; even an ideal straight line is far closer than it."
-    line = bound["modes"]["1"]
-    return Finding("holds" if bound["modes"]["16"] < ours else "does not hold", measured, why if line < ours else "")
+    holds: Holds = "holds" if bound.modes[16] < ours else "does not hold"
+    return Finding(holds, measured, why if bound.modes[1] < ours else "")
 
 
 CLAIMS: dict[str, tuple[Claim, tuple[str, ...]]] = {
@@ -249,23 +326,30 @@ CLAIMS: dict[str, tuple[Claim, tuple[str, ...]]] = {
 """Each claim, what decides it, and the files that it needs."""
 
 
+def read(folder: Path) -> Results:
+    """The results in a folder.
+
+    Raises:
+        ValueError: a file is not what its command writes; the message names the key.
+    """
+    there = {name: folder / f"{name}.json" for name in FILES if (folder / f"{name}.json").is_file()}
+    return Results(**{name: records.read(KINDS[name], path) for name, path in there.items()})
+
+
 def findings(folder: Path) -> dict[str, Finding]:
     """All claims against the files in a folder."""
-    results = {
-        name: json.loads(path.read_text("utf-8")) for name in FILES if (path := folder / f"{name}.json").is_file()
-    }
-    found = {}
-    for claim, (decide, needs) in CLAIMS.items():
-        lacking = [name for name in needs if name not in results]
-        found[claim] = _missing(lacking) if lacking else _decided(decide, results)
-    return found
+    results = read(folder)
+    return {claim: _decided(decide, needs, results) for claim, (decide, needs) in CLAIMS.items()}
 
 
-def _decided(decide: Claim, results: Results) -> Finding:
+def _decided(decide: Claim, needs: Sequence[str], results: Results) -> Finding:
+    lacking = [name for name in needs if getattr(results, name) is None]
+    if lacking:
+        return _missing(lacking)
     try:
-        return decide(results)
-    except KeyError as error:  # a comparison of some entrants or calls only
-        return Finding("not measured", f"the results have no {error.args[0]!r}")
+        return decide(*(getattr(results, name) for name in needs))
+    except NotMeasured as error:
+        return Finding("not measured", str(error))
 
 
 def _missing(names: Sequence[str]) -> Finding:
@@ -287,11 +371,9 @@ def write_claims(folder: Path, path: Path) -> Path:
         *(f"| {claim} | **{f.holds}** | {f.measured} | {f.why} |" for claim, f in found.items()),
         "",
     ]
-    for name in FILES:
-        source = folder / f"{name}.json"
-        if source.is_file():
-            made = json.loads(source.read_text("utf-8")).get("about", {}).get("command", FILES[name])
-            lines.append(f"* `{name}.json`: `{made}`")
+    results = read(folder)
+    there = {name: getattr(results, name) for name in FILES if getattr(results, name) is not None}
+    lines += [f"* `{name}.json`: `{content.about.command}`" for name, content in there.items()]
     path.parent.mkdir(parents=True, exist_ok=True)
     files.write_text(path, "\n".join(lines) + "\n")
     return path

@@ -16,6 +16,7 @@ from huggingface_hub import HfApi, ModelCard, ModelCardData
 from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
 
 from arcflow import student
+from arcflow.evaluation.results import Evaluation
 from arcflow.families import family_of
 from arcflow.families.weights import dense
 from arcflow.path import step_grid
@@ -26,7 +27,7 @@ from arcflow.student.adapter import found_at, load_adapter, save_adapter, write_
 from arcflow.student.formats import FILES, AdapterInfo, Found, tensors_of
 from arcflow.student.merged import write_merged
 from arcflow.student.plain_lora import LORA, Factors, Keys, factors_of, linearized, named, raw_times, stock_scheduler
-from arcflow.system import files
+from arcflow.system import files, records
 
 LICENCES: dict[str, dict[str, str]] = {
     "black-forest-labs/FLUX.1-dev": {
@@ -112,7 +113,7 @@ def export(
     lines = files.read_lines(log) if log else []
     if lines:
         files.write_bytes(out / CURVES, curves_figure(lines))
-    table = markdown_table(json.loads(results.read_text("utf-8"))) if results else None
+    table = markdown_table(records.read(Evaluation, results)) if results else None
     text = str(card(info, name, table=table, curves=bool(lines), use=use))
     files.write_text(out / "README.md", text)
     return out

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from arcflow.evaluation.results import Evaluation
 from arcflow.evaluation.side_by_side import Tracks
 from arcflow.reports.page import EULER, FAINT, STUDENT, TEACHER, canvas, data, png, render, section, wide, write_page
 from arcflow.sampling.generate import PARTS, Samples
@@ -26,13 +27,12 @@ PART_TITLES = {"text_encoder": "text encoders", "transformer": "transformer", "v
 
 def write_report(
     path: Path,
-    results: dict[str, dict[str, Any]],
+    results: Evaluation,
     samples: dict[str, Samples],
     prompts: Sequence[str],
     ways: Sequence[Tracks],
     log: Sequence[dict[str, Any]],
     *,
-    about: dict[str, Any],
     rows: int = 10,
 ) -> Path:
     """Write the report, and its picture of the idea as path.png beside it.
@@ -72,7 +72,7 @@ def write_report(
                 wide(curves_figure(log), "loss and distance"),
             )
         )
-    write_page(path, "arcflow: two calls instead of fifty", "".join(parts), about)
+    write_page(path, "arcflow: two calls instead of fifty", "".join(parts), vars(results.about))
     files.write_bytes(path.with_name("path.png"), picture)
     return path
 
@@ -85,17 +85,17 @@ def _ours(row: str) -> str:
     return ' class="ours"' if row == "arcflow_2" else ""
 
 
-def _head(results: dict[str, dict[str, Any]]) -> str:
-    teacher, ours, plain = results["teacher_50"], results["arcflow_2"], results["euler_2"]
-    less = teacher["seconds"]["transformer"] / ours["seconds"]["transformer"]
+def _head(results: Evaluation) -> str:
+    teacher, ours, plain = results.teacher_50, results.arcflow_2, results.euler_2
+    less = teacher.transformer / ours.transformer
     facts = [
-        (f"{teacher['nfe']} &rarr; {ours['nfe']}", "network calls per image"),
+        (f"{teacher.nfe} &rarr; {ours.nfe}", "network calls per image"),
         (f"{less:.0f}&times;", "less transformer time"),
-        (f"{plain['mse_to_teacher'] / ours['mse_to_teacher']:.1f}&times;", "closer to the teacher than Euler in 2"),
-        (f"{ours['accuracy']['overall']:.1%}", f"right pictures (teacher {teacher['accuracy']['overall']:.1%})"),
+        (f"{plain.mse_to_teacher / ours.mse_to_teacher:.1f}&times;", "closer to the teacher than Euler in 2"),
+        (f"{ours.right:.1%}", f"right pictures (teacher {teacher.right:.1%})"),
     ]
     cards = "".join(f'<div class="fact"><b>{value}</b><span>{label}</span></div>' for value, label in facts)
-    images = ours["prompts"] * ours["seeds"]
+    images = ours.prompts * ours.seeds
     return (
         "<h1>Two network calls instead of fifty</h1><p>A FLUX pipeline, its distilled student and plain Euler, all "
         f"through the stock diffusers pipeline, on {images} images of held-out prompts.</p>"
@@ -103,9 +103,9 @@ def _head(results: dict[str, dict[str, Any]]) -> str:
     )
 
 
-def _grid(results: dict[str, dict[str, Any]], samples: dict[str, Samples], prompts: Sequence[str], rows: int) -> str:
+def _grid(results: Evaluation, samples: dict[str, Samples], prompts: Sequence[str], rows: int) -> str:
     def calls(row: str) -> str:
-        nfe = results[row]["nfe"]
+        nfe = results.rows[row].nfe
         return f"{nfe} call{'s' if nfe > 1 else ''}"
 
     head = "".join(f"<th{_ours(r)}>{_title(r)}<small>{calls(r)}</small></th>" for r in samples)
@@ -119,49 +119,42 @@ def _grid(results: dict[str, dict[str, Any]], samples: dict[str, Samples], promp
     return f'<table class="grid"><tr><th></th>{head}</tr>{"".join(lines)}</table>'
 
 
-def _numbers(results: dict[str, dict[str, Any]]) -> str:
-    skills = list(results["teacher_50"]["accuracy"])
+def _numbers(results: Evaluation) -> str:
+    skills = list(results.teacher_50.accuracy)
     head = "".join(f"<th>{skill.replace('_', ' ')}</th>" for skill in ("calls", "distance", *skills))
     lines = []
-    for row, result in results.items():
-        accuracy = "".join(f"<td>{result['accuracy'][skill]:.1%}</td>" for skill in skills)
-        distance = f"{result['mse_to_teacher']:.4f}"
-        lines.append(
-            f"<tr{_ours(row)}><td>{_title(row)}</td><td>{result['nfe']}</td><td>{distance}</td>{accuracy}</tr>"
-        )
+    for row, result in results.rows.items():
+        accuracy = "".join(f"<td>{result.accuracy[skill]:.1%}</td>" for skill in skills)
+        distance = f"{result.mse_to_teacher:.4f}"
+        lines.append(f"<tr{_ours(row)}><td>{_title(row)}</td><td>{result.nfe}</td><td>{distance}</td>{accuracy}</tr>")
     return f"<table><tr><th></th>{head}</tr>{''.join(lines)}</table>"
 
 
-def markdown_table(results: dict[str, Any]) -> str:
+def markdown_table(results: Evaluation) -> str:
     """The results as Markdown, with what made them."""
-    rows = {name: row for name, row in results.items() if name != "about"}
-    worst = {
-        name: min(share for skill, share in row["accuracy"].items() if skill != "overall") for name, row in rows.items()
-    }
-    marks = {name: "**" if name.startswith("arcflow") else "" for name in rows}
     lines = [
         "| | calls | distance | accuracy | weakest skill | transformer, ms per image | all, ms per image |",
         "|---|---|---|---|---|---|---|",
     ]
-    for name, row in rows.items():
+    for name, row in results.rows.items():
+        mark = "**" if name.startswith("arcflow") else ""
         lines.append(
-            f"| {marks[name]}{_title(name)}{marks[name]} | {row['nfe']} | {row['mse_to_teacher']:.4f} | "
-            f"{row['accuracy']['overall']:.1%} | {worst[name]:.1%} | {1e3 * row['seconds']['transformer']:.1f} | "
-            f"{1e3 * row['seconds_per_image']:.1f} |"
+            f"| {mark}{_title(name)}{mark} | {row.nfe} | {row.mse_to_teacher:.4f} | {row.right:.1%} | "
+            f"{row.weakest:.1%} | {1e3 * row.transformer:.1f} | {1e3 * row.seconds_per_image:.1f} |"
         )
-    about, first = results["about"], rows["teacher_50"]
-    images = first["prompts"] * first["seeds"]
-    made = f"`{about['command']}`, {images} images, {about['threads']} threads on {about['device']}"
-    return "\n".join([*lines, "", f"Made by {made}, torch {about['versions']['torch']}."])
+    about, first = results.about, results.teacher_50
+    images = first.prompts * first.seeds
+    made = f"`{about.command}`, {images} images, {about.threads} threads on {about.device}"
+    return "\n".join([*lines, "", f"Made by {made}, torch {about.versions['torch']}."])
 
 
-def _times(results: dict[str, dict[str, Any]]) -> str:
+def _times(results: Evaluation) -> str:
     head = "".join(f"<th>{PART_TITLES[part]}</th>" for part in PARTS)
     lines = []
-    for row, result in results.items():
-        times = "".join(f"<td>{1000 * result['seconds'][part]:.2f}</td>" for part in PARTS)
-        total = f"<td>{1000 * result['seconds_per_image']:.2f}</td>"
-        lines.append(f"<tr{_ours(row)}><td>{_title(row)}, {result['nfe']}</td>{times}{total}</tr>")
+    for row, result in results.rows.items():
+        times = "".join(f"<td>{1000 * result.seconds[part]:.2f}</td>" for part in PARTS)
+        total = f"<td>{1000 * result.seconds_per_image:.2f}</td>"
+        lines.append(f"<tr{_ours(row)}><td>{_title(row)}, {result.nfe}</td>{times}{total}</tr>")
     return f"<table><tr><th>method, calls</th>{head}<th>together</th></tr>{''.join(lines)}</table>"
 
 

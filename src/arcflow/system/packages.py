@@ -2,6 +2,7 @@
 
 import importlib
 import platform
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -28,6 +29,17 @@ def version_of(package: str) -> str:
         return version(package)
     except PackageNotFoundError:
         return "unknown"
+
+
+@dataclass(frozen=True, kw_only=True)
+class About:
+    """What `about` says, as a record."""
+
+    versions: dict[str, str]
+    python: str
+    device: str
+    threads: int
+    command: str
 
 
 def about(**more: Any) -> dict[str, Any]:
