@@ -25,6 +25,8 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
+from arcflow.system.errors import first_line, sentence
+
 T = TypeVar("T")
 
 STARTS = counted()
@@ -98,12 +100,28 @@ class Ranks:
         vector_to_parameters(total / self.count, gradients)
 
     def agree(self, make: Callable[[], T], group: Any = None) -> T:
-        """What `make` gives on the first process, for all; it must be something that can be pickled."""
+        """What `make` gives on the first process, for all; it must be something that can be pickled.
+
+        Raises:
+            OnAll: `make` has failed there; all processes are told, so that none waits for another.
+        """
         if self.count == 1:
             return make()
-        answer = [make() if self.first else None]
+        answer: list[Any] = [None, None]
+        cause = None
+        if self.first:
+            try:
+                answer[0] = make()
+            except Exception as error:
+                cause, answer[1] = error, sentence(error) or first_line(error)
         dist.broadcast_object_list(answer, src=0, group=group or self.files)
-        return answer[0]  # type: ignore[return-value]
+        if answer[1] is not None:
+            raise OnAll(answer[1]) from cause
+        return answer[0]
+
+
+class OnAll(ValueError):
+    """What one process has met and all have been told, at the same place: each of them ends, or goes on."""
 
 
 def processes() -> int:
