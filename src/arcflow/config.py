@@ -8,6 +8,7 @@ configuration released with it.
 
 import dataclasses
 import json
+import os
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_type_hints
 
@@ -23,6 +24,8 @@ Targets = Literal["feed_forward", "all", "full"]
 Quantize = Literal["none", "nf4", "int8", "fp8"]
 Tracker = Literal["none", "wandb", "trackio"]
 PROMPT_FILES = (".txt", ".jsonl", ".csv", ".tsv", ".parquet")
+OTHER_FILES = (".json", ".gz", ".zip", ".bz2", ".xz", ".zst", ".xlsx", ".docx", ".yaml", ".arrow", ".log", ".md")
+"""Endings of files that are no list of prompts, and no names of data sets on the Hub."""
 
 
 def check(valid: bool, name: str, given: object, expected: str, remedy: str) -> None:
@@ -186,14 +189,14 @@ class Data:
 
     def __post_init__(self) -> None:
         kinds = ", ".join(PROMPT_FILES)
-        known = self.prompts == "world" or self.prompts.endswith(PROMPT_FILES) or self.streamed
+        known = self.prompts == "world" or _prompt_file(self.prompts) or self.streamed
         expected = f'"world", a file ({kinds}), or a data set (./folder or owner/name)'
         check(known, "data.prompts", self.prompts, expected, "rename or convert the file")
         held = self.held_out
-        known = held is None or held.endswith(PROMPT_FILES)
+        known = held is None or _prompt_file(held)
         check(known, "data.held_out", held, f"None or a file ({kinds})", "rename or convert the file")
         expected = "False, or a file of prompts with a column image"
-        known = not self.images or self.prompts.endswith(PROMPT_FILES)
+        known = not self.images or _prompt_file(self.prompts)
         check(known, "data.images", self.images, expected, "give data.prompts such a file")
         if self.streamed:
             remedy = "set it off: what is streamed is encoded batch by batch"
@@ -207,7 +210,14 @@ class Data:
     @property
     def streamed(self) -> bool:
         """Whether the prompts are a data set that is read as it goes."""
-        return "/" in self.prompts and not self.prompts.endswith(PROMPT_FILES)
+        name = self.prompts
+        file = _prompt_file(name) or name.lower().endswith(OTHER_FILES)
+        return "/" in name and not file and not os.path.isfile(name)
+
+
+def _prompt_file(name: str) -> bool:
+    """Whether a name is that of a list of prompts."""
+    return name.lower().endswith(PROMPT_FILES)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,6 +9,7 @@ import torch
 from arcflow.config import Data
 from arcflow.data.batches import PromptData, PromptStream, open_prompts, read_pictures
 from arcflow.data.embeddings import CHUNK, Table
+from arcflow.data.prompts import Row
 from arcflow.families.conditioning import repeat, rows
 from arcflow.system.seeds import seed_of
 from tests.support.prompt_lists import with_pictures
@@ -67,6 +68,22 @@ def test_the_last_prompts_of_a_file_are_held_out(tmp_path):
         data(tmp_path, held_out_count=10)
 
 
+def test_what_is_held_out_is_not_trained_on_however_often_it_is_there(tmp_path):
+    (tmp_path / "list.txt").write_text("".join(f"prompt {i % 10}\n" for i in range(40)))
+    d = PromptData(Data(prompts=str(tmp_path / "list.txt"), held_out_count=4), seed=0, batch=4)
+    assert [row.text for row in d.train] == [f"prompt {i}" for i in range(6)]
+    assert d.held_out.prompts == [f"prompt {i}" for i in range(6, 10)]
+    assert d.message == f"{tmp_path / 'list.txt'}: 30 of 40 rows left out: they are there before"
+    (tmp_path / "own.txt").write_text("prompt  3\nprompt 11\n")
+    own = Data(prompts=str(tmp_path / "list.txt"), held_out=str(tmp_path / "own.txt"))
+    d = PromptData(own, seed=0, batch=4)
+    assert len(d.train) == 9 and Row("prompt 3") not in d.train
+    assert "1 rows left out of training: they are held out" in str(d.message)
+    (tmp_path / "list.txt").write_text("prompt 3\n")
+    with pytest.raises(ValueError, match="all 1 prompts are held out too"):
+        PromptData(own, seed=0, batch=4)
+
+
 def test_held_out_prompts_of_the_world_are_other_combinations():
     d = PromptData(Data(count=200, held_out_count=50), seed=0, batch=4)
     assert len(d.train) == 200 and len(d.held_out.prompts) == 50
@@ -123,6 +140,7 @@ def test_a_stream_goes_on_where_it_was_left(shards, monkeypatch):
         for step in range(left):
             first.batch(step)
         then.load(json.loads(json.dumps(first.state())))
+        then.load(json.loads(json.dumps(then.state())))  # saved again before a row is read
         assert [then.batch(step) for step in range(left, 20)] == batches[left:]
 
 
@@ -134,6 +152,51 @@ def test_a_stream_that_cannot_be_read_says_so(shards, tmp_path):
     ):
         with pytest.raises(ValueError, match=said):
             open_prompts(Data(**{**vars(shards), **changes}), seed=0, batch=4)
+
+
+def test_a_stream_looks_at_no_pictures(tmp_path):
+    datasets = pytest.importorskip("datasets")
+    kinds = datasets.Features({"prompt": datasets.Value("string"), "image": datasets.Image()})
+    rows = {"prompt": [f"p {i}" for i in range(40)], "image": [{"bytes": b"no picture", "path": None}] * 40}
+    (tmp_path / "set").mkdir()
+    datasets.Dataset.from_dict(rows, features=kinds).to_parquet(tmp_path / "set" / "train.parquet")
+    d = open_prompts(Data(prompts=str(tmp_path / "set"), cache=False, held_out_count=3), seed=0, batch=4)
+    assert len({prompt for step in range(9) for prompt in d.batch(step).prompts}) == 36
+
+
+def test_a_stream_that_breaks_off_is_asked_again_from_the_same_row(shards, monkeypatch):
+    waits = []
+    monkeypatch.setattr("arcflow.data.stream.time.sleep", waits.append)
+    whole = open_prompts(shards, seed=0, batch=4)
+    batches = [whole.batch(step) for step in range(9)]
+    monkeypatch.setattr("arcflow.data.batches.BLOCK", 5)
+    flaky, failures = open_prompts(shards, seed=0, batch=4), [3, 2]
+
+    def rows(reader):
+        for i, row in enumerate(reader):
+            if failures and i == failures[0]:
+                failures.pop(0)
+                raise ConnectionError("Server disconnected")
+            yield row
+
+    go = flaky.stream._go
+
+    def going(*args, **where):
+        go(*args, **where)
+        flaky.stream._reader = rows(flaky.stream._reader)
+
+    flaky.stream._go = going
+    flaky.stream._reader = rows(flaky.stream._reader)
+    drawn = [flaky.batch(step) for step in range(9)]
+    assert not failures and waits == [1.0, 5.0]
+    assert {p for batch in drawn[:4] for p in batch.prompts} <= {p for batch in batches for p in batch.prompts}
+    assert len([p for batch in drawn[:4] for p in batch.prompts]) == len({p for b in drawn[:4] for p in b.prompts})
+    failures[:] = [0] * 9
+    state = flaky.state()
+    flaky.stream._reader = rows(flaky.stream._reader)
+    with pytest.raises(ValueError, match="cannot be read on after row .*Server disconnected.*the same command goes on"):
+        flaky.stream.next()
+    assert len(waits) == 6 and flaky.state() == state
 
 
 def test_seeds_differ_by_purpose_and_fit_a_generator():

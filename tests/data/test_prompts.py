@@ -5,6 +5,7 @@ import json
 
 import pytest
 
+from arcflow.config import Data
 from arcflow.data.batches import buckets, nearest
 from arcflow.data.prompts import LONGEST, Row, read_prompts
 
@@ -83,6 +84,116 @@ def test_lists_that_cannot_be_used_are_named(tmp_path):
         with pytest.raises(ValueError, match=said):
             read_prompts(tmp_path / name)
     assert read_prompts(tmp_path / "p.csv", "caption")[0] == [Row("a dog")]
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32", "utf-8-sig"])
+@pytest.mark.parametrize("suffix", [".txt", ".jsonl", ".csv", ".tsv"])
+def test_text_of_another_width_is_read_as_written(tmp_path, encoding, suffix):
+    texts = [f"a photo of cat {i}, gr\u00f6\u00dfe" for i in range(10)]
+    lines = {
+        ".txt": texts,
+        ".jsonl": [json.dumps({"prompt": text}, ensure_ascii=False) for text in texts],
+        ".csv": ["prompt", *(f'"{text}"' for text in texts)],
+        ".tsv": ["prompt", *texts],
+    }[suffix]
+    (tmp_path / f"list{suffix}").write_bytes("".join(f"{line}\r\n" for line in lines).encode(encoding))
+    rows, message = read_prompts(tmp_path / f"list{suffix}")
+    assert [row.text for row in rows] == texts and message is None
+
+
+def test_rows_that_show_nothing_are_no_prompts(tmp_path):
+    (tmp_path / "p.txt").write_text("a cat\n\u200b\n\ufeff\na \0dog\n\u3164\n\ufeffa hen\na\u2028b\n", "utf-8")
+    rows, message = read_prompts(tmp_path / "p.txt")
+    assert [row.text for row in rows] == ["a cat", "a hen", "a\u2028b"]
+    assert "3 empty (line 2, 3, 5); 1 wrong encoding (line 4)" in str(message)
+
+
+def test_a_quote_that_nobody_closes_costs_its_own_row(tmp_path):
+    for count in (10, 2_000):
+        lines = ["prompt", *(f"a photo of cat {i}" + " and a dog" * 20 for i in range(count))]
+        lines[3] = '"' + lines[3]
+        (tmp_path / "p.csv").write_text("\n".join(lines) + "\n")
+        rows, message = read_prompts(tmp_path / "p.csv")
+        assert len(rows) == count - 1 and rows[2].text.startswith("a photo of cat 3 ")
+        assert f"1 of {count} rows left out: 1 quotes that do not match (line 4)" in str(message)
+    (tmp_path / "p.csv").write_text('prompt,n\n"a cat,1\na "big" dog,2\n"two\nlines",3\n"a hen,4\na pig,"5"\n')
+    rows, message = read_prompts(tmp_path / "p.csv")
+    assert [row.text for row in rows] == ['a "big" dog', "two\nlines", "a pig"] and "(line 2, 6)" in str(message)
+
+
+def test_long_cells_are_rows_that_are_counted(tmp_path):
+    (tmp_path / "p.csv").write_text("prompt\na\n" + "x" * 200_000 + "\nb\n")
+    rows, message = read_prompts(tmp_path / "p.csv")
+    assert [row.text for row in rows] == ["a", "b"] and "1 of 3 rows left out: 1 over-long (line 3)" in str(message)
+    (tmp_path / "p.csv").write_text('prompt\n"' + "a line of many\n" * 400 + '"\nb\n')
+    rows, message = read_prompts(tmp_path / "p.csv")
+    assert [row.text for row in rows] == ["b"] and "401 of 402 rows left out: 400 inside" in str(message)
+    (tmp_path / "p.csv").write_text("prompt,notes\na," + "x" * 200_000 + "\n")
+    assert read_prompts(tmp_path / "p.csv")[0] == [Row("a")]
+
+
+def test_quotes_in_a_table_of_tabs_are_the_texts_own(tmp_path):
+    lines = ['"quiet" said the cat\t1', '"open\t1', "a dog\t1", 'a "cup"\t1', '"a ""jug"""\t1']
+    (tmp_path / "p.tsv").write_text("\n".join(["prompt\tn", *lines]))
+    rows, message = read_prompts(tmp_path / "p.tsv")
+    assert [row.text for row in rows] == ['"quiet" said the cat', '"open', "a dog", 'a "cup"', 'a "jug"']
+    assert message is None
+
+
+def test_json_that_no_library_reads_is_one_row(tmp_path):
+    lines = ['{"prompt": "a"}', "[" * 200_000, '{"prompt": "b", "n": ' + "9" * 5000 + "}", '{"a":' * 100_000]
+    (tmp_path / "p.jsonl").write_text("\n".join(lines))
+    rows, message = read_prompts(tmp_path / "p.jsonl")
+    assert [row.text for row in rows] == ["a", "b"] and "2 not JSON (line 2, 4)" in str(message)
+
+
+def test_sizes_of_pandas_are_sizes(tmp_path):
+    (tmp_path / "p.csv").write_text("prompt,height,width\na cat,1024.0,768.0\na dog,,\na pig,12.5,9\na hen,4,\n")
+    rows, message = read_prompts(tmp_path / "p.csv")
+    assert rows == [Row("a cat", (1024, 768)), Row("a dog")] and "2 no size (line 4, 5)" in str(message)
+
+
+def test_pictures_beside_the_prompts_are_not_read(tmp_path, monkeypatch):
+    arrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    asked, real = [], parquet.ParquetFile.iter_batches
+    table = arrow.table(
+        {"prompt": ["a", "b"], "image": [{"bytes": b"x", "path": ""}] * 2, "width": [float("nan"), 8.0]}
+    )
+    parquet.write_table(table.append_column("height", [[None, 8]]), tmp_path / "p.parquet")
+    monkeypatch.setattr(
+        parquet.ParquetFile, "iter_batches", lambda self, columns: asked.append(columns) or real(self, columns=columns)
+    )
+    assert read_prompts(tmp_path / "p.parquet")[0] == [Row("a"), Row("b", (8, 8))]
+    assert asked == [["prompt", "height", "width"]]
+    with pytest.raises(ValueError, match="'image' has the type struct.*expected text"):
+        read_prompts(tmp_path / "p.parquet", "image")
+
+
+def test_a_broken_parquet_file_is_named(tmp_path):
+    arrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    parquet.write_table(arrow.table({"prompt": ["a"] * 1000}), tmp_path / "p.parquet")
+    whole = (tmp_path / "p.parquet").read_bytes()
+    for broken in (whole[:100], b"no parquet", b"", whole[:10] + b"\xff" * 20 + whole[30:]):
+        (tmp_path / "p.parquet").write_bytes(broken)
+        with pytest.raises(ValueError, match="p.parquet cannot be read"):
+            read_prompts(tmp_path / "p.parquet")
+    raw = arrow.array([b"a", b"\xff\xfe"], arrow.binary())
+    text = arrow.Array.from_buffers(arrow.string(), 2, raw.buffers())
+    parquet.write_table(arrow.table({"prompt": text}), tmp_path / "p.parquet")
+    rows, message = read_prompts(tmp_path / "p.parquet")
+    assert rows == [Row("a")] and "1 wrong encoding (row 2)" in str(message)
+
+
+def test_endings_say_what_is_read(tmp_path):
+    (tmp_path / "LIST.TXT").write_text("a cat\n")
+    assert Data(prompts=str(tmp_path / "LIST.TXT")).streamed is False
+    assert read_prompts(tmp_path / "LIST.TXT")[0] == [Row("a cat")]
+    for name in ("list.json", "x.txt.gz", "no-such.xlsx"):
+        with pytest.raises(ValueError, match="expected .*, a file .*, or a data set"):
+            Data(prompts=str(tmp_path / name), cache=False)
+    (tmp_path / "list").write_text("a cat\n")
+    with pytest.raises(ValueError, match="rename or convert the file"):
+        Data(prompts=str(tmp_path / "list"), cache=False)
 
 
 def test_sizes_keep_the_area_and_the_nearest_shape_wins():

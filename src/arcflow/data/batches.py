@@ -8,7 +8,8 @@ frozen: a small pipeline's embeddings are computed once, in fixed chunks, and ke
 whatever batch asks for it); a large one encodes every batch.
 """
 
-from collections.abc import Iterator, Sequence
+import unicodedata
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -165,21 +166,25 @@ class PromptStream:
         self.ready: list[tuple[tuple[int, int], list[str]]] = []
         if config.held_out:
             rows, _ = read_prompts(config.held_out, config.column, strict=config.strict)
-            self.held_out = _held_out(rows[: config.held_out_count], config, seed)
+            self._hold(_held_out(rows[: config.held_out_count], config, seed))
         else:
             rows = self.stream.next()
-            self.held_out = _held_out(rows[: config.held_out_count], config, seed)
+            self._hold(_held_out(rows[: config.held_out_count], config, seed))
             self._sort(rows)
 
     @property
     def message(self) -> str | None:
         return self.stream.sieve.message()
 
+    def _hold(self, held_out: Batch) -> None:
+        """Keep these prompts out of all batches."""
+        self.held_out = held_out
+        self._apart = {alike(text) for text in held_out.prompts}
+
     def _sort(self, rows: list[Row]) -> None:
         shuffle = Generator().manual_seed(seed_of(self.seed, "block", self.stream.epoch, self.stream.place))
-        held_out = set(self.held_out.prompts)
         for i in torch.randperm(len(rows), generator=shuffle).tolist():
-            if rows[i].text in held_out:
+            if alike(rows[i].text) in self._apart:
                 continue
             size = nearest(rows[i].size, self.sizes, self.held_out.size)
             self.waiting[size].append(rows[i].text)
@@ -238,15 +243,37 @@ def prompt_sets(config: Data, seed: int) -> tuple[list[Row], list[Row], str | No
             return [Row(prompt.text) for prompt in sample_prompts(count, seed, split=split)]
 
         return drawn(config.count, "train"), held_out or drawn(config.held_out_count, "test"), None
-    train, message = read_prompts(config.prompts, config.column, strict=config.strict)
-    if held_out:
-        return train, held_out, message
-    if len(train) <= config.held_out_count:
+    rows, message = read_prompts(config.prompts, config.column, strict=config.strict)
+    train = list(dict.fromkeys(rows))
+    told = [message] if message else []
+    if len(train) < len(rows):
+        told.append(f"{config.prompts}: {len(rows) - len(train)} of {len(rows)} rows left out: they are there before")
+    if not held_out:
+        if len(train) <= config.held_out_count:
+            raise ValueError(
+                f"{config.prompts} has {len(train)} prompts and {config.held_out_count} are to be held out: "
+                f"expected more of them; lower data.held_out_count or give data.held_out a file of its own"
+            )
+        train, held_out = train[: -config.held_out_count], train[-config.held_out_count :]
+    apart = without(train, {alike(row.text) for row in held_out})
+    if len(apart) < len(train):
+        told.append(f"{config.prompts}: {len(train) - len(apart)} rows left out of training: they are held out")
+    if not apart:
         raise ValueError(
-            f"{config.prompts} has {len(train)} prompts and {config.held_out_count} are to be held out: "
-            f"expected more of them; lower data.held_out_count or give data.held_out a file of its own"
+            f"{config.prompts}: all {len(train)} prompts are held out too: expected others to train on; "
+            f"give data.held_out another file or lower data.held_out_count"
         )
-    return train[: -config.held_out_count], train[-config.held_out_count :], message
+    return apart, held_out, "; ".join(told) or None
+
+
+def alike(text: str) -> str:
+    """What prompts have in common that are the same for a reader: spaces and Unicode's spellings do not count."""
+    return " ".join(unicodedata.normalize("NFC", text).split())
+
+
+def without(rows: Sequence[Row], held_out: Collection[str]) -> list[Row]:
+    """Rows whose prompt is not held out, which are given as `alike` writes them."""
+    return [row for row in rows if alike(row.text) not in held_out]
 
 
 def read_pictures(paths: Sequence[str], size: tuple[int, int]) -> UInt8[np.ndarray, "batch height width 3"]:

@@ -1,6 +1,7 @@
 """Prompts of a data set that is read as it goes."""
 
 import copy
+import time
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -8,13 +9,19 @@ from typing import Any
 
 from arcflow.data.prompts import Raw, Row, Sieve, extra, need_extra
 
+WAITS = (1.0, 5.0, 25.0, 125.0)
+"""Seconds to wait for a connection that broke off, one after the other, before giving up."""
+
+NETWORK = ("aiohttp", "fsspec", "httpcore", "httpx", "huggingface_hub", "requests", "urllib3")
+"""Packages whose errors say that a connection broke off, beside OSError."""
+
 
 class Stream:
     """A data set that is read as it goes, block by block, and can be taken up where it was left.
 
-    `name` is a folder of parquet, CSV or JSON files or a Hub id, read by `datasets` without being downloaded whole.
-    Every process reads the same rows and takes its share of each batch, so the position does not depend on how many
-    there are.
+    `name` is a folder of parquet, CSV or JSON files or a Hub id, read by `datasets` without being downloaded whole; of
+    its columns only the prompts and their sizes. Every process reads the same rows and takes its share of each batch,
+    so the position does not depend on how many there are.
     """
 
     def __init__(self, name: str, split: str, column: str, *, block: int, strict: bool = False) -> None:
@@ -22,27 +29,52 @@ class Stream:
         if not Path(name).is_dir() and name.count("/") != 1:
             raise ValueError(f"no data set {name!r}: expected a folder or a Hub id (owner/name); check data.prompts")
         try:
-            self.rows = datasets.load_dataset(name, split=split, streaming=True)
-            columns = self.rows.column_names or list(next(iter(self.rows)))
+            rows = datasets.load_dataset(name, split=split, streaming=True)
+            columns = rows.column_names or list(next(iter(rows.decode(False))))
         except Exception as error:
-            why = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
             raise ValueError(
-                f"{name} (split {split!r}) cannot be read ({why}): expected a data set that `datasets` streams; "
-                f"check the name, data.split and the connection"
+                f"{name} (split {split!r}) cannot be read ({_said(error)}): expected a data set that `datasets` "
+                f"streams; check the name, data.split and the connection"
             ) from error
         need_extra(column, columns, name)
+        # Pictures that stand beside the prompts are neither fetched nor decoded.
+        self.rows = rows.select_columns([one for one in dict.fromkeys((column, "height", "width")) if one in columns])
         self.column, self.block = column, block
         self.sieve = Sieve(name, strict, "row")
-        self.epoch, self.place = 0, 0
-        self.first = self.rows.state_dict()
-        self._reader = iter(self.rows)
+        self.first = copy.deepcopy(self.rows.state_dict())
+        self._go(0, 0, self.first)
 
     def next(self) -> list[Row]:
-        """The next block, in the data set's order; after the last one the first again, as another epoch."""
+        """The next block, in the data set's order; after the last one the first again, as another epoch.
+
+        Raises:
+            ValueError: there are no prompts, a dirty row where `strict` is set, or the data set cannot be read, after
+                all waits for a broken connection. Then this stands where it stood.
+        """
+        before, sieve = self.state(), copy.deepcopy(self.sieve)
+        for wait in (*WAITS, None):
+            try:
+                return self._next()
+            except _Broken as broken:
+                if wait is None or not broken.connection:
+                    self.load(before)
+                    self.sieve = sieve
+                    raise ValueError(
+                        f"{self.sieve.where} cannot be read on after row {before['place']} ({_said(broken.error)}): "
+                        f"check the data set and the connection; the same command goes on from there"
+                    ) from broken.error
+            time.sleep(wait)
+            self.load(before)
+            self.sieve = copy.deepcopy(sieve)
+        raise AssertionError("the last wait is None")
+
+    def _next(self) -> list[Row]:
         for _ in range(2):
             while True:
                 before = self.place
-                if found := list(self.sieve.clean(self._raw())):
+                found = list(self.sieve.clean(self._raw()))
+                self._at = copy.deepcopy(self.rows.state_dict())
+                if found:
                     return found
                 if self.place == before:
                     break
@@ -50,19 +82,43 @@ class Stream:
         raise ValueError(f"{self.sieve.message() or f'{self.sieve.where} is empty'}: expected prompts in it")
 
     def _raw(self) -> Iterator[Raw]:
-        for row in islice(self._reader, self.block):
+        rows = islice(self._reader, self.block)
+        while True:
+            try:
+                row = next(rows, None)
+            except Exception as error:
+                raise _Broken(error) from error
+            if row is None:
+                return
             self.place += 1
             yield Raw(self.place, row.get(self.column), row.get("height"), row.get("width"))
 
     def _go(self, epoch: int, place: int, rows: dict[str, Any]) -> None:
         self.epoch, self.place = epoch, place
-        self.rows.load_state_dict(rows)
+        self._at = rows  # `datasets` tells it only once a row is read
+        self.rows.load_state_dict(copy.deepcopy(rows))
         self._reader = iter(self.rows)
 
     def state(self) -> dict[str, Any]:
         """Where the next block begins; goes into JSON."""
-        return {"epoch": self.epoch, "place": self.place, "rows": copy.deepcopy(self.rows.state_dict())}
+        return {"epoch": self.epoch, "place": self.place, "rows": copy.deepcopy(self._at)}
 
     def load(self, state: dict[str, Any]) -> None:
         """Go on from there."""
         self._go(**state)
+
+
+class _Broken(Exception):
+    """Reading a row failed."""
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+
+    @property
+    def connection(self) -> bool:
+        """Whether it may go on by itself."""
+        return isinstance(self.error, OSError) or type(self.error).__module__.partition(".")[0] in NETWORK
+
+
+def _said(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
