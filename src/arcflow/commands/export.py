@@ -1,11 +1,16 @@
 """`arcflow export`: an adapter that others can use."""
 
+import math
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from arcflow.sampling.open import open_transformer
+from arcflow import config
+from arcflow.sampling.open import SHIPPED, adapter_of
+
+if TYPE_CHECKING:
+    from arcflow.student.formats import Found
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -13,13 +18,13 @@ class Export:
     """An adapter ready for others: in our layout or the authors', with a model card, and on the Hub if wanted."""
 
     adapter: str
-    """Adapter folder, or Hub "owner/name:subfolder"."""
+    """Adapter folder or Hub "owner/name:subfolder"; "world" for the shipped one."""
     out: Path = Path("out/export")
     """Folder to write: the adapter's files, README.md and the curves."""
     layout: Literal["arcflow", "file", "published", "lora", "merged"] = "arcflow"
     """"arcflow" keeps all that sampling needs in a folder, "file" in one `adapter.safetensors`, "published" is what the
-    authors' code reads (float16). Two need no arcflow to be used: "lora" is the student at its own number of steps as a
-    plain LoRA, "merged" the base's whole folder with that in it."""
+    authors' code reads (float16). Two need no arcflow to be used: "lora" is the student at the least number of steps it
+    was trained for, as a plain LoRA, "merged" the base's whole folder with that in it."""
     keys: Literal["diffusers", "kohya"] = "diffusers"
     """Names in a plain LoRA's file: "diffusers" is what diffusers and ComfyUI read, "kohya" the other ones that ComfyUI
     and kin know for FLUX.1."""
@@ -37,27 +42,30 @@ class Export:
     """Make that repository a private one."""
 
     def run(self) -> None:
-        from arcflow.reports import model_card
-        from arcflow.sampling.open import folder_of
-        from arcflow.sampling.plain import drawn_apart
-        from arcflow.student.adapter import read_info
+        self._check_options()
+        adapter = adapter_of(SHIPPED, self.adapter)
+        if not adapter:
+            raise ValueError("--adapter none has nothing to export: expected an adapter; give a folder or a Hub id")
+        from arcflow.student.adapter import found_at
 
-        if self.results and not self.results.is_file():
-            raise ValueError(f"no file {self.results}: expected a results.json of `arcflow evaluate`; check --results")
-        info = read_info(self.adapter)
-        plain = self.layout in ("lora", "merged")
-        needed = self.model and not (plain and info.form == "coefficients")
-        transformer = open_transformer(self.model, info.family) if self.model and needed else None
-        log = Path(self.adapter).parent / "log.jsonl"
+        found = found_at(adapter)
+        self._check_against(found)
+        from arcflow.reports import model_card
+        from arcflow.sampling.open import folder_of, open_transformer
+        from arcflow.sampling.plain import drawn_apart
+
+        base = self.model
+        transformer = open_transformer(base, found.info.family) if base and self._takes_base(found) else None
+        log = Path(adapter).parent / "log.jsonl"
         model_card.export(
-            self.adapter,
+            adapter,
             self.out,
             layout=self.layout,
             keys=self.keys,
             transformer=transformer,
-            base=folder_of(self.model) if self.model and self.layout == "merged" else None,
+            base=folder_of(base) if base and self.layout == "merged" else None,
             bound=self.bound,
-            measure=partial(drawn_apart, self.model, self.adapter) if self.model else None,
+            measure=partial(drawn_apart, base, adapter) if base else None,
             log=log if log.is_file() else None,
             results=self.results,
             name=self.push or "path/to/adapter",
@@ -65,3 +73,47 @@ class Export:
         print(f"adapter and card: {self.out}")
         if self.push:
             print(f"pushed: {model_card.push(self.out, self.push, private=self.private)}")
+
+    def _check_options(self) -> None:
+        """Refuse options that do not go together, before anything is read."""
+        if self.results and not self.results.is_file():
+            raise ValueError(f"no file {self.results}: expected a results.json of `arcflow evaluate`; check --results")
+        if self.out.exists() and not self.out.is_dir():
+            raise ValueError(f"--out {self.out} is a file: expected a folder, there already or not")
+        config.check(
+            math.isfinite(self.bound) and self.bound >= 0, "--bound", self.bound, "0 or more", "0.01 is one percent"
+        )
+        if self.keys != "diffusers" and self.layout != "lora":
+            raise ValueError(f"--keys {self.keys} names the tensors of a plain LoRA: expected --layout lora with it")
+        if self.layout == "merged" and not self.model:
+            raise ValueError("--layout merged is a copy of the base's folder: expected that; give --model")
+        if self.push and (self.push.count("/") != 1 or not all(self.push.split("/"))):
+            raise ValueError(f"--push {self.push} is no repository: expected owner/name on the Hugging Face Hub")
+        if self.private and not self.push:
+            raise ValueError("--private is about a repository on the Hugging Face Hub: expected --push owner/name too")
+
+    def _check_against(self, found: "Found") -> None:
+        """Refuse what this adapter cannot be made into, before a base is loaded."""
+        from arcflow.student.formats import check_published
+
+        info = found.info
+        if self.layout in ("lora", "merged") and info.targets == "full":
+            raise ValueError(
+                f"every weight of {self.adapter} is trained, which is no LoRA: expected --layout arcflow or file"
+            )
+        if self.layout == "published":
+            check_published(info)
+        if not self.model and self._takes_base(found):
+            why = "is a mixture, of which a LoRA is made and measured on its base" if self._plain else "changes layout"
+            raise ValueError(f"{self.adapter} {why}: expected that base; give --model")
+
+    @property
+    def _plain(self) -> bool:
+        """Whether what is written needs no arcflow."""
+        return self.layout in ("lora", "merged")
+
+    def _takes_base(self, found: "Found") -> bool:
+        """Whether the base's transformer has a part in it."""
+        if self._plain:
+            return found.info.form != "coefficients"
+        return found.layout != ("published" if self.layout == "published" else "arcflow")

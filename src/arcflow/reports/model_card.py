@@ -87,21 +87,22 @@ def export(
     found = found_at(adapter)
     info, own = found.info, "published" if layout == "published" else "arcflow"
     target, use = out / FILES["arcflow"][0] if layout == "file" else out, None
-    out.mkdir(parents=True, exist_ok=True)
+    if layout == "merged" and base is None:
+        raise ValueError("a merged folder is a copy of the base's: expected that; give --model.")
     if layout in ("lora", "merged"):
         factors, lost = _plain(found, transformer, bound, measure)
+        out.mkdir(parents=True, exist_ok=True)
         if layout == "lora":
             files.write_tensors(out / LORA[keys], named(factors, keys), {"format": "pt"})
             files.write_json(out / "scheduler" / "scheduler_config.json", stock_scheduler(info))
             use = _lora_use(info, name, lost)
-        elif base is None:
-            raise ValueError("a merged folder is a copy of the base's: expected that; give --model.")
-        else:
+        elif base:
             write_merged(base, out, factors, stock_scheduler(info))
             use = _merged_use(info, name, lost)
     elif found.layout == own == "arcflow":
         write_adapter(tensors_of(found), info, target)
     elif found.layout == own:
+        out.mkdir(parents=True, exist_ok=True)
         for file in FILES[own]:
             files.write_atomic(out / file, lambda path, file=file: shutil.copyfile(found.weights.parent / file, path))
     elif transformer is None:
@@ -114,6 +115,7 @@ def export(
     if lines:
         files.write_bytes(out / CURVES, curves_figure(lines))
     table = markdown_table(records.read(Evaluation, results)) if results else None
+    out.mkdir(parents=True, exist_ok=True)
     text = str(card(info, name, table=table, curves=bool(lines), use=use))
     files.write_text(out / "README.md", text)
     return out
@@ -171,7 +173,7 @@ def _lora_use(info: AdapterInfo, name: str, lost: float) -> str:
     """How a plain LoRA is used in a stock pipeline."""
     scheduler = "FlowMatchEulerDiscreteScheduler"
     times = raw_times(info)
-    steps = f"num_inference_steps={info.steps}" if times is None else f"sigmas={times}"
+    steps = f"num_inference_steps={info.fewest}" if times is None else f"sigmas={times}"
     return (
         f"A plain LoRA that needs no arcflow: {_steps_in_words(info)}, other numbers of steps need the adapter that it "
         f"was made of.{_lost_in_words(lost)}\n\n"
@@ -188,7 +190,7 @@ def _lora_use(info: AdapterInfo, name: str, lost: float) -> str:
 def _merged_use(info: AdapterInfo, name: str, lost: float) -> str:
     """How a merged folder is used."""
     times = raw_times(info)
-    steps = f"num_inference_steps={info.steps}" if times is None else f"sigmas={times}"
+    steps = f"num_inference_steps={info.fewest}" if times is None else f"sigmas={times}"
     return (
         f"The base with the student merged into it, which needs no arcflow: {_steps_in_words(info)}."
         f"{_lost_in_words(lost)}\n\n"
@@ -200,7 +202,7 @@ def _merged_use(info: AdapterInfo, name: str, lost: float) -> str:
 
 
 def _steps_in_words(info: AdapterInfo) -> str:
-    return f"{info.steps} network call{'s' if info.steps > 1 else ''} for a picture"
+    return f"{info.fewest} network call{'s' if info.fewest > 1 else ''} for a picture"
 
 
 def _lost_in_words(lost: float) -> str:
@@ -208,7 +210,7 @@ def _lost_in_words(lost: float) -> str:
 
 
 def _levels(info: AdapterInfo) -> str:
-    grid = step_grid(info.steps, info.shift, info.final_step_scale).tolist()
+    grid = step_grid(info.fewest, info.shift, info.final_step_scale).tolist()
     return ", ".join(f"{level:.4g}" for level in grid)
 
 

@@ -40,8 +40,7 @@ def attach(pipe: Any, path: str | Path, *, fuse: bool = False, guidance: bool = 
     state = draft_adapter(transformer, path)
     state.head.integrates = True
     state.meant = _meant(pipe, transformer, info, guidance)
-    fewest = min((info.steps, *info.also_steps))
-    scheduler = ArcFlowScheduler(info.modes, info.shift, info.final_step_scale, info.pixels, trained_steps=fewest)
+    scheduler = ArcFlowScheduler(info.modes, info.shift, info.final_step_scale, info.pixels, trained_steps=info.fewest)
     scheduler.stock = _stock(pipe, transformer)
     exchange(transformer, state, fused=fuse)
     transformer.eval()

@@ -31,7 +31,7 @@ def difference(
     info, stock = read_info(adapter), pipe.scheduler
     attach(pipe, adapter)
     try:
-        wanted = _latents(pipe, prompts, num_inference_steps=info.steps, **settings)
+        wanted = _latents(pipe, prompts, num_inference_steps=info.fewest, **settings)
     finally:
         detach(pipe)
     name = "arcflow_plain"
@@ -39,7 +39,7 @@ def difference(
     try:
         pipe.scheduler = FlowMatchEulerDiscreteScheduler.from_config(stock_scheduler(info))
         times = raw_times(info)
-        steps = {"num_inference_steps": info.steps} if times is None else {"sigmas": times}
+        steps = {"num_inference_steps": info.fewest} if times is None else {"sigmas": times}
         drawn = _latents(pipe, prompts, **steps, **settings)
     finally:
         pipe.scheduler = stock

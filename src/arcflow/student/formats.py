@@ -282,10 +282,15 @@ def _opened(weights: Path) -> Iterator[Any]:
         ) from error
 
 
-def published_config(transformer: Any, info: AdapterInfo) -> dict[str, Any]:
-    family = family_of(transformer)
-    if not family.published:
-        raise ValueError(f"there is no published layout for the family {family.name!r}; save with layout='arcflow'.")
+def check_published(info: AdapterInfo) -> None:
+    """Refuse a student that the published layout cannot hold.
+
+    Raises:
+        ValueError: its family has no such layout, or the student is of another kind.
+    """
+    family = next((family for family in FAMILIES if family.name == info.family), None)
+    if family is None or not family.published:
+        raise ValueError(f"there is no published layout for the family {info.family!r}; save with layout='arcflow'.")
     if not info.rank:
         raise ValueError("the published layout has a LoRA always, this student has none; save with layout='arcflow'.")
     if info.form != "mixture":
@@ -295,6 +300,12 @@ def published_config(transformer: Any, info: AdapterInfo) -> dict[str, Any]:
             f"the published layout has its LoRA on feed-forward layers, this student on {info.targets!r}; "
             f"save with layout='arcflow'."
         )
+
+
+def published_config(transformer: Any, info: AdapterInfo) -> dict[str, Any]:
+    """What stands in the published layout's config.json."""
+    check_published(info)
+    family = family_of(transformer)
     narrow = transformer.config.out_channels
     return {
         "_class_name": family.published,

@@ -1,9 +1,9 @@
 """A student as a plain LoRA: its factors under the names that other programs read, and the grid to draw it on.
 
-A student in coefficients *is* its base with a LoRA at its own number of steps (docs/math.md, eq. 12): the file has its
-factors as they are, without the bends. Of a mixture, whose gates and momentum factors look at the features,
-`linearized` gives what comes nearest: the gates' biases alone, averaged over its own steps. What that loses has to be
-measured (`sampling.plain`).
+A student in coefficients *is* its base with a LoRA at its own number of steps, the least that it was trained for
+(docs/math.md, eq. 12): the file has its factors as they are, without the bends. Of a mixture, whose gates and momentum
+factors look at the features, `linearized` gives what comes nearest: the gates' biases alone, averaged over its own
+steps. What that loses has to be measured (`sampling.plain`).
 """
 
 from collections.abc import Mapping
@@ -72,7 +72,7 @@ def linearized(tensors: Mapping[str, Tensor], info: AdapterInfo, base: Mapping[s
 def _nearest_head(tensors: Mapping[str, Tensor], info: AdapterInfo, head: str) -> Float[Tensor, "width features"]:
     """The weight whose product with the features is the mean velocity, gates taken at their biases, in the mean over
     the student's own steps."""
-    grid = step_grid(info.steps, info.shift, info.final_step_scale)
+    grid = step_grid(info.fewest, info.shift, info.final_step_scale)
     weight = tensors[f"{head}_means.weight"].float()
     v = weight.unflatten(0, (info.modes, -1)).permute(2, 0, 1)
     logits = tensors[f"{head}_logweights.bias"].float().view(info.modes, info.pixels).expand(len(v), -1, -1)
@@ -117,4 +117,4 @@ def stock_scheduler(info: AdapterInfo) -> dict[str, Any]:
 
 def raw_times(info: AdapterInfo) -> list[float] | None:
     """What a stock pipeline has to be given as `sigmas`; None if those that it takes by itself are right."""
-    return None if info.final_step_scale == 1 else tau_grid(info.steps, info.final_step_scale)[:-1].tolist()
+    return None if info.final_step_scale == 1 else tau_grid(info.fewest, info.final_step_scale)[:-1].tolist()

@@ -67,6 +67,11 @@ class AdapterInfo:
     """* SHA-256 of the tensor file, by its name; empty: not known."""
 
     @property
+    def fewest(self) -> int:
+        """The least number of steps that it was trained for."""
+        return min((self.steps, *self.also_steps))
+
+    @property
     def grids(self) -> tuple[tuple[float, ...], ...]:
         """Noise levels of the student's own steps, for each number of steps that it was trained for."""
         counts = (self.steps, *self.also_steps)
