@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from arcflow.config import Data
-from arcflow.data.batches import PromptData, PromptStream, open_prompts, read_pictures
+from arcflow.data.batches import PromptData, PromptStream, open_prompts
 from arcflow.data.embeddings import CHUNK, Table
+from arcflow.data.pictures import read_pictures
 from arcflow.data.prompts import Row
 from arcflow.families.conditioning import repeat, rows
 from arcflow.system.seeds import seed_of

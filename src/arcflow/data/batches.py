@@ -13,10 +13,7 @@ from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
-from jaxtyping import UInt8
-from PIL import Image, ImageOps
 from torch import Generator
 
 from arcflow.config import Data, Optim
@@ -274,16 +271,3 @@ def alike(text: str) -> str:
 def without(rows: Sequence[Row], held_out: Collection[str]) -> list[Row]:
     """Rows whose prompt is not held out, which are given as `alike` writes them."""
     return [row for row in rows if alike(row.text) not in held_out]
-
-
-def read_pictures(paths: Sequence[str], size: tuple[int, int]) -> UInt8[np.ndarray, "batch height width 3"]:
-    """Pictures of one size, cut from the middle of the files."""
-
-    def picture(path: str) -> np.ndarray:
-        try:
-            with Image.open(path) as image:
-                return np.asarray(ImageOps.fit(image.convert("RGB"), (size[1], size[0]), Image.Resampling.LANCZOS))
-        except OSError as error:
-            raise ValueError(f"{path} is no picture ({error}): expected PNG, JPEG or WebP; correct the file") from error
-
-    return np.stack([picture(path) for path in paths])

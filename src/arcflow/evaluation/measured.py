@@ -16,10 +16,10 @@ from typing import Literal
 import numpy as np
 import torch
 from jaxtyping import Float, UInt8
-from PIL import Image
 from safetensors import safe_open
 from torch import Tensor
 
+from arcflow.data.pictures import read_picture
 from arcflow.metrics import features
 from arcflow.metrics import pictures as picture_metrics
 from arcflow.metrics.streaming import Table
@@ -100,15 +100,6 @@ def _batches(pictures: Mapping[str, Path], size: int) -> Iterator[tuple[list[str
         images.append(image)
     if images:
         yield names, np.stack(images)
-
-
-def read_picture(path: Path) -> UInt8[np.ndarray, "rows columns 3"]:
-    """A picture as eight-bit RGB."""
-    try:
-        with Image.open(path) as image:
-            return np.asarray(image.convert("RGB"))
-    except OSError as error:
-        raise ValueError(f"{path} is no picture that can be read ({error}); draw it again, or take it away") from error
 
 
 def folder_pictures(folder: Path) -> dict[str, Path]:

@@ -22,8 +22,9 @@ from tqdm import tqdm
 
 from arcflow import families
 from arcflow.config import Run, check, flat, from_json, to_json
-from arcflow.data.batches import Prompts, open_prompts, read_pictures
+from arcflow.data.batches import Prompts, open_prompts
 from arcflow.data.embeddings import Encode, encoder
+from arcflow.data.pictures import read_pictures
 from arcflow.data.prefetch import Feed, Sample
 from arcflow.distillation.objective import teacher_ratio
 from arcflow.families import network
