@@ -37,7 +37,6 @@ from arcflow.commands.evaluate import Evaluate
 from arcflow.commands.export import Export
 from arcflow.commands.sample import Sample
 from arcflow.commands.serve import Serve
-from arcflow.commands.suite import EvaluateSuite, asked
 from arcflow.commands.train import RECIPES, Train
 from arcflow.commands.world import World
 from arcflow.system.errors import sentence
@@ -88,10 +87,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(message, file=sys.stderr)
         raise SystemExit(2)
     summary = "Few-step text-to-image: distil a flow-matching model so that two network calls draw what took fifty."
-    if asked(words):
-        command = tyro.cli(EvaluateSuite, prog="arcflow evaluate", args=words[1:])
-    else:
-        command = tyro.cli(Command, prog="arcflow", description=summary, args=words, config=(OmitSubcommandPrefixes,))
+    command = tyro.cli(Command, prog="arcflow", description=summary, args=words, config=(OmitSubcommandPrefixes,))
     try:
         command.run()
         sys.stdout.flush()

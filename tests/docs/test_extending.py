@@ -100,10 +100,10 @@ missed = lambda net: float((arcs(net, eps, {}, step_grid(1)) - gaussian.end(eps)
 assert missed(net) < missed(gaussian.Affine()) / 50
 
 # the benchmark
-from arcflow.commands.suite import EvaluateSuite
+from arcflow.evaluation.request import Request
 from arcflow.evaluation.suites import SUITES
 from arcflow.evaluation.suites.suite import read_items
-assert tyro.cli(EvaluateSuite, args=["--suite", "lines"]).suite == "lines"
+assert tyro.cli(Request, args=["--suite", "lines"]).suite == "lines"
 prompts = Path(tempfile.mkdtemp()) / "prompts.txt"
 prompts.write_text("a red cube\\na blue ball\\na green ring\\n")
 assert [item.prompt for item in read_items(SUITES["lines"], prompts)][2] == "a green ring"
@@ -125,13 +125,15 @@ assert network.decode(pipe, x, SIDE, SIDE).shape == (1, SIDE, SIDE, 3)
 
 # the metric, in an evaluation of the benchmark
 from arcflow.evaluation import suite_run
+from arcflow.system.packages import About
 FluxTransformer2DModel.__name__ = "FluxTransformer2DModel"
-asked = EvaluateSuite(suite="lines", prompts=prompts, out=prompts.parent / "out", steps=1)
+asked = Request(suite="lines", prompts=prompts, out=prompts.parent / "out", steps=1)
 plan = suite_run.plan(asked, (0, 1), "", height=SIDE, width=SIDE, guidance=None, version="0")
 plan.draw(flux_pipeline)
 plan.score()
-found = plan.results({})["metrics"]["sharpness"]
-assert found["prompts"] == 3 and 0 < found["value"] < 1 and found["better"] == "higher"
+about = About(versions={}, python="3", device="x", threads=1, command="a test")
+found = plan.results(about).metrics["sharpness"]
+assert found.prompts == 3 and 0 < found.value < 1 and found.better == "higher"
 """
 
 

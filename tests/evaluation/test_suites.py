@@ -13,15 +13,17 @@ import torch
 from PIL import Image
 
 from arcflow import cli, student
-from arcflow.commands import suite as suite_command
-from arcflow.commands.suite import EvaluateSuite
 from arcflow.evaluation import measured, scorers, suite_run, summary
 from arcflow.evaluation import pictures as drawn
+from arcflow.evaluation.request import Request
+from arcflow.evaluation.results import Part, Settings, SuiteResults
 from arcflow.evaluation.suites import SUITES
 from arcflow.evaluation.suites.suite import read_items
 from arcflow.sampling import folder as sample_folder
 from arcflow.sampling import open
 from arcflow.sampling.generate import euler, generate
+from arcflow.system import records
+from arcflow.system.packages import About
 from arcflow.world.scene import FIRST_SEED, held_out
 from tests.support.pipelines import SIDE, save_style
 
@@ -94,6 +96,9 @@ LAYOUTS = {
 }
 
 
+ABOUT = About(versions={}, python="3", device="x", threads=1, command="a test")
+
+
 @pytest.fixture
 def evaluate(flux, tmp_path, official_file):
     """Evaluate the tiny teacher on a suite, or a process's share of it; the results, None while others are missing."""
@@ -101,14 +106,13 @@ def evaluate(flux, tmp_path, official_file):
     def run(suite="geneval", out="out", share=(0, 1), **more):
         prompts = {} if suite == "world" else {"prompts": official_file(suite), "complete": False}
         size = 64 if suite == "world" else SIDE
-        asked = EvaluateSuite(
-            suite=suite, out=tmp_path / out, name="mine", **{"batch": 12, "steps": 1, **prompts, **more}
-        )  # type: ignore[arg-type]
+        options = {"batch": 12, "steps": 1, **prompts, **more}
+        asked = Request(suite=suite, out=tmp_path / out, name="mine", **options)  # type: ignore[arg-type]
         recipe = {"height": size, "width": size, "guidance": None, "version": "0"}
         plan = suite_run.plan(asked, share, "", **recipe)
         plan.draw(lambda: flux)
         plan.score()
-        return plan.results({"command": "a test"})
+        return plan.results(ABOUT)
 
     return run
 
@@ -232,7 +236,8 @@ def test_noise_depends_on_suite_prompt_and_draw_alone(tmp_path) -> None:
 def test_pictures_lie_where_the_official_scorer_looks(name, evaluate, tmp_path) -> None:
     results = evaluate(name)
     assert files(tmp_path / "out" / "official") == LAYOUTS[name]
-    assert results["pictures"] == len(PROMPTS[name]) * SUITES[name].pictures and not results["complete"]
+    assert results.pictures == len(PROMPTS[name]) * SUITES[name].pictures and not results.complete
+    assert records.read(SuiteResults, tmp_path / "out" / "results.json") == results
 
 
 def test_grids_are_square_row_by_row_and_metadata_is_the_benchmarks_line(evaluate, tmp_path) -> None:
@@ -301,9 +306,10 @@ def scorer(tmp_path):
     return command
 
 
-def lines(*ids: str, folder: Path) -> list[dict]:
+def lines(*ids: str, folder: Path) -> list[scorers.Line]:
     Image.new("RGB", (1, 1)).save(folder / "a.png")
-    return [{"id": name, "prompt": "a cube", "image": str(folder / "a.png")} for name in ids]
+    more = {"prompt": "a cube", "image": str(folder / "a.png"), "category": "", "suite": "x", "seed": 0}
+    return [scorers.Line(id=name, **more) for name in ids]
 
 
 def test_a_scorer_is_asked_about_what_has_no_score_and_nothing_else(scorer, tmp_path) -> None:
@@ -371,8 +377,8 @@ def test_a_scorer_needs_a_name_and_both_places(named) -> None:
         scorers.parse(named)
 
 
-def comparable(results: dict) -> dict:
-    return {name: results[name] for name in ("suite", "settings", "prompts", "pictures", "metrics")}
+def comparable(results: SuiteResults) -> dict:
+    return {name: getattr(results, name) for name in ("suite", "settings", "prompts", "pictures", "metrics")}
 
 
 def test_a_run_killed_at_every_stage_goes_on_and_does_nothing_twice(
@@ -451,22 +457,22 @@ def test_two_processes_do_what_one_does(evaluate, scorer, saved, tmp_path) -> No
 
 
 def test_a_scorers_number_counts_prompts_and_tasks(evaluate, scorer) -> None:
-    metric = evaluate("geneval", scorer=(f"hps={scorer()}",))["metrics"]["hps"]
+    metric = evaluate("geneval", scorer=(f"hps={scorer()}",)).metrics["hps"]
     means = [len(line["prompt"]) + 1.5 for line in GENEVAL]
-    assert metric["value"] == pytest.approx(np.mean(means)) and metric["prompts"] == 3
-    assert metric["low"] <= metric["value"] <= metric["high"]
-    assert metric["categories"]["single_object"] == {"value": means[0], "low": None, "high": None, "prompts": 1}
-    assert metric["categories"]["colors"]["value"] == pytest.approx(np.mean(means[1:]))
-    assert metric["category_mean"]["value"] == pytest.approx((means[0] + np.mean(means[1:])) / 2)
+    assert metric.value == pytest.approx(np.mean(means)) and metric.prompts == 3
+    assert metric.low <= metric.value <= metric.high
+    assert metric.categories["single_object"] == Part(value=means[0], low=None, high=None, prompts=1)
+    assert metric.categories["colors"].value == pytest.approx(np.mean(means[1:]))
+    assert metric.category_mean.value == pytest.approx((means[0] + np.mean(means[1:])) / 2)
 
 
 def test_a_reference_of_the_same_pictures_is_at_no_distance(evaluate, tmp_path) -> None:
     evaluate("world", out="teacher", count=3, pictures=2)
-    metrics = evaluate("world", count=3, pictures=2, reference=tmp_path / "teacher")["metrics"]
-    assert metrics["squared_error"]["value"] == 0 and metrics["squared_error"]["better"] == "lower"
-    assert metrics["world frechet"]["value"] == pytest.approx(0, abs=1e-9)
-    assert metrics["world precision"]["value"] == metrics["world recall"]["value"] == 1
-    assert metrics["accuracy"]["prompts"] == 3 and set(metrics["accuracy"]["categories"]) == {
+    metrics = evaluate("world", count=3, pictures=2, reference=tmp_path / "teacher").metrics
+    assert metrics["squared_error"].value == 0 and metrics["squared_error"].better == "lower"
+    assert metrics["world frechet"].value == pytest.approx(0, abs=1e-9)
+    assert metrics["world precision"].value == metrics["world recall"].value == 1
+    assert metrics["accuracy"].prompts == 3 and set(metrics["accuracy"].categories) == {
         "single_object",
         "two_objects",
         "counting",
@@ -476,16 +482,16 @@ def test_a_reference_of_the_same_pictures_is_at_no_distance(evaluate, tmp_path) 
 def test_diversity_is_told_in_units_of_the_references(tmp_path) -> None:
     items = read_items(SUITES["world"], None, count=3)
     x = torch.randn(6, 5, generator=torch.Generator().manual_seed(0))
-    assert summary.diversity(items, 2, 2 * x, x)["value"] == pytest.approx(2)
-    assert summary.diversity(items, 2, x, None)["value"] == pytest.approx(float((x[::2] - x[1::2]).norm(dim=1).mean()))
-    assert "something other than 0 to divide by" in summary.diversity(items, 2, x, torch.zeros_like(x))["why"]
+    assert summary.diversity(items, 2, 2 * x, x).value == pytest.approx(2)
+    assert summary.diversity(items, 2, x, None).value == pytest.approx(float((x[::2] - x[1::2]).norm(dim=1).mean()))
+    assert "something other than 0 to divide by" in summary.diversity(items, 2, x, torch.zeros_like(x)).why
 
 
 def test_other_pictures_are_farther_and_few_are_said_to_be_too_few(evaluate, tmp_path) -> None:
     evaluate("world", out="teacher", count=2, steps=2)
-    metrics = evaluate("world", count=2, reference=tmp_path / "teacher")["metrics"]
-    assert metrics["squared_error"]["value"] > 0 and metrics["world frechet"]["value"] > 0
-    assert metrics["world recall"]["value"] is None and "neighbors=3" in metrics["world recall"]["why"]
+    metrics = evaluate("world", count=2, reference=tmp_path / "teacher").metrics
+    assert metrics["squared_error"].value > 0 and metrics["world frechet"].value > 0
+    assert metrics["world recall"].value is None and "neighbors=3" in metrics["world recall"].why
     with pytest.raises(
         ValueError, match=r"1 of 3 pictures are not in .*00002-0.png first.*finish that evaluation first"
     ):
@@ -507,8 +513,8 @@ def test_any_folder_of_pictures_is_a_reference_whatever_their_sizes(evaluate, mo
     monkeypatch.setattr(features, "dino_features", lambda model, device: call)
     more = {"reference": tmp_path / "real", "features": ("dino",)}
     for again in range(2):
-        metric = evaluate("coco", **more)["metrics"]["dino frechet"]
-        assert (metric["pictures"], metric["reference"]) == (2, 5)
+        metric = evaluate("coco", **more).metrics["dino frechet"]
+        assert (metric.pictures, metric.reference) == (2, 5)
         assert len(seen) == 7, f"the same {again + 1} times"
     assert files(tmp_path / "real") == {"deep/0.png", "deep/1.jpg", "deep/2.webp", "deep/3.png", "deep/4.jpg"}
 
@@ -518,18 +524,18 @@ def test_what_official_scorers_write_is_read_back(evaluate, official_file, tmp_p
         {"filename": f"x/0000{i}/samples/000{j}.png", "correct": i == 1 or j == 0} for i in range(3) for j in range(4)
     ]
     (tmp_path / "results.jsonl").write_text("".join(json.dumps(line) + "\n" for line in found))
-    metric = evaluate("geneval", answers=(f"correct={tmp_path / 'results.jsonl'}",))["metrics"]["correct"]
-    assert metric["value"] == pytest.approx((0.25 + 1 + 0.25) / 3)
-    assert metric["category_mean"]["value"] == pytest.approx((0.25 + 0.625) / 2)
+    metric = evaluate("geneval", answers=(f"correct={tmp_path / 'results.jsonl'}",)).metrics["correct"]
+    assert metric.value == pytest.approx((0.25 + 1 + 0.25) / 3)
+    assert metric.category_mean.value == pytest.approx((0.25 + 0.625) / 2)
 
     text = "/x, y/coco12.png, 1.0, 0.5, 0.5, 1.0, 0.75\n/x, y/whoops1.png, 0.0, 0.0, 0.5, 0.5, 0.25\n"
     (tmp_path / "dpg.txt").write_text(f"{text}Model: out\nL1 category scores:\n\tentity: 50.0\nDPG-Bench score: 50.0\n")
-    metric = evaluate("dpg", out="dpg", answers=(f"mplug={tmp_path / 'dpg.txt'}",))["metrics"]["mplug"]
-    assert metric["value"] == pytest.approx(0.5) and "categories" not in metric
+    metric = evaluate("dpg", out="dpg", answers=(f"mplug={tmp_path / 'dpg.txt'}",)).metrics["mplug"]
+    assert metric.value == pytest.approx(0.5) and metric.categories is None
 
     table(tmp_path / "one.csv", ["", "other", "mine"], ["human_000", "1", "0.5"], ["human_001", "1", ""])
-    metric = evaluate("oneig", out="oneig", answers=(f"alignment={tmp_path / 'one.csv'}",))["metrics"]["alignment"]
-    assert (metric["value"], metric["prompts"]) == (0.5, 1)
+    metric = evaluate("oneig", out="oneig", answers=(f"alignment={tmp_path / 'one.csv'}",)).metrics["alignment"]
+    assert (metric.value, metric.prompts) == (0.5, 1)
 
 
 @pytest.mark.parametrize(
@@ -560,12 +566,12 @@ def test_a_folder_holds_pictures_of_one_kind(evaluate, tmp_path) -> None:
         evaluate("coco")
     (tmp_path / "foreign/pictures").mkdir(parents=True)
     with pytest.raises(ValueError, match="has pictures but no suite.json"):
-        drawn.claim(tmp_path / "foreign", {})
+        drawn.claim(tmp_path / "foreign", records.read(Settings, tmp_path / "out" / "suite.json"))
 
 
 def test_a_list_may_grow_and_a_retrained_adapter_is_another_model(evaluate, saved, tmp_path) -> None:
     evaluate("world", count=2)
-    assert evaluate("world", count=3)["prompts"] == 3
+    assert evaluate("world", count=3).prompts == 3
     assert saved == ["00000-0.png", "00001-0.png", "00002-0.png"]
     (tmp_path / "adapter.safetensors").write_bytes(b"one")
     before = suite_run._weights(str(tmp_path))
@@ -601,15 +607,30 @@ def test_numbers_that_are_not_finite_and_files_that_are_no_pictures_are_named(tm
 
 
 def test_the_time_of_evaluation_is_told_beside_that_of_generation(evaluate, scorer) -> None:
-    seconds = evaluate("world", count=3, scorer=(f"hps={scorer()}",))["seconds"]
-    assert set(seconds["evaluation"]) == {"saving", "layout", "accuracy", "hps", "results"}
-    own = sum(spent for stage, spent in seconds["evaluation"].items() if stage != "hps")
-    assert seconds["share"] == pytest.approx(own / seconds["generation"])
+    seconds = evaluate("world", count=3, scorer=(f"hps={scorer()}",)).seconds
+    assert set(seconds.evaluation) == {"saving", "layout", "accuracy", "hps", "results"}
+    own = sum(spent for stage, spent in seconds.evaluation.items() if stage != "hps")
+    assert seconds.share == pytest.approx(own / seconds.generation)
 
 
-def test_the_command_line_tells_a_suite_from_the_comparison(capsys, tmp_path) -> None:
-    assert suite_command.asked(["evaluate", "--suite", "world"]) and suite_command.asked(["evaluate", "--suite=world"])
-    assert not suite_command.asked(["evaluate", "--count", "3"]) and not suite_command.asked(["sample", "--suite"])
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--steps", "4", "--lpips"], "arcflow: --steps, --lpips: only with --suite, for without one"),
+        (
+            ["--suite", "world", "--seeds", "2"],
+            "arcflow: --seeds is for the comparison without --suite; say --pictures",
+        ),
+    ],
+)
+def test_an_option_that_means_nothing_here_is_refused(words, said, capsys, tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit):
+        cli.main(["evaluate", *words])
+    assert capsys.readouterr().err.startswith(said) and not list(tmp_path.iterdir())
+
+
+def test_a_suite_without_its_prompts_says_where_they_are(capsys, tmp_path) -> None:
     with pytest.raises(SystemExit):
         cli.main(["evaluate", "--suite", "geneval", "--out", str(tmp_path)])
     said = capsys.readouterr().err

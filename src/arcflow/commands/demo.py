@@ -7,6 +7,7 @@ from pathlib import Path
 from arcflow import config, recipes
 from arcflow.commands.evaluate import Evaluate
 from arcflow.commands.train import Train
+from arcflow.evaluation.request import Request
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,7 +23,7 @@ class Demo:
         recipe = dataclasses.replace(recipes.world_quick(), out=str(self.out / "run"))
         Train(recipe=shorten(recipe) if self.quick else recipe, processes=on_cores(recipe.optim.batch)).run()
         adapter = str(self.out / "run" / "adapter")
-        Evaluate(adapter=adapter, count=24 if self.quick else 384, out=self.out).run()
+        Evaluate(request=Request(adapter=adapter, count=24 if self.quick else 384, out=self.out)).run()
 
 
 def on_cores(batch: int) -> int:

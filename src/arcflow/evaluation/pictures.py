@@ -17,12 +17,14 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from diffusers import DiffusionPipeline
+
+from arcflow.evaluation.results import Seconds, Settings
 from arcflow.evaluation.scorers import part_of
 from arcflow.evaluation.suites.suite import Item, Suite
 from arcflow.sampling.folder import Recipe, read_manifest, sample_folder
-from arcflow.system import files
+from arcflow.system import files, records
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +41,7 @@ class Picture(Recipe):
         return f"{self.number:05d}-{self.draw}.png"
 
 
-def pictures_of(suite: Suite, items: Sequence[Item], draws: int, **recipe: Any) -> list[Picture]:
+def pictures_of(suite: Suite, items: Sequence[Item], draws: int, settings: Settings, version: str) -> list[Picture]:
     """All pictures of a suite, the draws of a prompt one after the other."""
     return [
         Picture(
@@ -49,14 +51,20 @@ def pictures_of(suite: Suite, items: Sequence[Item], draws: int, **recipe: Any) 
             draw=draw,
             prompt=item.prompt,
             seed=suite.seed(item, draw),
-            **recipe,
+            steps=settings.steps,
+            height=settings.height,
+            width=settings.width,
+            guidance=settings.guidance,
+            model=settings.model,
+            adapter=settings.adapter,
+            version=version,
         )
         for item in items
         for draw in range(draws)
     ]
 
 
-def claim(folder: Path, what: dict[str, Any]) -> None:
+def claim(folder: Path, what: Settings) -> None:
     """Make a folder the home of these pictures.
 
     Raises:
@@ -65,7 +73,7 @@ def claim(folder: Path, what: dict[str, Any]) -> None:
     about = folder / "suite.json"
     if not about.exists() and (folder / "pictures").exists():
         raise ValueError(f"{folder} has pictures but no suite.json: expected a new folder or one of ours; change --out")
-    files.claim(about, json.dumps(what, indent=2) + "\n", holds="pictures")
+    files.claim(about, json.dumps(records.plain(what), indent=2) + "\n", holds="pictures")
 
 
 def digest(items: Sequence[Item]) -> str:
@@ -80,7 +88,9 @@ def to_draw(folder: Path, pictures: Sequence[Picture], share: tuple[int, int] = 
     return [p for p in mine if p.file not in there or not (folder / "pictures" / p.file).exists()]
 
 
-def draw(pipe: Any, folder: Path, pictures: Sequence[Picture], batch: int, share: tuple[int, int] = (0, 1)) -> int:
+def draw(
+    pipe: DiffusionPipeline, folder: Path, pictures: Sequence[Picture], batch: int, share: tuple[int, int] = (0, 1)
+) -> int:
     """Draw what is missing, from the pipeline as it is set up now; how many."""
     start = time.perf_counter()
     new = sample_folder(pipe, pictures, folder / "pictures", batch_size=batch, share=share)
@@ -109,7 +119,7 @@ def _add(folder: Path, stage: str, seconds: float, pictures: int, share: tuple[i
     files.write_text(file, json.dumps(spent))
 
 
-def times(folder: Path, commands: Sequence[str] = ()) -> dict[str, Any]:
+def times(folder: Path, commands: Sequence[str] = ()) -> Seconds:
     """Seconds a picture: its generation, each stage of its evaluation, and their sum as a share of the generation;
     the scorers' own, `commands`, are named but no part of the share."""
     made = [record["seconds"] for record in read_manifest(folder / "pictures")]
@@ -121,7 +131,7 @@ def times(folder: Path, commands: Sequence[str] = ()) -> dict[str, Any]:
     each = {stage: seconds / pictures for stage, (seconds, pictures) in total.items() if pictures}
     generation = sum(made) / len(made)
     own = sum(seconds for stage, seconds in each.items() if stage not in commands)
-    return {"generation": generation, "evaluation": each, "share": own / generation}
+    return Seconds(generation=generation, evaluation=each, share=own / generation)
 
 
 def lay_out(folder: Path, suite: Suite, items: Sequence[Item], draws: int, model: str) -> None:

@@ -1,9 +1,10 @@
-"""The numbers of `arcflow evaluate`: teacher, plain Euler and student, one row for each way to sample.
+"""The numbers of `arcflow evaluate`: of teacher, plain Euler and student side by side, and of a suite.
 
-An `Evaluation` is a file of JSON, which `system.records` reads and writes.
+An `Evaluation` and `SuiteResults` are files of JSON, `results.json`, which `system.records` reads and writes.
 """
 
 from dataclasses import dataclass, fields
+from typing import Literal
 
 from arcflow.system.packages import About
 
@@ -65,3 +66,111 @@ class Evaluation:
     def rows(self) -> dict[str, Result]:
         """All of them by name, in the order of the tables."""
         return {one.name: getattr(self, one.name) for one in fields(self) if one.name != "about"}
+
+
+Better = Literal["higher", "lower", "", "as the reference", "close to 1"]
+"""Which way a number is better; empty where we do not know."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """A mean over prompts, and the ends of its 95 % interval; of one prompt there is none."""
+
+    value: float
+    low: float | None
+    high: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part(Estimate):
+    """A mean over the prompts of a category."""
+
+    prompts: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Score(Part):
+    """A mean over the prompts of a suite."""
+
+    better: Better
+    category_mean: Estimate | None = None
+    """The mean of the categories' means; None where there are no categories."""
+    categories: dict[str, Part] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Distance:
+    """A number of two sets of pictures."""
+
+    value: float
+    pictures: int
+    reference: int
+    better: Better
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lacking:
+    """A number that cannot be had, and why: too few pictures, for example."""
+
+    value: None
+    why: str
+    prompts: int | None = None
+    pictures: int | None = None
+    reference: int | None = None
+    better: Better
+
+
+Metric = Score | Distance | Lacking
+
+
+def told(metric: Metric) -> str:
+    """One line about a metric: its value and interval, or why there is none."""
+    if isinstance(metric, Lacking):
+        return f"none: {metric.why}"
+    if isinstance(metric, Score) and metric.low is not None:
+        return f"{metric.value:.4f} [{metric.low:.4f}, {metric.high:.4f}]"
+    return f"{metric.value:.4f}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What the pictures of a folder are of: `suite.json`."""
+
+    suite: str
+    prompts: str
+    """A digest of the list, or "built in"."""
+    height: int
+    width: int
+    guidance: float | None
+    model: str
+    adapter: str
+    steps: int
+    weights: str
+    """A digest of the adapter's files, if they lie in a folder."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Seconds:
+    """Time for a picture."""
+
+    generation: float
+    evaluation: dict[str, float]
+    """By stage."""
+    share: float
+    """Of the evaluation, over the generation; scorers in their own environment are not counted."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SuiteResults:
+    """All numbers of a suite: `results.json`."""
+
+    suite: str
+    paper: str
+    complete: bool
+    """Whether it is the whole benchmark."""
+    settings: Settings
+    prompts: int
+    pictures: int
+    metrics: dict[str, Metric]
+    seconds: Seconds
+    about: About

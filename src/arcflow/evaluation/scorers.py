@@ -13,16 +13,31 @@ import os
 import re
 import shlex
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from arcflow.system import files
+from arcflow.system import files, records
 
 TORCHRUN = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "GROUP_RANK")
 """What would make a scorer believe that it is one of our processes."""
 
 CONTRACT = 'one line {"id": ..., "score": a finite number} for each line of the manifest'
+
+
+@dataclass(frozen=True, kw_only=True)
+class Line:
+    """A picture in a scorer's manifest."""
+
+    id: str
+    prompt: str
+    image: str
+    """Its file."""
+    category: str
+    suite: str
+    seed: int
+    metadata: dict[str, object] | None = None
+    """What the benchmark says of the prompt besides; None if nothing."""
 
 
 def part_of(share: tuple[int, int]) -> str:
@@ -49,9 +64,7 @@ def read_scores(folder: Path, name: str) -> dict[str, float]:
     return {record["id"]: float(record["score"]) for record in records}
 
 
-def ask(
-    folder: Path, name: str, command: str, pictures: Sequence[dict[str, Any]], share: tuple[int, int] = (0, 1)
-) -> int:
+def ask(folder: Path, name: str, command: str, pictures: Sequence[Line], share: tuple[int, int] = (0, 1)) -> int:
     """Let a command score those of the pictures, lines of a manifest, that have no score yet; how many it scored.
 
     Raises:
@@ -65,17 +78,17 @@ def ask(
         for part in store.parent.glob(f"{name}-*-of-*.manifest"):
             _collect(part.with_suffix(".jsonl"), name)
     before = read_scores(folder, name)
-    missing = [picture for picture in pictures if picture["id"] not in before]
+    missing = [picture for picture in pictures if picture.id not in before]
     if not missing:
         return 0
-    files.write_lines(manifest, missing)
+    files.write_text(manifest, "".join(json.dumps(records.plain(line)) + "\n" for line in missing))
     for place, path in (("{manifest}", manifest), ("{out}", out)):
         command = command.replace(place, shlex.quote(str(path.absolute())))
     with log.open("w") as sink:
         code = subprocess.run(command, shell=True, env=_environment(), stdout=sink, stderr=sink).returncode
     _collect(store, name)
     there = read_scores(folder, name)
-    silent = [picture["id"] for picture in missing if picture["id"] not in there]
+    silent = [picture.id for picture in missing if picture.id not in there]
     if code or silent:
         said = log.read_text("utf-8", errors="replace").strip().splitlines()[-3:]
         what = f"ended with code {code}" if code else f"left out {silent[0]!r}"
@@ -125,7 +138,7 @@ def _collect(store: Path, name: str) -> None:
     out.unlink()
 
 
-def _read(line: str, asked: set[str], kept: dict[str, dict[str, Any]]) -> tuple[dict[str, Any], str]:
+def _read(line: str, asked: set[str], kept: Mapping[str, Mapping[str, object]]) -> tuple[dict[str, object], str]:
     """An answer, and what is wrong with it; empty if nothing is."""
     try:
         record = json.loads(line)

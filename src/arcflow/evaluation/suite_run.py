@@ -13,10 +13,10 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
+from diffusers import DiffusionPipeline
 from torch import Tensor
 
 from arcflow.evaluation import pictures as drawn
@@ -36,11 +36,15 @@ from arcflow.evaluation.measured import (
     table,
 )
 from arcflow.evaluation.pictures import Picture
+from arcflow.evaluation.request import Request
+from arcflow.evaluation.results import Metric, Settings, SuiteResults
+from arcflow.evaluation.scorers import Line
 from arcflow.evaluation.suites import SUITES
 from arcflow.evaluation.suites.suite import Item, Suite, read_items
 from arcflow.sampling.generate import euler
-from arcflow.system import files
+from arcflow.system import files, records
 from arcflow.system.devices import torch_device
+from arcflow.system.packages import About
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,8 +62,8 @@ class Reference:
 class Run:
     """An evaluation that knows all it needs; `plan` makes one from the command's options."""
 
-    asked: Any
-    """The options, `suite_command.EvaluateSuite`."""
+    asked: Request
+    settings: Settings
     suite: Suite
     items: list[Item]
     draws: int
@@ -75,7 +79,7 @@ class Run:
     def files(self) -> dict[str, Path]:
         return {picture.file: self.folder / "pictures" / picture.file for picture in self.pictures}
 
-    def draw(self, open_pipe: Callable[[], Any]) -> None:
+    def draw(self, open_pipe: Callable[[], DiffusionPipeline]) -> None:
         """Draw what is missing and show it to the official scorer; `open_pipe` gives the pipeline, student and all."""
         new = 0
         if drawn.to_draw(self.folder, self.pictures, self.share):
@@ -134,26 +138,26 @@ class Run:
     def _device(self) -> str:
         return str(torch_device(self.asked.device))
 
-    def _manifest(self, pictures: Sequence[Picture]) -> list[dict[str, Any]]:
+    def _manifest(self, pictures: Sequence[Picture]) -> list[Line]:
         more = {item.number: item.more for item in self.items}
         return [
-            {
-                "id": picture.id,
-                "prompt": picture.prompt,
-                "image": str((self.folder / "pictures" / picture.file).absolute()),
-                "category": picture.category,
-                "suite": self.suite.name,
-                "seed": picture.seed,
-                **({"metadata": more[picture.number]} if more[picture.number] else {}),
-            }
+            Line(
+                id=picture.id,
+                prompt=picture.prompt,
+                image=str((self.folder / "pictures" / picture.file).absolute()),
+                category=picture.category,
+                suite=self.suite.name,
+                seed=picture.seed,
+                metadata=more[picture.number] or None,
+            )
             for picture in pictures
         ]
 
-    def results(self, about: dict[str, Any]) -> dict[str, Any] | None:
+    def results(self, about: About) -> SuiteResults | None:
         """All numbers, also in results.json; None as long as another process has not done its share."""
         if drawn.to_draw(self.folder, self.pictures):
             return None
-        found: dict[str, Any] = {}
+        found: dict[str, Metric] = {}
         with drawn.clock(self.folder, "results", self.share) as done:
             for name, one in self._measures().items():
                 values = self._rows(self.folder / "measured" / name, list(self.files))
@@ -174,21 +178,21 @@ class Run:
             drawn.lay_out(self.folder, self.suite, self.items, self.draws, self.asked.name)
             done.append(len(self.pictures))
         whole = not self.suite.counts or Counter(item.category for item in self.items) in self.suite.counts
-        result = {
-            "suite": self.suite.name,
-            "paper": self.suite.paper,
-            "complete": whole and self.draws >= self.suite.pictures,
-            "settings": json.loads((self.folder / "suite.json").read_text("utf-8")),
-            "prompts": len(self.items),
-            "pictures": len(self.pictures),
-            "metrics": found,
-            "seconds": drawn.times(self.folder, list(self.scorers)),
-            "about": about,
-        }
-        files.write_json(self.folder / "results.json", result)
+        result = SuiteResults(
+            suite=self.suite.name,
+            paper=self.suite.paper,
+            complete=whole and self.draws >= self.suite.pictures,
+            settings=self.settings,
+            prompts=len(self.items),
+            pictures=len(self.pictures),
+            metrics=found,
+            seconds=drawn.times(self.folder, list(self.scorers)),
+            about=about,
+        )
+        records.write(self.folder / "results.json", result)
         return result
 
-    def _compared(self, name: str, found: dict[str, Any]) -> bool:
+    def _compared(self, name: str, found: dict[str, Metric]) -> bool:
         """Put what one kind of features says; False as long as some are missing."""
         y = self._rows(self.folder / "measured" / name, list(self.files))
         x = self._rows(self.reference.store / name, list(self.reference.files)) if self.reference else None
@@ -207,8 +211,22 @@ class Run:
         return None if rows is None or rows.missing() else rows.complete()
 
 
-def plan(asked: Any, share: tuple[int, int], adapter: str, **recipe: Any) -> Run:
-    """An evaluation from the options of the command; nothing is drawn yet.
+def plan(
+    asked: Request,
+    share: tuple[int, int],
+    adapter: str,
+    *,
+    height: int,
+    width: int,
+    guidance: float | None,
+    version: str,
+) -> Run:
+    """An evaluation of a suite from what is asked for; nothing is drawn yet.
+
+    Args:
+        share: number of this process and of all of them.
+        adapter: the adapter's files; empty for the teacher itself.
+        version: of this package, for the pictures' recipes.
 
     Raises:
         ValueError: the options do not go together, or the folder holds something else.
@@ -221,19 +239,24 @@ def plan(asked: Any, share: tuple[int, int], adapter: str, **recipe: Any) -> Run
         raise ValueError(
             f"scorers and answers are named {names}: expected each once, and none of {sorted(taken)}; rename one"
         )
+    assert asked.suite
     suite = SUITES[asked.suite]
     items = read_items(suite, asked.prompts, count=asked.count, complete=asked.complete)
     draws = asked.pictures or suite.pictures
-    recipe |= {"model": asked.model, "adapter": asked.adapter, "steps": asked.steps}
-    pictures = drawn.pictures_of(suite, items, draws, **recipe)
-    what = {
-        "suite": suite.name,
-        "prompts": drawn.digest(read_items(suite, asked.prompts, complete=False)) if asked.prompts else "built in",
-        **{name: value for name, value in recipe.items() if name != "version"},
-        "weights": _weights(adapter),
-    }
-    drawn.claim(asked.out, what)
-    reference = _reference(asked, what, pictures) if asked.reference else None
+    settings = Settings(
+        suite=suite.name,
+        prompts=drawn.digest(read_items(suite, asked.prompts, complete=False)) if asked.prompts else "built in",
+        height=height,
+        width=width,
+        guidance=guidance,
+        model=asked.model,
+        adapter=asked.adapter,
+        steps=asked.steps,
+        weights=_weights(adapter),
+    )
+    pictures = drawn.pictures_of(suite, items, draws, settings, version)
+    drawn.claim(asked.folder, settings)
+    reference = _reference(asked.reference, asked.folder, settings, pictures) if asked.reference else None
     if asked.lpips and not (reference and reference.paired):
         raise ValueError(
             f"LPIPS compares pictures of the same prompts, got --reference {asked.reference}: expected the folder of "
@@ -241,11 +264,12 @@ def plan(asked: Any, share: tuple[int, int], adapter: str, **recipe: Any) -> Run
         )
     return Run(
         asked=asked,
+        settings=settings,
         suite=suite,
         items=items,
         draws=draws,
         pictures=pictures,
-        folder=asked.out,
+        folder=asked.folder,
         adapter=adapter,
         share=share,
         reference=reference,
@@ -260,14 +284,13 @@ def _weights(adapter: str) -> str:
     return "-".join(files.digest(path)[:16] for path in stored)
 
 
-def _reference(asked: Any, what: dict[str, Any], pictures: Sequence[Picture]) -> Reference:
-    folder: Path = asked.reference
+def _reference(folder: Path, out: Path, settings: Settings, pictures: Sequence[Picture]) -> Reference:
     about = folder / "suite.json"
     if not about.exists():
         key = hashlib.sha256(str(folder.absolute()).encode()).hexdigest()[:16]
-        return Reference(store=asked.out / "reference" / key, files=folder_pictures(folder), paired=False)
-    theirs = json.loads(about.read_text("utf-8"))
-    if (theirs["suite"], theirs["prompts"]) != (what["suite"], what["prompts"]):
+        return Reference(store=out / "reference" / key, files=folder_pictures(folder), paired=False)
+    theirs = records.read(Settings, about)
+    if (theirs.suite, theirs.prompts) != (settings.suite, settings.prompts):
         files = {path.name: path for path in sorted((folder / "pictures").glob("*.png"))}
         return Reference(store=folder / "measured", files=files, paired=False)
     files = {picture.file: folder / "pictures" / picture.file for picture in pictures}

@@ -1,18 +1,20 @@
 """From a number for each picture to a table: means, intervals, differences, diversity."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from arcflow.evaluation.results import Better, Distance, Estimate, Lacking, Part, Score
 from arcflow.evaluation.suites.suite import Item
 from arcflow.metrics import intervals, sets
 from arcflow.metrics import pictures as picture_metrics
 from arcflow.metrics.streaming import Moments
 
 
-def summary(items: Sequence[Item], draws: int, scores: Mapping[str, float], better: str = "higher") -> dict[str, Any]:
+def summary(
+    items: Sequence[Item], draws: int, scores: Mapping[str, float], better: Better = "higher"
+) -> Score | Lacking:
     """Mean of the scores, prompt by prompt, with its interval; of each category; and the mean of those means.
 
     `scores` are by id of picture, or of prompt where a scorer gives one number for all its pictures. Prompts without a
@@ -25,35 +27,42 @@ def summary(items: Sequence[Item], draws: int, scores: Mapping[str, float], bett
             values[item.id] = sum(found) / len(found) if found else scores[item.id]
     scored = [item for item in items if item.id in values]
     if not scored:
-        return {"value": None, "why": "no prompt has a score", "prompts": 0, "better": better}
+        return Lacking(value=None, why="no prompt has a score", prompts=0, better=better)
     every = torch.tensor([values[item.id] for item in scored], dtype=torch.float64)
-    result = {**_interval(every), "prompts": len(scored), "better": better}
+    mean = _interval(every)
     names = list(dict.fromkeys(item.category for item in scored))
     if len(names) < 2:
-        return result
+        return Score(**vars(mean), prompts=len(scored), better=better)
     of = torch.tensor([names.index(item.category) for item in scored])
     weights = len(scored) / (len(names) * torch.bincount(of).double())[of]  # each category counts the same
-    result["category_mean"] = _interval(every * weights, over=weights)
-    result["categories"] = {
-        name: {**_interval(every[of == place]), "prompts": int((of == place).sum())} for place, name in enumerate(names)
-    }
-    return result
+    return Score(
+        **vars(mean),
+        prompts=len(scored),
+        better=better,
+        category_mean=_interval(every * weights, over=weights),
+        categories={
+            name: Part(**vars(_interval(every[of == place])), prompts=int((of == place).sum()))
+            for place, name in enumerate(names)
+        },
+    )
 
 
-def _interval(values: Tensor, over: Tensor | None = None) -> dict[str, Any]:
+def _interval(values: Tensor, over: Tensor | None = None) -> Estimate:
     if len(values) < 2:
-        return {"value": float(values.mean()), "low": None, "high": None}
+        return Estimate(value=float(values.mean()), low=None, high=None)
     mean, low, high = intervals.bootstrap(values, over)
-    return {"value": mean, "low": low, "high": high}
+    return Estimate(value=mean, low=low, high=high)
 
 
-def between(x: Tensor, y: Tensor) -> dict[str, dict[str, Any]]:
+def between(x: Tensor, y: Tensor) -> dict[str, Distance | Lacking]:
     """Distances of the features y of a suite's pictures from those x of a reference."""
-    counts = {"pictures": len(y), "reference": len(x)}
     size = min(1000, len(x), len(y))
 
-    def of(better: str, compute: Callable[[], float]) -> dict[str, Any]:
-        return {**_if_possible(lambda: {"value": compute()}), **counts, "better": better}
+    def of(better: Better, compute: Callable[[], float]) -> Distance | Lacking:
+        try:
+            return Distance(value=compute(), pictures=len(y), reference=len(x), better=better)
+        except ValueError as error:
+            return Lacking(value=None, why=str(error), pictures=len(y), reference=len(x), better=better)
 
     return {
         "frechet": of("lower", lambda: sets.frechet_distance(Moments.of(x), Moments.of(y))),
@@ -63,21 +72,12 @@ def between(x: Tensor, y: Tensor) -> dict[str, dict[str, Any]]:
     }
 
 
-def diversity(items: Sequence[Item], draws: int, y: Tensor, x: Tensor | None) -> dict[str, Any]:
+def diversity(items: Sequence[Item], draws: int, y: Tensor, x: Tensor | None) -> Score | Lacking:
     """Mean distance between the pictures of a prompt; with the features x of a reference, divided by its own."""
-
-    def compute() -> dict[str, Any]:
-        return _interval(
-            picture_metrics.diversity(y, draws), None if x is None else picture_metrics.diversity(x, draws)
-        )
-
-    better = "as the reference" if x is None else "close to 1"
-    return {**_if_possible(compute), "prompts": len(items), "better": better}
-
-
-def _if_possible(compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """A number, or why there is none: too few pictures, for example."""
+    better: Better = "as the reference" if x is None else "close to 1"
     try:
-        return compute()
+        theirs = None if x is None else picture_metrics.diversity(x, draws)
+        mean = _interval(picture_metrics.diversity(y, draws), theirs)
     except ValueError as error:
-        return {"value": None, "why": str(error)}
+        return Lacking(value=None, why=str(error), prompts=len(items), better=better)
+    return Score(**vars(mean), prompts=len(items), better=better)

@@ -11,15 +11,15 @@ Checked against djghosh13/geneval, TencentQQGYLab/ELLA (dpg_bench), OneIG-Bench/
 import math
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from PIL import Image
 
 
-def write_once(path: Path, write: Any) -> None:
+def write_once(path: Path, write: Callable[[Path], object]) -> None:
     if not path.exists():
         # Not at the top: the command line lists suites, and does not wait for torch.
         from arcflow.system import files

@@ -10,7 +10,6 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from arcflow.world.scene import FIRST_SEED, held_out, parse
 
@@ -25,7 +24,7 @@ class Item:
     prompt: str
     category: str = ""
     """What the benchmark reports apart, a task or a style; empty where it has none."""
-    more: dict[str, Any] = field(default_factory=dict, hash=False)
+    more: dict[str, object] = field(default_factory=dict, hash=False)
     """What its scorer needs to know besides the prompt."""
 
     def picture(self, draw: int) -> str:
@@ -129,7 +128,7 @@ def _world(count: int) -> list[Item]:
     return [Item(i, f"{i:05d}", text, parse(text).skill) for i, text in enumerate(texts)]
 
 
-def read_table(path: Path, *columns: str) -> list[dict[str, Any]]:
+def read_table(path: Path, *columns: str) -> list[dict[str, str]]:
     with path.open(newline="", encoding="utf-8-sig") as stream:
         table = csv.DictReader(stream)
         rows = list(table)
