@@ -12,6 +12,8 @@ import os
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_type_hints
 
+from arcflow import paper
+
 Dtype = Literal["float32", "bfloat16", "float16"]
 Device = Literal["auto", "cpu", "cuda", "mps"]
 Cooldown = Literal["none", "linear", "cosine"]
@@ -42,15 +44,15 @@ class Model:
     """The teacher: "world" for the small one shipped with the package, a diffusers pipeline folder, or a Hub id."""
     dtype: Dtype = "float32"
     """Precision of the frozen weights; what is trained is always float32."""
-    modes: int = 16
+    modes: int = paper.MODES
     """K, the number of basic velocities in the mixture. 1 is the straight line."""
     form: Form = "mixture"
     """What a call describes: "mixture", the paper's K velocities with gates and momentum factors; or "coefficients",
     the mean velocity over the step by the base's own last layer, and K - 1 bends beside it (4 is a good K), which makes
     a student that is a plain LoRA at its own number of steps."""
-    rank: int = 256
+    rank: int = paper.RANK
     """Rank (and alpha) of the LoRA."""
-    dropout: float = 0.05
+    dropout: float = paper.DROPOUT
     """Dropout in front of the LoRA while training."""
     targets: Targets = "feed_forward"
     """Linears that take the LoRA: "feed_forward", those of the published adapters, or "all" of the blocks and of the
@@ -84,28 +86,34 @@ class Model:
             remedy = 'take "feed_forward" or "all", or the mixture'
             check(self.targets != "full", "model.targets", self.targets, "a LoRA in coefficients", remedy)
         check(self.rank >= 1, "model.rank", self.rank, "1 or more", "set model.lora to False to train without LoRA")
-        check(0 <= self.dropout < 1, "model.dropout", self.dropout, "0 <= p < 1", "the published value is 0.05")
+        check(
+            0 <= self.dropout < 1,
+            "model.dropout",
+            self.dropout,
+            "0 <= p < 1",
+            f"the published value is {paper.DROPOUT}",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Distill:
     """The objective: which path is matched, where, and how the states are reached."""
 
-    steps: int = 2
+    steps: int = paper.STEPS
     """Network calls of the student; one segment of the path each."""
     also_steps: tuple[int, ...] = ()
     """Other numbers of calls that the same student learns, in turn with the first, iteration by iteration."""
-    shift: float = 3.2
+    shift: float = paper.SHIFT
     """Shift from raw time to noise level: sigma = shift tau / (1 + (shift - 1) tau)."""
-    final_step_scale: float = 1.0
+    final_step_scale: float = paper.FINAL_STEP_SCALE
     """Length of the last step in raw time, relative to the others."""
-    guidance: float = 3.5
+    guidance: float = paper.GUIDANCE
     """Guidance handed to models that embed it (FLUX.1-dev); others ignore it."""
     teacher_cfg: float = 1.0
     """True classifier-free guidance of the teacher against the empty prompt; 1 is off."""
-    states: int = 4
+    states: int = paper.STATES
     """N, states per segment at which the teacher is asked."""
-    window: int = 3
+    window: int = paper.WINDOW
     """Length of the matching window in 1/128 of raw time; velocities are matched in the mean over it."""
     spread: Spread = "uniform"
     """How the states' random times are drawn: "uniform", as published; "stratified", one in each of N equal parts,
@@ -115,28 +123,41 @@ class Distill:
     takes as many calls and follows the teacher's path more closely."""
     handover: Handover = "walk"
     """Where the next segment starts: at the end of the walk, as published, or where the student's own arc ends."""
-    mode_dropout: float = 0.1
+    mode_dropout: float = paper.MODE_DROPOUT
     """Probability that a mode is left out of the copy that walks to the states."""
     hold: int = 0
     """Iterations before the teacher ratio begins to fall."""
-    decay: int = 2000
+    decay: int = paper.FLUX_DECAY
     """Iterations over which the teacher ratio falls from 1 (the teacher's path) to 0 (the student's own)."""
     led: int = 0
     """First segments in which the teacher ratio stays at 1 for good. The first decides what is drawn, and on its own
     path a student may settle that otherwise than its teacher."""
 
     def __post_init__(self) -> None:
-        check(self.steps >= 1, "distill.steps", self.steps, "1 or more", "the published adapters use 2")
+        check(self.steps >= 1, "distill.steps", self.steps, "1 or more", f"the published adapters use {paper.STEPS}")
         known = all(steps >= 1 for steps in self.also_steps) and self.steps not in self.also_steps
         check(known, "distill.also_steps", self.also_steps, f"numbers of 1 or more beside {self.steps}", "say 1 4")
-        check(self.shift > 0, "distill.shift", self.shift, "a positive number", "the published value is 3.2")
+        check(self.shift > 0, "distill.shift", self.shift, "a positive number", f"the published value is {paper.SHIFT}")
         scale = self.final_step_scale
-        check(scale > 0, "distill.final_step_scale", scale, "a positive number", "the published value is 1.0")
+        check(
+            scale > 0,
+            "distill.final_step_scale",
+            scale,
+            "a positive number",
+            f"the published value is {paper.FINAL_STEP_SCALE}",
+        )
         check(self.teacher_cfg >= 1, "distill.teacher_cfg", self.teacher_cfg, "1 or more", "1 switches it off")
-        check(self.states >= 1, "distill.states", self.states, "1 or more", "the published value is 4")
-        check(0 <= self.window < 128, "distill.window", self.window, "0 to 127", "the published value is 3")
+        check(self.states >= 1, "distill.states", self.states, "1 or more", f"the published value is {paper.STATES}")
+        published = f"the published value is {paper.WINDOW}"
+        check(0 <= self.window < paper.SUBSTEPS, "distill.window", self.window, f"0 to {paper.SUBSTEPS - 1}", published)
         dropout = self.mode_dropout
-        check(0 <= dropout < 1, "distill.mode_dropout", dropout, "0 <= p < 1", "the published value is 0.1")
+        check(
+            0 <= dropout < 1,
+            "distill.mode_dropout",
+            dropout,
+            "0 <= p < 1",
+            f"the published value is {paper.MODE_DROPOUT}",
+        )
         check(self.hold >= 0, "distill.hold", self.hold, "0 or more", "0 lets the ratio fall from the start")
         check(self.decay >= 0, "distill.decay", self.decay, "0 or more", "0 starts on the student's own path")
         most = min(self.all_steps)
@@ -174,7 +195,7 @@ class Data:
     first ones."""
     held_out_count: int = 64
     """How many held-out prompts (and noises) the distance is measured on."""
-    teacher_steps: int = 50
+    teacher_steps: int = paper.TEACHER_STEPS
     """Euler steps of the teacher whose end points the distance is measured against."""
     height: int = 64
     """Image height in pixels."""
@@ -224,7 +245,7 @@ def _prompt_file(name: str) -> bool:
 class Optim:
     """AdamW, its schedule, and the averaged weights that are kept."""
 
-    iterations: int = 10_000
+    iterations: int = paper.FLUX_ITERATIONS
     """Optimizer steps in all."""
     batch: int = 32
     """Samples per iteration."""

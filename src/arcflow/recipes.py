@@ -10,6 +10,7 @@ import json
 import shlex
 from typing import Any
 
+from arcflow import paper
 from arcflow.config import PARTS, Budget, Data, Distill, Model, Optim, Run, flat, to_json
 
 
@@ -102,9 +103,9 @@ def flux() -> Run:
         save_every=250,
         log_every=10,
         model=Model(base="black-forest-labs/FLUX.1-dev", dtype="bfloat16", gradient_checkpointing=True),
-        distill=Distill(decay=2000),
+        distill=Distill(decay=paper.FLUX_DECAY),
         data=Data(prompts="prompts.txt", held_out_count=16, height=1024, width=1024, cache=False),
-        optim=Optim(iterations=10_000, batch=384, micro_batch=4),
+        optim=Optim(iterations=paper.FLUX_ITERATIONS, batch=paper.BATCH, micro_batch=4),
     )
 
 
@@ -116,9 +117,9 @@ def qwen_image() -> Run:
         save_every=250,
         log_every=10,
         model=Model(base="Qwen/Qwen-Image", dtype="bfloat16", gradient_checkpointing=True),
-        distill=Distill(decay=1000, teacher_cfg=4.0),
+        distill=Distill(decay=paper.QWEN_DECAY, teacher_cfg=paper.TRUE_GUIDANCE),
         data=Data(prompts="prompts.txt", held_out_count=16, height=1024, width=1024, cache=False),
-        optim=Optim(iterations=15_000, batch=384, micro_batch=2),
+        optim=Optim(iterations=paper.QWEN_ITERATIONS, batch=paper.BATCH, micro_batch=2),
     )
 
 

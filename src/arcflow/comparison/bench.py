@@ -17,6 +17,7 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
+from arcflow import paper
 from arcflow.comparison.config import Contest
 from arcflow.comparison.results import Judged
 from arcflow.config import Data, Distill, Model
@@ -36,7 +37,7 @@ from arcflow.system.devices import torch_device
 from arcflow.world import check
 from arcflow.world.scene import FIRST_SEED, SIZE, held_out
 
-TEACHER_STEPS = 50
+TEACHER_STEPS = paper.TEACHER_STEPS
 
 CURVE = 64
 """Held-out prompts on which the distance is measured while a training goes on."""

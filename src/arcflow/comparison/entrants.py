@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any, get_args
 
-from arcflow import recipes
+from arcflow import paper, recipes
 from arcflow.comparison.config import Contest, Study
 from arcflow.config import PARTS, Budget
 from arcflow.distillation.method import Method
@@ -15,7 +15,7 @@ from arcflow.methods import arcflow, consistency, dmd2, piflow, progressive, ref
 Changes = dict[str, Any]
 """Settings by name, as `dataclasses.replace` takes them."""
 
-PUBLISHED: Changes = {"hold": 0, "decay": PARTS // 5}
+PUBLISHED: Changes = {"hold": 0, "decay": PARTS * paper.FLUX_DECAY // paper.FLUX_ITERATIONS}
 """The teacher's share falls over the first fifth: 2000 of 10 000 iterations (FLUX)."""
 
 

@@ -19,6 +19,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from arcflow import paper
 from arcflow.config import Distill
 from arcflow.distillation.policy import Policy, Student, Teacher, level
 from arcflow.distillation.walk import Schedule, left_behind, schedule, visit
@@ -28,7 +29,7 @@ from arcflow.system.seeds import Draws
 
 LOSS_SCALE = 30.0
 
-SUBSTEPS = 128
+SUBSTEPS = paper.SUBSTEPS
 
 
 @dataclass(frozen=True)

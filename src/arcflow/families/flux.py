@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from arcflow import paper
 from arcflow.families.conditioning import Cond
 from arcflow.families.family import TIME_EMBEDDERS, Family, as_keywords
 
@@ -47,7 +48,7 @@ FLUX = Family(
     + r"|transformer_blocks\.\d+\.ff(_context)?\.net\.(0\.proj|2)"
     + r"|single_transformer_blocks\.\d+\.proj_(mlp|out)",
     lora_skip="",
-    guidance=3.5,
+    guidance=paper.GUIDANCE,
     arguments=as_keywords,
     encode=_encode,
     places=_places,

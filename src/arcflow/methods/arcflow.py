@@ -5,10 +5,11 @@ gains over this, it gains by its curve. Source: arXiv 2602.09014."""
 
 from functools import partial
 
+from arcflow import paper
 from arcflow.distillation.matching import matching
 from arcflow.distillation.method import Method
 
-ARCFLOW = Method(name="arcflow", title="ArcFlow", paper="2602.09014", modes=16, objective=matching)
+ARCFLOW = Method(name="arcflow", title="ArcFlow", paper="2602.09014", modes=paper.MODES, objective=matching)
 
 LINEAR = Method(
     name="linear",

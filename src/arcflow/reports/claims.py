@@ -13,6 +13,7 @@ from typing import Literal
 import numpy as np
 import torch
 
+from arcflow import paper
 from arcflow.comparison.results import Comparison, Means, SeedMean, verdict
 from arcflow.evaluation.results import Evaluation
 from arcflow.student import layers
@@ -154,20 +155,23 @@ def faster(shipped: Evaluation) -> Finding:
     network = teacher.transformer / ours.transformer
     whole = teacher.seconds_per_image / ours.seconds_per_image
     measured = f"transformer {network:.0f} times, the whole pipeline {whole:.0f} times less time an image"
+    fewer = paper.TEACHER_STEPS // paper.STEPS
     why = (
-        "Calls are 25 times fewer for FLUX.1 (50 to 2) and 50 times for Qwen-Image, whose teacher takes two a step for "
-        "its guidance: 40 is between them. Text encoders and decoder stay, and bound what the pipeline gains."
+        f"Calls are {fewer} times fewer for FLUX.1 ({paper.TEACHER_STEPS} to {paper.STEPS}) and {2 * fewer} times for "
+        f"Qwen-Image, whose teacher takes two a step for its guidance: {paper.SPEEDUP} is between them. "
+        "Text encoders and decoder stay, and bound what the pipeline gains."
     )
-    return Finding("holds in part" if network < 40 else "holds", measured, why)
+    return Finding("holds in part" if network < paper.SPEEDUP else "holds", measured, why)
 
 
 def few_parameters() -> Finding:
     """Under 5 % of the parameters are trained."""
     shares = {name: trained_share(model) for name, model in LARGE.items()}
     measured = ", ".join(f"{name} {share:.2%}" for name, share in shares.items())
-    under = [share < 0.05 for share in shares.values()]
+    under = [share < paper.TRAINED for share in shares.values()]
     holds: Holds = "holds" if all(under) else "holds in part" if any(under) else "does not hold"
-    return Finding(holds, measured, "Counted on the networks at full size, LoRA of rank 256 and 16 modes as published.")
+    why = f"Counted on the networks at full size, LoRA of rank {paper.RANK} and {paper.MODES} modes as published."
+    return Finding(holds, measured, why)
 
 
 def trained_share(model: Network) -> float:
@@ -176,7 +180,7 @@ def trained_share(model: Network) -> float:
 
     with torch.device("meta"):
         net = getattr(diffusers, model.transformer)(**model.changes)
-    trained = sum(int(np.prod(shape)) for shape in layers.shapes(net, modes=16, rank=256).values())
+    trained = sum(int(np.prod(shape)) for shape in layers.shapes(net, modes=paper.MODES, rank=paper.RANK).values())
     return trained / sum(p.numel() for p in net.parameters())
 
 
@@ -248,7 +252,7 @@ def closed_form(methods: Comparison, policies: Policies) -> Finding:
 
 def converges(methods: Comparison) -> Finding:
     """It converges over four times faster than TwinFlow at equal training."""
-    return _sooner(methods, "twinflow", 4.0)
+    return _sooner(methods, "twinflow", paper.SOONER)
 
 
 def sooner_than_full(rank: Comparison) -> Finding:
@@ -311,13 +315,13 @@ def ideal(bounds: Ideal, shipped: Evaluation) -> Finding:
 
 
 CLAIMS: dict[str, tuple[Claim, tuple[str, ...]]] = {
-    "2 calls instead of 50, quality near the teacher": (two_calls, ("shipped",)),
-    "About 40 times faster": (faster, ("shipped",)),
-    "Under 5 % of the parameters are trained": (few_parameters, ()),
+    f"{paper.STEPS} calls instead of {paper.TEACHER_STEPS}, quality near the teacher": (two_calls, ("shipped",)),
+    f"About {paper.SPEEDUP} times faster": (faster, ("shipped",)),
+    f"Under {100 * paper.TRAINED:.0f} % of the parameters are trained": (few_parameters, ()),
     "Ahead of its rivals at 2 calls and equal training": (ahead, ("methods",)),
     "Momentum beats straight lines at 2 calls": (bends, ("methods",)),
     "The closed form beats sub-stepped policies in time at equal quality": (closed_form, ("methods", "policies")),
-    "Converges over 4 times faster than TwinFlow": (converges, ("methods",)),
+    f"Converges over {paper.SOONER:.0f} times faster than TwinFlow": (converges, ("methods",)),
     "A LoRA converges sooner than full fine-tuning": (sooner_than_full, ("rank",)),
     "Diversity is kept": (diverse, ("methods",)),
     "Weak at 1 call": (weak_at_one, ("methods",)),

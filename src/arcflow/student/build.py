@@ -14,6 +14,7 @@ checkpointed blocks are computed again there. Parameters go by the names of the 
 import torch
 from torch import nn
 
+from arcflow import paper
 from arcflow.config import Form, Targets
 from arcflow.families import family_of
 from arcflow.families.weights import dense, lora_names
@@ -44,10 +45,10 @@ from arcflow.student.layers import (
 def build(
     transformer: nn.Module,
     *,
-    modes: int = 16,
-    rank: int = 256,
+    modes: int = paper.MODES,
+    rank: int = paper.RANK,
     alpha: float | None = None,
-    dropout: float = 0.05,
+    dropout: float = paper.DROPOUT,
     lora: bool = True,
     targets: Targets = "feed_forward",
     form: Form = "mixture",
@@ -92,7 +93,9 @@ def draft(
     """The student that `build` would put on this transformer, which is left alone: it may be a student already."""
     family = family_of(transformer)
     if lora and rank < 1:
-        raise ValueError(f"rank is {rank}; expected at least 1 (256 in the published adapters), or lora=False.")
+        raise ValueError(
+            f"rank is {rank}; expected at least 1 ({paper.RANK} in the published adapters), or lora=False."
+        )
     check_takes_one(transformer)
 
     base = base_linear(transformer, family.head)

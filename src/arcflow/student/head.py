@@ -14,6 +14,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from arcflow import paper
 from arcflow.momentum import unpack
 
 
@@ -67,12 +68,14 @@ class MomentumHead(nn.Module):
         """A float32 head that starts as the Linear it replaces (with or without bias)."""
         width = base.out_features
         if modes < 1:
-            raise ValueError(f"modes is {modes}; a mixture has at least 1 mode (16 in the published adapters).")
+            raise ValueError(
+                f"modes is {modes}; a mixture has at least 1 mode ({paper.MODES} in the published adapters)."
+            )
         if width % pixels:
             raise ValueError(f"{pixels} pixels per token do not divide the output width {width}.")
         device = base.weight.device
         head = cls(base.in_features, modes, width, pixels, device)
-        apart = 0.05 * torch.randn(modes, width // pixels, 1, generator=generator)
+        apart = paper.APART * torch.randn(modes, width // pixels, 1, generator=generator)
         with torch.no_grad():
             bias = torch.zeros(width, device=device) if base.bias is None else base.bias.float()
             head.means.weight.copy_(base.weight.float().repeat(modes, 1))
@@ -122,4 +125,5 @@ class PackedHead(nn.Module):
 
 def start_gains(modes: int) -> Float[Tensor, " modes_less_one"]:
     """Momentum factors of a new head, the fixed first one left out."""
-    return torch.logspace(torch.tensor(0.2).log10().item(), torch.tensor(4.0).log10().item(), modes - 1)
+    low, high = torch.tensor(paper.GAINS).log10().tolist()  # in float32, whose rounding is the authors'
+    return torch.logspace(low, high, modes - 1)
