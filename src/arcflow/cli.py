@@ -40,6 +40,7 @@ from arcflow.commands.serve import Serve
 from arcflow.commands.train import RECIPES, Train
 from arcflow.commands.world import World
 from arcflow.system.errors import sentence
+from arcflow.system.signals import end_with_parent
 
 Command = (
     Annotated[Demo, subcommand("demo")]
@@ -79,6 +80,7 @@ def did_you_mean(words: Sequence[str]) -> str | None:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run one command; what a user can put right is told in a line, not in a traceback."""
+    end_with_parent()
     words = list(sys.argv[1:] if argv is None else argv)
     if words == ["--version"]:
         print(f"arcflow {__version__}")
@@ -94,11 +96,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     except BrokenPipeError:  # whoever read what is printed has had enough, as `head` has
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(128 + 13) from None
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
         if sys.flags.dev_mode:
             raise
         print("arcflow: interrupted", file=sys.stderr)
-        raise SystemExit(128 + signal.SIGINT) from None
+        raise SystemExit(getattr(error, "code", 128 + signal.SIGINT)) from None
     except Exception as error:
         said = None if sys.flags.dev_mode else sentence(error)
         if said is None:

@@ -2,12 +2,13 @@
 
 On CPU cores a process for each, with a copy of the network, trains faster than one process with a thread for each: the
 networks are small, and threads wait for each other in every layer. The processes are plain `arcflow train` commands
-that find each other as those of `torchrun` do. They stop together, whichever of them is told to.
+that find each other by a file that this user alone can read, and talk over the loopback interface. They stop together,
+whichever of them is told to, and none outlives the one that started them.
 """
 
 import os
+import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -16,9 +17,10 @@ from collections.abc import Sequence
 from typing import IO
 
 from arcflow.system.devices import cores
-from arcflow.system.signals import stop_signals
+from arcflow.system.processes import STORE
+from arcflow.system.signals import LAUNCHED, WISHES, stop_signals
 
-STOPPED = (128 + signal.SIGINT, 128 + signal.SIGTERM)
+STOPPED = tuple(128 + number for number in WISHES)
 """Exit codes of a training that was told to stop and has saved."""
 
 GRACE = 10.0
@@ -30,16 +32,22 @@ def run_together(words: Sequence[str], count: int) -> int:
 
     Progress and errors are those of the first process, the code is that of the first which fails.
     """
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    shared = {**os.environ, "WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    shared["OMP_NUM_THREADS"] = str(max(1, cores() // count))
+    meeting = tempfile.mkdtemp(prefix="arcflow-")
+    shared = {
+        **os.environ,
+        "WORLD_SIZE": str(count),
+        STORE: os.path.join(meeting, "store"),
+        LAUNCHED: meeting,
+        "OMP_NUM_THREADS": str(max(1, cores() // count)),
+    }
+    if loopback := {"linux": "lo", "darwin": "lo0"}.get(sys.platform):
+        shared["GLOO_SOCKET_IFNAME"] = loopback
     with stop_signals() as caught, tempfile.TemporaryFile() as said:
         processes = [
             subprocess.Popen(
                 [sys.executable, "-m", "arcflow.cli", *words],
                 env={**shared, "RANK": str(i), "LOCAL_RANK": str(i)},
+                stdin=subprocess.PIPE,  # which closes when this process ends, however it does
                 stdout=None if i == 0 else subprocess.DEVNULL,
                 stderr=None if i == 0 else said,
             )
@@ -52,7 +60,8 @@ def run_together(words: Sequence[str], count: int) -> int:
         finally:
             for process in processes:
                 process.kill()
-                process.wait()
+                process.communicate()
+            shutil.rmtree(meeting, ignore_errors=True)
     return code
 
 

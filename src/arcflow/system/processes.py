@@ -29,6 +29,9 @@ from arcflow.system.errors import first_line, sentence
 
 T = TypeVar("T")
 
+STORE = "ARCFLOW_STORE"
+"""Environment variable with the file by which the processes of one machine find each other."""
+
 STARTS = counted()
 """Numbers the runs that are started in these processes, one after the other."""
 
@@ -146,7 +149,7 @@ def start(device: torch.device, shard: int | None = None) -> Iterator[Ranks]:
     ours = not dist.is_initialized()
     if ours:
         # A store of its own: one that has served another run in these processes still tells where that one's were.
-        store, rank, _ = next(dist.rendezvous("env://"))
+        store, rank = _meeting(count)
         store = dist.PrefixStore(f"arcflow/{next(STARTS)}", store)
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
         dist.init_process_group(backend, store=store, rank=rank, world_size=count)
@@ -160,6 +163,15 @@ def start(device: torch.device, shard: int | None = None) -> Iterator[Ranks]:
     finally:
         if ours:
             dist.destroy_process_group()
+
+
+def _meeting(count: int) -> tuple[dist.Store, int]:
+    """Where the processes find each other, and this one's number. `torchrun` names a host and a port; a file, which
+    nobody else on the machine can read or write, does for those of one machine."""
+    if path := os.environ.get(STORE):
+        return dist.FileStore(path, count), int(os.environ["RANK"])
+    store, rank, _ = next(dist.rendezvous("env://"))
+    return store, rank
 
 
 def shard(network: nn.Module, ranks: Ranks) -> nn.Module:
