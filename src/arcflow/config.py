@@ -387,6 +387,10 @@ PARTS = 1000
 """Parts of a budget, the unit of its schedules."""
 
 
+CONTENTS = "contents"
+"""Entry of `run.json` with digests of what the settings name: prompts, teacher."""
+
+
 def to_json(run: Run) -> str:
     """The resolved configuration as it stands in `run.json`."""
     return json.dumps(dataclasses.asdict(run), indent=2) + "\n"
@@ -401,8 +405,11 @@ def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def from_json(text: str) -> Run:
-    """The run that `to_json` wrote; unknown keys are an error that names them."""
-    return _build(Run, json.loads(text), "run")
+    """The run that `to_json` wrote, without what a run folder adds to it; unknown keys are an error that names them."""
+    values = json.loads(text)
+    if not isinstance(values, dict):
+        raise ValueError(f"a run is an object, not a {type(values).__name__}")
+    return _build(Run, {name: value for name, value in values.items() if name != CONTENTS}, "run")
 
 
 def _build(kind: type, values: dict[str, Any], where: str) -> Any:  # noqa: ANN401

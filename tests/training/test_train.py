@@ -33,7 +33,8 @@ from arcflow.system import files, signals
 from arcflow.system.devices import attention, torch_device
 from arcflow.system.processes import Ranks
 from arcflow.system.signals import Stopped, stop_signals
-from arcflow.training.loop import claim, train
+from arcflow.training.home import claim
+from arcflow.training.loop import train
 from arcflow.training.optimizer import accepted, adamw, rate
 from tests.support.prompt_lists import with_pictures
 from tests.support.trainings import ITERATIONS, config, quiet, tiny_pipe

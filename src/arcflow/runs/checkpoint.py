@@ -73,6 +73,13 @@ LAST_PAUSES = (0.0, 1.0, 5.0)
 """The same where a run ends."""
 
 
+Mark = Callable[[], dict[str, Any] | None]
+
+
+def nothing() -> None:
+    """No mark."""
+
+
 class Checkpoints:
     """The checkpoints of a run: the newest `keep`, and for good those of every `milestones`-th iteration."""
 
@@ -104,14 +111,14 @@ class Checkpoints:
         self.mark: dict[str, Any] | None = None
         """What `save` was given to keep beside the progress, in the checkpoint that was restored."""
 
-    def save(self, progress: Progress, mark: Mapping[str, Any] | None = None) -> None:
-        """Copy everything and begin to write it, `mark` beside it. What goes wrong is told, and `due` from then on."""
+    def save(self, progress: Progress, mark: Mark = nothing) -> None:
+        """Copy everything and begin to write it, and beside it what `mark` gives on the first process: the state of
+        what else is on the disk by then. What goes wrong is told, and `due` from then on."""
         self.settle()
         self.begun = progress.step
         draft = self.folder / f"{progress.step:08d}.tmp"
-        kept = {"progress": dict(vars(progress)), "mark": mark}
         try:
-            self.ranks.agree(lambda: _empty(draft))
+            kept = {"progress": dict(vars(progress)), "mark": self.ranks.agree(lambda: _begin(draft, mark))}
             storage = dcp.HuggingFaceStorageWriter(str(draft), save_distributed=True)
             tensors = self._tensors()
             shapes = {name: tuple(value.shape) for name, value in tensors.items()}
@@ -136,7 +143,7 @@ class Checkpoints:
         self._end()
         self.ranks.agree(lambda: None)
 
-    def finish(self, progress: Progress, mark: Mapping[str, Any] | None = None) -> None:
+    def finish(self, progress: Progress, mark: Mark = nothing) -> None:
         """Until this progress is on the disk.
 
         Raises:
@@ -308,10 +315,11 @@ def _number(value: Tensor) -> Tensor | int:
     return value.reshape(()) if value.is_floating_point() else int(value)
 
 
-def _empty(folder: Path) -> None:
-    """Make it, with nothing in it."""
-    _clear(folder)
-    folder.mkdir(parents=True)
+def _begin(draft: Path, mark: Mark) -> dict[str, Any] | None:
+    """Make the folder of a checkpoint that is to be written, with nothing in it."""
+    _clear(draft)
+    draft.mkdir(parents=True)
+    return mark()
 
 
 def _clear(path: Path) -> None:

@@ -37,12 +37,25 @@ class Ema:
 
     @torch.no_grad()
     def swap(self) -> None:
-        """Exchange the network's weights and the average. Values move, not tensors: FSDP knows these by their place."""
-        for name, p in self.parameters.items():
-            net, average = local(p.detach()), local(self.weights[name])
-            kept = net.clone()
-            net.copy_(average)
-            average.copy_(kept)
+        """Exchange the network's weights and the average. Values move, not tensors: FSDP knows these by their place.
+
+        If memory does not suffice, nothing is exchanged.
+        """
+        done = list[str]()
+        try:
+            for name in self.parameters:
+                self._exchange(name)
+                done.append(name)
+        except BaseException:
+            for name in done:
+                self._exchange(name)
+            raise
+
+    def _exchange(self, name: str) -> None:
+        net, average = local(self.parameters[name].detach()), local(self.weights[name])
+        kept = net.clone()
+        net.copy_(average)
+        average.copy_(kept)
 
     @contextmanager
     def applied(self) -> Iterator[None]:

@@ -248,6 +248,14 @@ def parts_of(state: State) -> list[nn.Module]:
     return [*state.lows.values(), *(twin.tuned for twin in state.twins.values()), *tuned]
 
 
+def learn(transformer: nn.Module) -> None:
+    """Put the student in training mode, and nothing but the student: the teacher draws no random numbers, though a LoRA
+    of the user's own may have a dropout."""
+    transformer.eval()
+    for part in parts_of(state_of(transformer)):
+        part.train()
+
+
 def _watch(
     transformer: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:

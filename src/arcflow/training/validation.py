@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import UInt8
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from arcflow.config import Run
@@ -24,6 +24,7 @@ from arcflow.families.conditioning import Cond, rows
 from arcflow.families.network import decode
 from arcflow.path import step_grid
 from arcflow.system import files
+from arcflow.system.errors import first_line
 from arcflow.system.processes import Ranks
 
 EULER_STEPS = (2, 4, 8)
@@ -42,18 +43,19 @@ class Gauge:
         cache: Path,
         log: Callable[[str], None],
         ranks: Ranks | None = None,
+        contents: str = "",
     ) -> None:
+        """`contents` is a digest of the teacher's weights: its ends are never taken for those of another."""
         self.distill, self.ranks, self.count = config.distill, ranks or Ranks(), len(x)
-        key = _key(config, x, cond)
+        key = _key(config, contents, x, cond)
         mine = self.ranks.share(len(x))  # every process walks its own, and all see all ends
         self.x, self.cond = x[mine], rows(cond, mine)
         self.parts = list(micro_batches(len(mine), config.optim))
-        known = self.ranks.agree(lambda: _cached(cache, key))
+        known = self.ranks.agree(lambda: _cached(cache, key, log))
         if known is None:
             log(f"teacher: {len(x)} held-out images in {config.data.teacher_steps} steps (once)")
             known = self._teacher_end(teacher, config.data.teacher_steps)
-            if self.ranks.first:
-                files.write_tensors(cache, {"x": known.cpu()}, {"key": key})
+            self.ranks.agree(lambda: _keep(cache, key, known, log))
         self.end = self.latest = known.to(x.device)
         self.euler = {f"euler_{n}": self._error(self._teacher_end(teacher, n)) for n in EULER_STEPS}
 
@@ -85,18 +87,43 @@ class Gauge:
         return self.ranks.gather(torch.cat(parts))[: self.count]
 
 
-def _key(config: Run, x: Tensor, cond: Cond) -> str:
+def _key(config: Run, contents: str, x: Tensor, cond: Cond) -> str:
     """Everything the teacher's ends depend on, hashed."""
     model, distill = config.model, config.distill
-    settings = (model.base, model.dtype, config.data.teacher_steps, model.teacher_lora, model.quantize)
-    digest = hashlib.sha256(repr((settings, distill.shift, distill.teacher_cfg)).encode())
+    settings = (contents, model.dtype, config.data.teacher_steps, model.quantize, distill.shift, distill.teacher_cfg)
+    digest = hashlib.sha256(repr(settings).encode())
     for value in (x, *(cond[name] for name in sorted(cond))):
         digest.update(value.cpu().float().numpy().tobytes())
     return digest.hexdigest()
 
 
-def _cached(path: Path, key: str) -> Tensor | None:
+def _keep(path: Path, key: str, x: Tensor, log: Callable[[str], None]) -> None:
+    """Write the ends; they can be made again, so that nothing ends if this fails."""
+    try:
+        ends = x.detach().cpu().contiguous()
+        files.write_tensors(path, {"x": ends}, {"key": key, "sha256": _sum(ends)})
+    except (OSError, SafetensorError) as error:
+        log(f"could not write {path} ({first_line(error)}): the run goes on without it")
+
+
+def _cached(path: Path, key: str, log: Callable[[str], None]) -> Tensor | None:
+    """The ends of before, if they are of the same teacher and noise, and as they were written."""
     if not path.exists():
         return None
-    with safe_open(path, "pt") as file:
-        return file.get_tensor("x") if file.metadata()["key"] == key else None
+    try:
+        with safe_open(path, "pt") as file:
+            about = file.metadata() or {}
+            if about.get("key") != key:
+                return None
+            x = file.get_tensor("x")
+        if about.get("sha256") == _sum(x):
+            return x
+        why = "its SHA-256 differs"
+    except (OSError, SafetensorError, RuntimeError) as error:
+        why = first_line(error)
+    log(f"{path} is damaged ({why}): the teacher's ends are made again")
+    return None
+
+
+def _sum(x: Tensor) -> str:
+    return hashlib.sha256(x.contiguous().flatten().view(torch.uint8).numpy().tobytes()).hexdigest()
