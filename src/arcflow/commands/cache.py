@@ -47,6 +47,7 @@ class CacheMake:
         from functools import partial
 
         from arcflow.data import batches, cache
+        from arcflow.data.embeddings import embedded
         from arcflow.data.prompts import read_prompts
         from arcflow.families import network
         from arcflow.sampling import folder
@@ -67,7 +68,7 @@ class CacheMake:
             self.out,
             partial(network.encode_text, pipe, max_sequence_length=self.max_sequence_length),
             texts,
-            about={"model": self.model, "max_sequence_length": self.max_sequence_length},
+            about=embedded(self.model, self.max_sequence_length),
             dtype=self.stored,
             shard=self.shard,
             batch=self.batch,

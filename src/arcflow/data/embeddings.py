@@ -11,14 +11,18 @@ from torch import Tensor
 from arcflow.config import Run
 from arcflow.data.batches import Prompts
 from arcflow.data.cache import Cache
+from arcflow.data.identity import encoder_digest
 from arcflow.families import network
 from arcflow.families.conditioning import Cond
+from arcflow.system.processes import Ranks
 
 Encode = Callable[[list[str], tuple[int, int]], Cond]
 """(prompts, height and width of their pictures) -> conditioning."""
 
 
-def encoder(pipe: Any, config: Run, data: Prompts, device: torch.device) -> tuple[Encode, Cond | None]:
+def encoder(
+    pipe: Any, config: Run, data: Prompts, device: torch.device, ranks: Ranks | None = None
+) -> tuple[Encode, Cond | None]:
     """What gives the conditioning of prompts, and that of the empty prompt if the teacher is guided with it."""
     against = [""] if config.distill.teacher_cfg > 1 else []
     known = [row.text for row in data.train] + data.held_out.prompts + against
@@ -29,7 +33,7 @@ def encoder(pipe: Any, config: Run, data: Prompts, device: torch.device) -> tupl
         device=config.model.text_device or device,
     )
     if config.data.embeddings:
-        text = Cache(Path(config.data.embeddings), embedded(config), device, getattr(torch, config.model.dtype))
+        text = stored(pipe, config, device, ranks or Ranks())
         text.need(known)
     elif config.data.cache:
         text = Table(text, known)
@@ -41,9 +45,35 @@ def encoder(pipe: Any, config: Run, data: Prompts, device: torch.device) -> tupl
     return encode, encode(against, data.held_out.size) if against else None
 
 
-def embedded(config: Run) -> dict[str, Any]:
-    """What embeddings depend on, beside the prompt."""
-    return {"model": config.model.base, "max_sequence_length": config.data.max_sequence_length}
+def embedded(model: str, max_sequence_length: int | None) -> dict[str, Any]:
+    """What embeddings depend on, beside the prompt. The text encoders are known by their weights where they are on this
+    machine, else by the model's name alone."""
+    return {"model": model, "max_sequence_length": max_sequence_length, "encoder": encoder_digest(model)}
+
+
+WIDTHS = {"encoder_hidden_states": "joint_attention_dim", "pooled_projections": "pooled_projection_dim"}
+"""What a transformer's configuration calls the widths of its conditioning."""
+
+
+def stored(pipe: Any, config: Run, device: torch.device, ranks: Ranks) -> Cache:
+    """The cache that a run names. Raises ValueError if it is not of this model, or not as it was made.
+
+    The first process holds the shards against their checksums, and the others find its note.
+    """
+    assert config.data.embeddings
+    folder, about = Path(config.data.embeddings), embedded(config.model.base, config.data.max_sequence_length)
+    opened = partial(Cache, folder, about, device, getattr(torch, config.model.dtype))
+    if ranks.count > 1:
+        ranks.agree(lambda: bool(opened()))
+    cache = opened()
+    for name, width in cache.widths().items():
+        wanted = getattr(pipe.transformer.config, WIDTHS.get(name, ""), width)
+        if width != wanted:
+            raise ValueError(
+                f"{config.data.embeddings}: {name} is {width} wide, and {config.model.base} takes {wanted}: expected "
+                f"embeddings by its own text encoders; make another cache with `arcflow cache make`"
+            )
+    return cache
 
 
 CHUNK = 64

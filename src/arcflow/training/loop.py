@@ -87,7 +87,7 @@ def _train(
         need(config.tracker, asked=f"tracker = {config.tracker!r}", install=config.tracker)
 
     pipe = load_pipe(config.model, not config.data.embeddings) if pipe is None else pipe
-    encode, negative = encoder(settle(pipe, config.model, device, ranks), config, data, device)
+    encode, negative = encoder(settle(pipe, config.model, device, ranks), config, data, device, ranks)
     contents = contents_of(data, pipe.transformer)
     claim(config, ranks, contents, write=False)
     learner = Learner.on(pipe.transformer, config, ranks)
