@@ -193,6 +193,9 @@ class Data:
     held_out: str | None = None
     """File of prompts for the distance to the teacher; None: the grammar's test split, a file's last or a stream's
     first ones."""
+    grown: bool = False
+    """The list is another one than when the run in the folder began: go on with it, and keep the prompts held out that
+    were."""
     held_out_count: int = 64
     """How many held-out prompts (and noises) the distance is measured on."""
     teacher_steps: int = paper.TEACHER_STEPS

@@ -118,6 +118,19 @@ def make(
                 files.write_text(path.with_suffix(".sha256"), files.digest(path) + "\n")
 
 
+def contents(folder: Path) -> str:
+    """Tells caches apart by what their numbers depend on, whatever path they lie at and whatever prompts they hold.
+
+    Raises:
+        ValueError: there is no cache, or its record is damaged.
+    """
+    about, flaw = _about(folder)
+    if about is None:
+        raise ValueError(f"{folder / ABOUT}: {flaw}; {HEAL}")
+    free = {"sum", "shard", "prompts", "digest", "model" if about.get("encoder") is not None else "encoder"}
+    return files.text_digest(sorted((name, value) for name, value in about.items() if name not in free), 16)
+
+
 def verify(folder: Path) -> list[str]:
     """What is wrong with a cache: a line for each shard that is missing, broken or of something else, and for
     `cache.json`.

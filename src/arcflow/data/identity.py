@@ -1,52 +1,24 @@
-"""What data and models are, whatever path they lie at: digests of their content.
+"""What text encoders are, whatever path they lie at: digests of their weights' files.
 
-Weights of many gigabytes are known by their names, shapes and a sample of their numbers, evenly spread: another
-training or another precision changes nearly all of them. Prompts and small files are read whole.
+Files of many gigabytes are known by their sizes and by pieces of them, evenly spread: another training or another
+precision changes nearly all of their numbers.
 """
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 
-import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import LocalEntryNotFoundError
-from torch import nn
-
-from arcflow.data.prompts import Row
-from arcflow.system import files
-from arcflow.system.processes import whole
 
 SAMPLE = 64
-"""Numbers of each tensor, or pieces of each file, that are looked at."""
+"""Pieces of each file that are looked at."""
 
 PIECE = 4096
 """Bytes in such a piece."""
 
 DIGITS = 32
 """Of a digest that is written down."""
-
-
-def rows_digest(rows: Sequence[Row]) -> str:
-    """Tells lists of prompts apart, with sizes and pictures, in their order."""
-    return files.text_digest([[row.text, row.size, row.image] for row in rows], DIGITS)
-
-
-def weights_digest(network: nn.Module, *, lora: bool = False) -> str | None:
-    """Tells networks apart by their weights; with `lora` by those of the LoRAs on them alone. None if it has none."""
-    digest, found = hashlib.sha256(), False
-    for name, parameter in sorted(network.named_parameters()):
-        if (".lora_" in name) is not lora:
-            continue
-        found = True
-        digest.update(f"{name.replace('.base_layer', '')} {tuple(parameter.shape)}".encode())
-        try:
-            flat = whole(parameter.detach()).reshape(-1)
-            places = torch.linspace(0, len(flat) - 1, min(len(flat), SAMPLE), dtype=torch.float64).long()
-            digest.update(flat[places.to(flat.device)].float().cpu().numpy().tobytes())
-        except (NotImplementedError, RuntimeError, TypeError):  # quantized by a library whose tensors are not indexed
-            continue
-    return digest.hexdigest()[:DIGITS] if found else None
 
 
 def files_digest(paths: Iterable[Path]) -> str:

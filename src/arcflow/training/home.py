@@ -8,15 +8,17 @@ under the same name is not. A folder holds a run once it has begun; what failed 
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from arcflow.config import CONTENTS, Run, flat, from_json, to_json
+from arcflow.config import CONTENTS, Data, Run, flat, from_json, to_json
+from arcflow.data import cache
 from arcflow.data.batches import PromptData, Prompts
 from arcflow.system import files
 from arcflow.system.owner import Owner, owned, read_owner
@@ -37,6 +39,7 @@ FREE = (
     "tracker",
     "model.compile",
     "model.text_device",
+    "data.grown",
 )
 """Settings that may change when a run is taken up again."""
 
@@ -46,6 +49,7 @@ TOLD = ("optim.iterations",)
 NAMES = {
     "data.prompts": "prompts",
     "data.held_out": "held_out",
+    "data.embeddings": "embeddings",
     "model.base": "teacher",
     "model.teacher_lora": "teacher",
 }
@@ -54,6 +58,7 @@ NAMES = {
 WORDS = {
     "prompts": ("prompts", "data.prompts"),
     "held_out": ("held-out prompts", "data.held_out and data.prompts"),
+    "embeddings": ("set of embeddings", "data.embeddings"),
     "teacher": ("teacher", "model.base and model.teacher_lora"),
 }
 """For each digest: what it is of, and the settings that decide it."""
@@ -108,11 +113,41 @@ def _sees(folder: Path, token: str) -> bool:
     return True
 
 
-def contents_of(data: Prompts, teacher: nn.Module | None = None) -> dict[str, str]:
-    """Digests of prompts and teacher. A stream has none: nobody reads it whole."""
+HELD_OUT = "held_out.jsonl"
+"""The held-out prompts of a run, in its folder."""
+
+
+def prompts_of(config: Run) -> Data:
+    """Where a run's prompts come from; where the list has grown, what was held out stands in the run folder.
+
+    Raises:
+        ValueError: the list is said to have grown, and nothing was held out here before.
+    """
+    kept = Path(config.out) / HELD_OUT
+    if not config.data.grown or not begun(Path(config.out)):
+        return config.data
+    if not kept.is_file():
+        raise ValueError(
+            f"data.grown: {kept} is not there, which has what was held out: expected a run that was begun with this "
+            f"version; choose another folder with --out"
+        )
+    return replace(config.data, held_out=str(kept))
+
+
+def keep_held_out(config: Run, prompts: Sequence[str]) -> None:
+    """Write down what is held out, for when the list grows."""
+    path = Path(config.out) / HELD_OUT
+    if not path.exists():
+        files.write_lines(path, [{config.data.column: text} for text in prompts])
+
+
+def contents_of(data: Prompts, teacher: nn.Module | None = None, embeddings: str | None = None) -> dict[str, str]:
+    """Digests of prompts, teacher and embeddings. A stream has none: nobody reads it whole."""
     found = {"held_out": files.text_digest(data.held_out.prompts, 16)}
     if isinstance(data, PromptData):
         found["prompts"] = files.text_digest([[row.text, row.size, row.image] for row in data.train], 16)
+    if embeddings:
+        found["embeddings"] = cache.contents(Path(embeddings))
     if teacher is not None:
         found["teacher"] = weights_digest(teacher)
     return found
@@ -186,9 +221,14 @@ def _compare(
     for kind, digest in contents.items():
         if known.get(kind, digest) != digest:
             what, settings = WORDS[kind]
+            if kind == "prompts" and mine.get("data.grown"):
+                say(f"{folder} goes on with another list of prompts; what was held out stays so")
+                continue
+            grown = kind in ("prompts", "held_out") and not mine.get("data.grown")
+            way = "go on with it and keep held out what was, with --data.grown, " if grown else ""
             raise ValueError(
                 f"{folder} holds a run with another {what}: what {settings} name now is not what it was begun with; "
-                f"put it back as it was, or choose another folder with --out"
+                f"put it back as it was, {way}or choose another folder with --out"
             )
     if changed := files.differing(there, {name: mine[name] for name in (*TOLD, *named) if name in mine}):
         say(f"{folder} goes on with other settings ({changed})")

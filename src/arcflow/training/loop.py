@@ -42,7 +42,7 @@ from arcflow.system.processes import OnAll, Ranks
 from arcflow.system.seeds import seed_of
 from arcflow.system.signals import Insisted, Stopped, stop_signals
 from arcflow.system.timing import Speed
-from arcflow.training.home import claim, contents_of, home
+from arcflow.training.home import claim, contents_of, home, keep_held_out, prompts_of
 from arcflow.training.learner import Learner, arcflow_objective, sample_draws, views
 from arcflow.training.validation import Gauge
 
@@ -79,7 +79,7 @@ def _train(
 ) -> Path:
     started = time.monotonic()
     optim, mine, speed = config.optim, ranks.rows(config.optim.batch), Speed(device)
-    data = open_prompts(config.data, seed=config.seed, batch=optim.batch)
+    data = open_prompts(prompts_of(config), seed=config.seed, batch=optim.batch)
     if data.message:
         log(data.message)
     folder = claim(config, ranks, contents_of(data), write=False)
@@ -88,7 +88,7 @@ def _train(
 
     pipe = load_pipe(config.model, not config.data.embeddings) if pipe is None else pipe
     encode, negative = encoder(settle(pipe, config.model, device, ranks), config, data, device, ranks)
-    contents = contents_of(data, pipe.transformer)
+    contents = contents_of(data, pipe.transformer, config.data.embeddings)
     claim(config, ranks, contents, write=False)
     learner = Learner.on(pipe.transformer, config, ranks)
     student, teacher = views(pipe.transformer, negative, config.distill.teacher_cfg)
@@ -127,6 +127,8 @@ def _train(
     fetch, ask = speed.of("data", fetched(feed, ranks)), speed.of("teacher", teacher)
 
     claim(config, ranks, contents, log)  # from here on the folder holds this run
+    if ranks.first:
+        keep_held_out(config, held_out.prompts)
     journal = open_log(config, ranks, folder, progress.step, log, checkpoints.mark)
     if progress.step:
         log(f"resuming {folder} at iteration {progress.step} of {optim.iterations}")
