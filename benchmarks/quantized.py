@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from datetime import date
 from importlib import import_module
 from importlib.metadata import version
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +38,7 @@ ADAPTER = adapter_of(SHIPPED, SHIPPED)
 OUT = Path(__file__).parent / "results" / "quantized.md"
 SIZE = {"height": 64, "width": 64}
 PLAIN = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-LIBRARIES = ("torchao", "bitsandbytes", "gguf")
+LIBRARIES = ("torchao", "bitsandbytes", "gguf", "optimum-quanto")
 
 
 def torchao_int8(linear: nn.Linear) -> nn.Linear:
@@ -92,6 +91,14 @@ def _gguf(linear: nn.Linear, name: str) -> nn.Linear:
     return short
 
 
+def quanto_int8(linear: nn.Linear) -> nn.Linear:
+    quanto = import_module("optimum.quanto")
+    around = nn.Sequential(copy.deepcopy(linear))
+    quanto.quantize(around, weights=quanto.qint8)
+    quanto.freeze(around)
+    return around[0]
+
+
 def _sizes(linear: nn.Linear) -> tuple[int, int, bool]:
     return linear.in_features, linear.out_features, linear.bias is not None
 
@@ -103,6 +110,7 @@ STORES: dict[str, Callable[[nn.Linear], nn.Linear]] = {
     "bitsandbytes nf4": bitsandbytes_nf4,
     "gguf Q8_0": gguf_q8_0,
     "gguf Q4_0": gguf_q4_0,
+    "quanto int8": quanto_int8,
 }
 """How a library keeps a Linear, by the library's name and its own for the way."""
 
@@ -206,7 +214,7 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=256)
     parser.add_argument("--out", type=Path, default=OUT)
     options = parser.parse_args()
-    missing = [name for name in LIBRARIES if find_spec(name) is None]
+    missing = [name for name in LIBRARIES if system_packages.version_of(name) == "unknown"]
     if missing:
         raise SystemExit(
             f"{', '.join(missing)} not here: expected all of {LIBRARIES}; pip install 'arcflow[quantized]'"

@@ -34,6 +34,7 @@ ERROR = {
     "bitsandbytes nf4": 0.3,
     "gguf Q8_0": 0.05,
     "gguf Q4_0": 0.3,
+    "quanto int8": 0.05,
 }
 """What the network itself may lose, relative, with random weights."""
 
@@ -41,7 +42,8 @@ ERROR = {
 @pytest.fixture(params=ERROR)
 def way(request):
     """How the base is kept, if the library is here."""
-    pytest.importorskip(request.param.split()[0])
+    library = request.param.split()[0]
+    pytest.importorskip({"quanto": "optimum.quanto"}.get(library, library))
     return request.param
 
 
