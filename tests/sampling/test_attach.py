@@ -340,6 +340,21 @@ def test_a_student_goes_to_another_process(pipe, two_steps):
     arcflow.detach(pipe)
 
 
+# Fused
+
+
+def test_a_fused_students_linears_are_called_as_plain_ones(pipe, two_steps):
+    """No hook is left on them, and all come back."""
+    arcflow.attach(pipe, two_steps)
+    linears = [layers.base_linear(pipe.transformer, name) for name in layers.lora_layers(pipe.transformer)]
+    drawn = sample(pipe)
+    student.fuse(pipe.transformer)
+    assert not any(linear._forward_hooks for linear in linears)
+    torch.testing.assert_close(sample(pipe), drawn, rtol=1e-3, atol=1e-4)
+    student.unfuse(pipe.transformer)
+    assert all(len(linear._forward_hooks) == 1 for linear in linears) and torch.equal(sample(pipe), drawn)
+
+
 # Joined projections
 
 

@@ -186,6 +186,12 @@ def test_what_was_merged_into_a_fused_student_stays_with_the_base(pipe, two_step
     torch.testing.assert_close(sample(pipe), styled, rtol=1e-4, atol=1e-4)
 
 
+def test_whoever_looks_for_linears_by_name_finds_linears_alone(pipe, two_steps, targets):
+    arcflow.attach(pipe, two_steps)
+    found = [m for name, m in pipe.transformer.named_modules() if any(part in name for part in ("to_q", "to_out.0"))]
+    assert found and all(isinstance(module, torch.nn.Linear) for module in found)
+
+
 @pytest.mark.parametrize("dora", [False, True])
 def test_a_lora_is_trained_on_a_student(pipe, inputs, two_steps, targets, dora):
     arcflow.attach(pipe, two_steps)

@@ -8,7 +8,15 @@ import torch
 from torch import Tensor, nn
 
 from arcflow.families.weights import quantized
-from arcflow.student.layers import LowRank, State, base_linear, forget_compiled, separate, state_of
+from arcflow.student.layers import (
+    LowRank,
+    State,
+    add_at_calls,
+    base_linear,
+    forget_compiled,
+    separate,
+    state_of,
+)
 
 SEEN = 64
 """Numbers of a merged weight that are kept, to notice whether it was changed."""
@@ -34,6 +42,7 @@ def fuse(transformer: nn.Module) -> nn.Module:
                 low.kept = linear.weight
                 low.seen = _glimpse(merged)
                 linear.weight = nn.Parameter(merged, requires_grad=False)
+                add_at_calls(linear, False)
         head = state.head
         head.whole, head.tuned = head.tuned, head.tuned.packed()  # type: ignore[operator,assignment]
         state.fused = True
@@ -79,6 +88,7 @@ def _restore(transformer: nn.Module, state: State) -> None:
             if not _same(linear.weight, low.seen):
                 low.kept.data += linear.weight - _merged(low.kept, low)
             linear.weight = low.kept
+            add_at_calls(linear, True)
             low.kept, low.seen = None, ()
     head = state.head
     if head.whole is not None:
