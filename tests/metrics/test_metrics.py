@@ -8,7 +8,7 @@ import pytest
 import torch
 from scipy import stats
 
-from arcflow.metrics.intervals import Interval, bootstrap, prompt_means, seed_difference, seed_interval
+from arcflow.metrics.intervals import Interval, bootstrap, prompt_means, seed_difference, seed_interval, share_interval
 from arcflow.metrics.pictures import clip_score, diversity, psnr, squared_error
 from arcflow.metrics.sets import frechet_distance, kernel_distance, precision_recall
 from arcflow.metrics.streaming import Moments, merge
@@ -228,3 +228,10 @@ def test_a_single_number_is_exact_in_a_difference():
     assert seed_difference(a, [0.1]) == pytest.approx([end - 0.1 for end in around])
     assert seed_difference([0.1], a) == pytest.approx((0.1 - around.mean, 0.1 - around.high, 0.1 - around.low))
     assert seed_difference([0.3], [0.1]) == pytest.approx((0.2, 0.2, 0.2))
+
+
+def test_a_share_has_wilsons_interval_which_stays_within_0_and_1():
+    p, n, z = 0.75, 40, 1.959964
+    center, half = (p + z**2 / 2 / n) / (1 + z**2 / n), z * (p * (1 - p) / n + z**2 / 4 / n**2) ** 0.5 / (1 + z**2 / n)
+    assert share_interval(p, n) == pytest.approx((p, center - half, center + half))
+    assert share_interval(1.0, 24)[1:] == pytest.approx((24 / (24 + z**2), 1.0))

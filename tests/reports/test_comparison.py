@@ -63,7 +63,7 @@ def test_the_report_is_one_file_with_the_pictures_that_are_there(results, tmp_pa
         Image.fromarray(strip).save(path)
     page = write_ranking(tmp_path / "methods.html", results, tmp_path).read_text()
     assert page.count("data:image/png;base64") == 4  # two figures, two strips
-    assert "Near, second network" in page and "0.2100 &plusmn; 0.0248" in page and "7 forward-equivalents" in page
+    assert "Near, second network" in page and "0.2100 \u00b1 0.0248" in page and "7 forward-equivalents" in page
 
 
 def test_the_figures_are_pictures(results):

@@ -69,7 +69,7 @@ def page(tmp_path) -> str:
 def test_the_report_is_one_file_that_fetches_nothing(page) -> None:
     assert "http" not in page and "<link" not in page and "<script" not in page
     sources = re.findall(r'src="([^"]*)"', page)
-    assert len(sources) == 2 * len(ROWS) + 2
+    assert len(sources) == 2 * len(ROWS) + 3
     for source in sources:
         kind, data = source.split(",", 1)
         assert kind == "data:image/png;base64"

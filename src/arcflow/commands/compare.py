@@ -18,9 +18,8 @@ class Compare:
     contest: Annotated[Contest, OmitArgPrefixes] = field(default_factory=Contest)
 
     def run(self) -> None:
-        from arcflow.comparison.results import main_calls, ranked
         from arcflow.comparison.runs import compare
-        from arcflow.reports.comparison import write_ranking
+        from arcflow.reports.comparison import short_table, write_ranking
         from arcflow.system.devices import keep_buffers
 
         keep_buffers()
@@ -28,14 +27,7 @@ class Compare:
         results = compare(contest)
         out = Path(contest.out)
         write_ranking(out / f"{contest.study}.html", results, out)
-        calls = main_calls(results.rows)
-        for name in ranked(results.rows, calls):
-            row = results.rows[name]
-            means = row.calls[calls]
-            print(
-                f"{row.title:<36}{calls:>2} calls   distance {means.distance.mean:.4f}   "
-                f"accuracy {means.accuracy.mean:.1%}   diversity {means.diversity.mean:.2f}"
-            )
+        print(short_table(results).text())
         print(f"report: {out / contest.study}.html\nnumbers: {out / contest.study}.json")
 
 

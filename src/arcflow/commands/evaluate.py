@@ -33,7 +33,7 @@ class Evaluate:
 def _side_by_side(request: Request) -> None:
     from arcflow.evaluation import side_by_side
     from arcflow.evaluation.results import Evaluation, Made
-    from arcflow.reports.side_by_side import write_report
+    from arcflow.reports.side_by_side import short_table, write_report
     from arcflow.student.adapter import read_info
     from arcflow.system import files, records
     from arcflow.system.packages import about
@@ -54,8 +54,7 @@ def _side_by_side(request: Request) -> None:
     words = [text for text in prompts for _ in range(seeds)]
     curves = files.read_lines(adapter.parent / "log.jsonl")
     write_report(out / "report.html", evaluation, samples, words, ways, curves)
-    for row, result in results.items():
-        print(f"{row:<12}{result.nfe:>3} calls   distance {result.mse_to_teacher:.4f}   accuracy {result.right:.1%}")
+    print(short_table(evaluation).text())
     print(f"report: {out / 'report.html'}\nnumbers: {out / 'results.json'}")
 
 

@@ -217,13 +217,6 @@ def ranked(rows: Rows, calls: int) -> list[str]:
     return sorted(there, key=lambda name: rows[name].calls[calls].distance.mean)
 
 
-def spread(value: Mean, form: str) -> str:
-    """A mean, and half the width of its interval where there is one."""
-    if value.low is None or value.high is None:
-        return f"{value.mean:{form}}"
-    return f"{value.mean:{form}} &plusmn; {(value.high - value.low) / 2:{form}}"
-
-
 Verdict = Literal["same", "lower", "higher"]
 
 

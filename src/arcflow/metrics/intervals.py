@@ -96,3 +96,10 @@ def seed_difference(a: Sequence[float], b: Sequence[float], *, confidence: float
     freedom = sum(parts) ** 2 / sum(part**2 / (len(v) - 1) for part, v in zip(parts, (a, b), strict=True))
     low, high = stats.t.interval(confidence, freedom, loc=mean, scale=sum(parts) ** 0.5)
     return Interval(mean, float(low), float(high))
+
+
+def share_interval(share: float, count: int, *, confidence: float = 0.95) -> Interval:
+    """A share of `count` trials, with Wilson's interval, which stays within 0 and 1 and knows that all of few is not
+    certain."""
+    found = stats.binomtest(round(share * count), count).proportion_ci(confidence, "wilson")
+    return Interval(share, float(found.low), float(found.high))

@@ -16,8 +16,10 @@ import torch
 from arcflow import paper
 from arcflow.comparison.results import Comparison, Means, SeedMean, verdict
 from arcflow.evaluation.results import Evaluation
+from arcflow.reports.page import write_page
+from arcflow.reports.table import Line, Table
 from arcflow.student import layers
-from arcflow.system import files, records
+from arcflow.system import records
 from arcflow.system.packages import About
 
 Holds = Literal["holds", "holds in part", "does not hold", "not measured"]
@@ -360,24 +362,17 @@ def _missing(names: Sequence[str]) -> Finding:
     return Finding("not measured", "; ".join(f"{name}.json comes from `{FILES[name]}`" for name in names))
 
 
+BADGES = {"holds": "holds", "holds in part": "part", "does not hold": "not", "not measured": "none"}
+"""How each verdict looks on the page."""
+
+
 def write_claims(folder: Path, path: Path) -> Path:
-    """The page, from the results in `folder`."""
-    found = findings(folder)
-    lines = [
-        "# The claims",
-        "",
-        f"Written by `arcflow claims {folder.as_posix()}` from the results there. The bench is the small FLUX that",
-        "comes with the package ([the world](world.md)), unless another model is named; [what they mean](metrics.md).",
-        "A difference is called one only if its 95 % interval over the trainings leaves out 0.",
-        "",
-        "| claim | | measured here | why |",
-        "|---|---|---|---|",
-        *(f"| {claim} | **{f.holds}** | {f.measured} | {f.why} |" for claim, f in found.items()),
-        "",
-    ]
-    results = read(folder)
+    """The claims as Markdown, from the results in `folder`, and beside it as a page of HTML."""
+    found, results = findings(folder), read(folder)
     there = {name: getattr(results, name) for name in FILES if getattr(results, name) is not None}
-    lines += [f"* `{name}.json`: `{content.about.command}`" for name, content in there.items()]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    files.write_text(path, "\n".join(lines) + "\n")
+    sources = {f"{name}.json": content.about.command for name, content in there.items()}
+    lines = [Line.of(claim, f"**{f.holds}**", f.measured, f.why) for claim, f in found.items()]
+    table = Table(["claim", "", "measured here", "why"], lines).markdown()
+    write_page(path, "claims.md", folder=folder.as_posix(), table=table, sources=sources)
+    write_page(path.with_suffix(".html"), "claims.html", findings=found, badges=BADGES, sources=sources)
     return path

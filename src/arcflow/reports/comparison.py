@@ -1,17 +1,19 @@
 """The report of a comparison: one HTML file with tables, curves and the same noise through every method.
 
 Methods are ranked by their distance to the teacher at the main number of calls, 2 where that was asked for. A mean
-stands with the half width of its interval over the trainings; a number in the color of ArcFlow differs from the first
+stands with the half width of its interval over the trainings; a mark says what is better or worse than the first
 entrant's by more than noise.
 """
 
-import html
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from arcflow.comparison.results import Comparison, Mean, Rows, counts, main_calls, ranked, spread, verdict
-from arcflow.reports.page import EULER, FAINT, STUDENT, TEACHER, canvas, data, render, section, wide, write_page
+from arcflow import paper
+from arcflow.comparison.results import Comparison, Mean, Rows, counts, main_calls, ranked, verdict
+from arcflow.reports.page import EULER, FAINT, STUDENT, TEACHER, canvas, render, write_page
+from arcflow.reports.table import Cell, Line, Mark, Table
 from arcflow.system import files
 
 PALETTE = (STUDENT, "#dc2626", "#059669", "#9333ea", "#ca8a04", "#0891b2", "#db2777", "#4d7c0f", "#111827", "#b45309")
@@ -19,78 +21,100 @@ PALETTE = (STUDENT, "#dc2626", "#059669", "#9333ea", "#ca8a04", "#0891b2", "#db2
 UNTRAINED = (EULER, "#94a3b8", "#475569")
 
 
+@dataclass(frozen=True)
+class Strip:
+    """The first pictures of an entrant."""
+
+    title: str
+    image: bytes
+
+
+@dataclass(frozen=True)
+class Part:
+    """The table of one number of calls."""
+
+    title: str
+    table: Table
+
+
 def write_ranking(path: Path, results: Comparison, folder: Path) -> Path:
     """Write the report of `comparison.runs.compare`'s results; `folder` has the pictures. The tables as Markdown
     and the curves against calls as PNG go beside it."""
-    rows, about = results.rows, results.about
+    rows = results.rows
     calls, curves = main_calls(rows), calls_figure(rows)
-    trainings = f"{about.seeds} trainings of {about.budget:,} forward-equivalents each"
-    parts = [
-        f"<h1>Few calls, method by method</h1><p>The small teacher at 50 steps is the aim. {trainings}, "
-        f"{about.count} held-out prompts, the same network, prompts and noise for all.</p>",
-        section(
-            f"Numbers at {calls} calls",
-            "Distance: mean squared difference to the teacher's final latents from the same noise. Accuracy: share of "
-            "pictures that show exactly what the prompt says. Diversity: distance between pictures of one prompt over "
-            "the teacher's. With 95 % intervals over the trainings (Student's t).",
-            _table(rows, calls, results.first),
-        ),
-        section(
-            "Quality against calls",
-            "Mean over the trainings. Solvers, which need none, are dashed.",
-            wide(curves, "distance and accuracy against the number of calls"),
-        ),
-    ]
-    if any(calls in row.calls and row.calls[calls].curve for row in rows.values()):
-        text = f"Distance at {calls} calls on the first held-out prompts while the budget is spent, averaged weights."
-        parts.append(section("Quality against training", text, wide(cost_figure(rows, calls), "distance against cost")))
-    parts.append(section("Same prompts, same noise", f"{calls} calls, first training.", _strips(rows, calls, folder)))
-    parts += [
-        section(f"At {n} call{'s' * (n != 1)}", "", _table(rows, n, results.first)) for n in counts(rows) if n != calls
-    ]
-    write_page(path, "arcflow: few-step methods compared", "".join(parts), vars(about))
+    others = [n for n in counts(rows) if n != calls]
+    trained = any(calls in row.calls and row.calls[calls].curve for row in rows.values())
+    write_page(
+        path,
+        "comparison.html",
+        about=results.about,
+        calls=calls,
+        first=rows[results.first].title,
+        teacher_steps=paper.TEACHER_STEPS,
+        tables=[Part(f"At {n} call{'s' * (n > 1)}", _table(results, n)) for n in (calls, *others)],
+        calls_figure=curves,
+        cost_figure=cost_figure(rows, calls) if trained else None,
+        strips=_strips(rows, calls, folder),
+    )
     files.write_bytes(path.with_suffix(".png"), curves)
     files.write_text(path.with_suffix(".md"), markdown_ranking(results) + "\n")
     return path
 
 
-def _table(rows: Rows, calls: int, first: str) -> str:
-    order = ranked(rows, calls)
+def _table(results: Comparison, calls: int) -> Table:
+    rows, order = results.rows, ranked(results.rows, calls)
     skills = list(rows[order[0]].calls[calls].skills)
-    head = "".join(f"<th>{s.replace('_', ' ')}</th>" for s in ("distance", "accuracy", "diversity", *skills))
     lines = []
     for name in order:
         means = rows[name].calls[calls]
-        cells = [
-            _cell(means.distance, means.less_first.distance, ".4f"),
-            _cell(means.accuracy, means.less_first.accuracy, ".1%"),
-            _cell(means.diversity, means.less_first.diversity, ".2f"),
-        ]
-        cells += [f"<td>{means.skills[skill]:.0%}</td>" for skill in skills]
-        mark = ' class="ours"' if name == first else ""
+        apart = means.less_first
         note = ", second network" if rows[name].second_network else ""
         note += f", {means.broken} pictures not finite" if means.broken else ""
-        lines.append(f"<tr{mark}><td>{html.escape(rows[name].title)}{note}</td>{''.join(cells)}</tr>")
-    return f"<table><tr><th></th>{head}</tr>{''.join(lines)}</table>"
+        line = Line.of(
+            rows[name].title + note,
+            Cell(spread(means.distance, ".4f"), _mark(apart.distance, better="lower")),
+            Cell(spread(means.accuracy, ".1%"), _mark(apart.accuracy, better="higher")),
+            Cell(spread(means.diversity, ".2f"), _mark(apart.diversity)),
+            *(f"{means.skills[skill]:.0%}" for skill in skills),
+            ours=name == results.first,
+        )
+        lines.append(line)
+    return Table(["", "distance", "accuracy", "diversity", *(skill.replace("_", " ") for skill in skills)], lines)
 
 
-def _cell(value: Mean, apart: Mean | None, form: str) -> str:
-    text = spread(value, form)
-    return f'<td class="ours">{text}</td>' if verdict(apart) != "same" else f"<td>{text}</td>"
+def spread(value: Mean, form: str) -> str:
+    """A mean, and half the width of its interval where there is one."""
+    if value.low is None or value.high is None:
+        return f"{value.mean:{form}}"
+    return f"{value.mean:{form}} \u00b1 {(value.high - value.low) / 2:{form}}"
 
 
-def _strips(rows: Rows, calls: int, folder: Path) -> str:
-    lines = [("teacher, 50 calls", folder / "teacher.png")]
+def _mark(apart: Mean | None, better: str = "") -> Mark:
+    found = verdict(apart)
+    if found == "same":
+        return ""
+    if not better:
+        return "differs"
+    return "better" if found == better else "worse"
+
+
+def _strips(rows: Rows, calls: int, folder: Path) -> list[Strip]:
+    lines = [(f"teacher, {paper.TEACHER_STEPS} calls", folder / "teacher.png")]
     for name in ranked(rows, calls):
         job = folder / "runs" / rows[name].calls[calls].pictures[0]
         lines.append((rows[name].title, job.with_name(f"{job.name}-{calls}.png")))
-    cells = [
-        f'<tr><td>{html.escape(title)}</td><td><img style="max-width:none;width:768px" '
-        f'src="{data(path.read_bytes())}" alt="{html.escape(title)}"></td></tr>'
-        for title, path in lines
-        if path.exists()
-    ]
-    return f'<table class="grid">{"".join(cells)}</table>'
+    return [Strip(title, path.read_bytes()) for title, path in lines if path.exists()]
+
+
+def short_table(results: Comparison) -> Table:
+    """What the command prints: the ranking at the main number of calls."""
+    rows, calls = results.rows, main_calls(results.rows)
+    lines = []
+    for name in ranked(rows, calls):
+        means = rows[name].calls[calls]
+        numbers = f"{means.distance.mean:.4f}", f"{means.accuracy.mean:.1%}", f"{means.diversity.mean:.2f}"
+        lines.append(Line.of(rows[name].title, calls, *numbers))
+    return Table(["", "calls", "distance", "accuracy", "diversity"], lines)
 
 
 def colors(rows: Rows) -> dict[str, str]:
@@ -112,7 +136,7 @@ def calls_figure(rows: Rows) -> bytes:
         ):
             panel.plot([*values], [value.mean for value in values.values()], label=rows[name].title, **style)
             for n, value in values.items():
-                if value.low is not None:
+                if value.low is not None and value.high is not None:
                     panel.plot([n, n], [value.low, value.high], color=color, lw=1, alpha=0.5)
     every = counts(rows)
     for panel, title in ((left, "distance to the teacher"), (right, "accuracy")):
@@ -146,26 +170,22 @@ def cost_figure(rows: Rows, calls: int) -> bytes:
 
 def markdown_ranking(results: Comparison) -> str:
     """The results as Markdown tables, one for each number of calls, with what made them."""
-    rows = results.rows
-    lines: list[str] = []
+    rows, about = results.rows, results.about
+    parts = []
     for calls in counts(rows):
-        lines += [
-            "",
-            f"{calls} call{'s' * (calls != 1)}:",
-            "",
-            "| | distance | accuracy | diversity | weakest skill |",
-        ]
-        lines.append("|---|---|---|---|---|")
+        lines = []
         for name in ranked(rows, calls):
             means = rows[name].calls[calls]
-            bold = "**" if name == results.first else ""
-            cells = [
+            line = Line.of(
+                rows[name].title,
                 spread(means.distance, ".4f"),
                 spread(means.accuracy, ".1%"),
                 spread(means.diversity, ".2f"),
-            ]
-            weakest = min(means.skills.values())
-            lines.append(f"| {bold}{rows[name].title}{bold} | {' | '.join(cells)} | {weakest:.0%} |")
-    about = results.about
+                f"{min(means.skills.values()):.0%}",
+                ours=name == results.first,
+            )
+            lines.append(line)
+        table = Table(["", "distance", "accuracy", "diversity", "weakest skill"], lines)
+        parts += [f"{calls} call{'s' * (calls > 1)}:", table.markdown()]
     made = f"Made by `{about.command}`, {about.threads} threads on {about.device}"
-    return "\n".join([*lines[1:], "", f"{made}, torch {about.versions['torch']}."])
+    return "\n\n".join([*parts, f"{made}, torch {about.versions['torch']}."])

@@ -5,10 +5,10 @@ of one image on the plane that shows most of the teacher's curved path (its firs
 chords leave it at once, the student's two arcs follow. The plane is chosen by the teacher's path alone.
 """
 
-import html
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -16,13 +16,43 @@ from torch import Tensor
 
 from arcflow.evaluation.results import Evaluation
 from arcflow.evaluation.side_by_side import Tracks
-from arcflow.reports.page import EULER, FAINT, STUDENT, TEACHER, canvas, data, png, render, section, wide, write_page
+from arcflow.metrics.intervals import share_interval
+from arcflow.reports.page import EULER, FAINT, STUDENT, TEACHER, Picture, canvas, render, write_page
+from arcflow.reports.table import Line, Table
 from arcflow.sampling.generate import PARTS, Samples
 from arcflow.system import files
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 TITLES = {"teacher": "teacher", "euler": "plain Euler", "arcflow": "ArcFlow"}
 
 PART_TITLES = {"text_encoder": "text encoders", "transformer": "transformer", "vae": "VAE decoder"}
+
+FEW = 0.03
+"""Half the width of a share's interval from which the report says that its pictures are few."""
+
+
+LogLine = Mapping[str, float | int | None]
+"""What `log.jsonl` says of an iteration, as far as the curves show it."""
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A picture in the report."""
+
+    title: str
+    calls: str
+    image: Picture
+    ours: bool
+
+
+@dataclass(frozen=True)
+class Row:
+    """The pictures of a prompt, from one noise."""
+
+    prompt: str
+    cells: list[Shown]
 
 
 def write_report(
@@ -31,7 +61,7 @@ def write_report(
     samples: dict[str, Samples],
     prompts: Sequence[str],
     ways: Sequence[Tracks],
-    log: Sequence[dict[str, Any]],
+    log: Sequence[LogLine],
     *,
     rows: int = 10,
 ) -> Path:
@@ -39,41 +69,30 @@ def write_report(
 
     It shows the first `rows` images of `samples`, whose prompts are `prompts`, and everything else.
     """
-    picture = path_figure(ways)
-    parts = [
-        _head(results),
-        section(
-            "The idea",
-            "One image's way from noise, in the plane of its teacher's path (principal components of the latents; the "
-            "second axis is stretched). The teacher takes 50 small steps. Two straight steps of the same network miss "
-            "the bend; the student's two calls each give a whole arc in closed form.",
-            wide(picture, "teacher path, Euler chords and student arcs"),
-        ),
-        section(
-            "Same prompts, same noise",
-            "Each row starts from one noise. Above each column: how often the network was called.",
-            _grid(results, samples, prompts, min(rows, len(prompts))),
-        ),
-        section(
-            "Numbers",
-            "Distance is the mean squared difference to the teacher's final latents from the same noise. Accuracy is "
-            "the share of pictures that show exactly what the prompt says, read back by the checker.",
-            _numbers(results),
-        ),
-        section("Time", "Milliseconds per image, by part.", _times(results)),
-    ]
-    if log:
-        parts.append(
-            section(
-                "Training",
-                "Loss of each iteration, and the student's distance to the teacher on held-out prompts; dashed, what "
-                "plain Euler reaches. From the dotted line on the teacher is asked more and more on the student's own "
-                "path instead of its own, where the same student has a larger loss.",
-                wide(curves_figure(log), "loss and distance"),
-            )
-        )
-    write_page(path, "arcflow: two calls instead of fifty", "".join(parts), vars(results.about))
-    files.write_bytes(path.with_name("path.png"), picture)
+    teacher, ours, plain = results.teacher_50, results.arcflow_2, results.euler_2
+    around = share_interval(ours.right, ours.prompts)
+    points = (around.high - around.low) / 2
+    write_page(
+        path,
+        "side_by_side.html",
+        teacher=teacher,
+        ours=ours,
+        images=ours.prompts * ours.seeds,
+        few=f"{100 * points:.0f}" if points > FEW else "",
+        network=teacher.transformer / ours.transformer,
+        whole=teacher.seconds_per_image / ours.seconds_per_image,
+        nearer=plain.mse_to_teacher / ours.mse_to_teacher,
+        right=f"{ours.right:.1%}",
+        interval=f"{100 * around.low:.1f}, {100 * around.high:.1f}",
+        teacher_right=f"{teacher.right:.1%}",
+        paths=[path_figure([way], width=4.6) for way in ways],
+        pictures=_pictures(results, samples, prompts[:rows]),
+        numbers=_numbers(results),
+        times=_times(results),
+        curves=curves_figure(log) if log else None,
+        about=results.about,
+    )
+    files.write_bytes(path.with_name("path.png"), path_figure(ways))
     return path
 
 
@@ -81,81 +100,76 @@ def _title(row: str) -> str:
     return TITLES[row.split("_")[0]]
 
 
-def _ours(row: str) -> str:
-    return ' class="ours"' if row == "arcflow_2" else ""
+def _ours(row: str) -> bool:
+    return row == "arcflow_2"
 
 
-def _head(results: Evaluation) -> str:
-    teacher, ours, plain = results.teacher_50, results.arcflow_2, results.euler_2
-    less = teacher.transformer / ours.transformer
-    facts = [
-        (f"{teacher.nfe} &rarr; {ours.nfe}", "network calls per image"),
-        (f"{less:.0f}&times;", "less transformer time"),
-        (f"{plain.mse_to_teacher / ours.mse_to_teacher:.1f}&times;", "closer to the teacher than Euler in 2"),
-        (f"{ours.right:.1%}", f"right pictures (teacher {teacher.right:.1%})"),
-    ]
-    cards = "".join(f'<div class="fact"><b>{value}</b><span>{label}</span></div>' for value, label in facts)
-    images = ours.prompts * ours.seeds
-    return (
-        "<h1>Two network calls instead of fifty</h1><p>A FLUX pipeline, its distilled student and plain Euler, all "
-        f"through the stock diffusers pipeline, on {images} images of held-out prompts.</p>"
-        f'<div class="facts">{cards}</div>'
-    )
-
-
-def _grid(results: Evaluation, samples: dict[str, Samples], prompts: Sequence[str], rows: int) -> str:
-    def calls(row: str) -> str:
+def _pictures(results: Evaluation, samples: dict[str, Samples], prompts: Sequence[str]) -> list[Row]:
+    def shown(row: str, place: int) -> Shown:
         nfe = results.rows[row].nfe
-        return f"{nfe} call{'s' if nfe > 1 else ''}"
+        return Shown(_title(row), f"{nfe} call{'s' * (nfe > 1)}", samples[row].images[place], _ours(row))
 
-    head = "".join(f"<th{_ours(r)}>{_title(r)}<small>{calls(r)}</small></th>" for r in samples)
-    lines = []
-    for i in range(rows):
-        cells = "".join(
-            f'<td{_ours(r)}><img src="{data(png(s.images[i]))}" alt="{_title(r)}, {calls(r)}"></td>'
-            for r, s in samples.items()
-        )
-        lines.append(f"<tr><td>{html.escape(prompts[i])}</td>{cells}</tr>")
-    return f'<table class="grid"><tr><th></th>{head}</tr>{"".join(lines)}</table>'
+    return [Row(prompt, [shown(row, place) for row in samples]) for place, prompt in enumerate(prompts)]
 
 
-def _numbers(results: Evaluation) -> str:
+def _numbers(results: Evaluation) -> Table:
     skills = list(results.teacher_50.accuracy)
-    head = "".join(f"<th>{skill.replace('_', ' ')}</th>" for skill in ("calls", "distance", *skills))
-    lines = []
-    for row, result in results.rows.items():
-        accuracy = "".join(f"<td>{result.accuracy[skill]:.1%}</td>" for skill in skills)
-        distance = f"{result.mse_to_teacher:.4f}"
-        lines.append(f"<tr{_ours(row)}><td>{_title(row)}</td><td>{result.nfe}</td><td>{distance}</td>{accuracy}</tr>")
-    return f"<table><tr><th></th>{head}</tr>{''.join(lines)}</table>"
+    lines = [
+        Line.of(
+            _title(row),
+            result.nfe,
+            f"{result.mse_to_teacher:.4f}",
+            *(f"{result.accuracy[skill]:.1%}" for skill in skills),
+            ours=_ours(row),
+        )
+        for row, result in results.rows.items()
+    ]
+    return Table(["", "calls", "distance", *(skill.replace("_", " ") for skill in skills)], lines)
+
+
+def _times(results: Evaluation) -> Table:
+    lines = [
+        Line.of(
+            _title(row),
+            result.nfe,
+            *(f"{1000 * result.seconds[part]:.2f}" for part in PARTS),
+            f"{1000 * result.seconds_per_image:.2f}",
+            ours=_ours(row),
+        )
+        for row, result in results.rows.items()
+    ]
+    return Table(["", "calls", *(PART_TITLES[part] for part in PARTS), "together"], lines)
+
+
+def short_table(results: Evaluation) -> Table:
+    """What the command prints."""
+    lines = [
+        Line.of(_title(row), result.nfe, f"{result.mse_to_teacher:.4f}", f"{result.right:.1%}")
+        for row, result in results.rows.items()
+    ]
+    return Table(["", "calls", "distance", f"right of {results.teacher_50.prompts}"], lines)
 
 
 def markdown_table(results: Evaluation) -> str:
     """The results as Markdown, with what made them."""
     lines = [
-        "| | calls | distance | accuracy | weakest skill | transformer, ms per image | all, ms per image |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    for name, row in results.rows.items():
-        mark = "**" if name.startswith("arcflow") else ""
-        lines.append(
-            f"| {mark}{_title(name)}{mark} | {row.nfe} | {row.mse_to_teacher:.4f} | {row.right:.1%} | "
-            f"{row.weakest:.1%} | {1e3 * row.transformer:.1f} | {1e3 * row.seconds_per_image:.1f} |"
+        Line.of(
+            _title(name),
+            row.nfe,
+            f"{row.mse_to_teacher:.4f}",
+            f"{row.right:.1%}",
+            f"{row.weakest:.1%}",
+            f"{1e3 * row.transformer:.1f}",
+            f"{1e3 * row.seconds_per_image:.1f}",
+            ours=name.startswith("arcflow"),
         )
+        for name, row in results.rows.items()
+    ]
+    head = ["", "calls", "distance", "accuracy", "weakest skill", "transformer, ms per image", "all, ms per image"]
     about, first = results.about, results.teacher_50
     images = first.prompts * first.seeds
     made = f"`{about.command}`, {images} images, {about.threads} threads on {about.device}"
-    return "\n".join([*lines, "", f"Made by {made}, torch {about.versions['torch']}."])
-
-
-def _times(results: Evaluation) -> str:
-    head = "".join(f"<th>{PART_TITLES[part]}</th>" for part in PARTS)
-    lines = []
-    for row, result in results.rows.items():
-        times = "".join(f"<td>{1000 * result.seconds[part]:.2f}</td>" for part in PARTS)
-        total = f"<td>{1000 * result.seconds_per_image:.2f}</td>"
-        lines.append(f"<tr{_ours(row)}><td>{_title(row)}, {result.nfe}</td>{times}{total}</tr>")
-    return f"<table><tr><th>method, calls</th>{head}<th>together</th></tr>{''.join(lines)}</table>"
+    return f"{Table(head, lines).markdown()}\n\nMade by {made}, torch {about.versions['torch']}."
 
 
 def plane(points: Tensor) -> Tensor:
@@ -167,9 +181,9 @@ def plane(points: Tensor) -> Tensor:
     return torch.cat([center[None], axes * torch.where(signs == 0, torch.ones_like(signs), signs)[:, None]])
 
 
-def path_figure(ways: Sequence[Tracks]) -> bytes:
-    """The picture of the idea, one panel for each image, as PNG."""
-    figure, panels = canvas(len(ways), 4.1 * len(ways) if len(ways) > 1 else 8.0, 4.3)
+def path_figure(ways: Sequence[Tracks], width: float | None = None) -> bytes:
+    """The picture of the idea, one panel for each image, as PNG; `width` is that of a panel in inches."""
+    figure, panels = canvas(len(ways), (width or (4.1 if len(ways) > 1 else 8.0)) * len(ways), 4.3)
     for panel, way in zip(panels, ways, strict=True):
         _draw_way(panel, way)
     handles, labels = panels[0].get_legend_handles_labels()
@@ -178,7 +192,7 @@ def path_figure(ways: Sequence[Tracks]) -> bytes:
     return render(figure)
 
 
-def _draw_way(panel: Any, way: Tracks) -> None:
+def _draw_way(panel: "Axes", way: Tracks) -> None:
     frame = plane(way.teacher)
 
     def flat(points: Tensor) -> np.ndarray:
@@ -201,7 +215,7 @@ def _draw_way(panel: Any, way: Tracks) -> None:
     _thumbnails(panel, way, {"teacher": teacher[-1], "arcs": arcs[-1][-1], "chords": chords[-1]})
 
 
-def _thumbnails(panel: Any, way: Tracks, ends: dict[str, np.ndarray]) -> None:
+def _thumbnails(panel: "Axes", way: Tracks, ends: dict[str, np.ndarray]) -> None:
     """The three final pictures in a column on the right, each tied to its end point, in the order of the end points."""
     from matplotlib.offsetbox import AnnotationBbox, OffsetImage
 
@@ -222,26 +236,41 @@ def _thumbnails(panel: Any, way: Tracks, ends: dict[str, np.ndarray]) -> None:
         panel.add_artist(box)
 
 
-def curves_figure(log: Sequence[dict[str, Any]]) -> bytes:
+def curves_figure(log: Sequence[LogLine]) -> bytes:
     """Loss and distance to the teacher over the iterations, as PNG."""
     figure, (left, right) = canvas(2, 11.0, 3.6)
-    loss = np.array([(line["step"], line["loss"]) for line in log if line.get("loss") is not None], dtype=float)
+    loss = _series(log, "loss")
     if len(loss):
         left.plot(*loss.T, color=FAINT, lw=0.8)
         window = max(1, len(loss) // 40)
         smooth = np.convolve(loss[:, 1], np.ones(window) / window, "valid")
         left.plot(loss[window - 1 :, 0], smooth, color=STUDENT, lw=2)
-    for own in [line["step"] for line in log if line.get("teacher_ratio", 1.0) < 1][:1]:
-        left.axvline(own, color=TEACHER, lw=1, ls=":")
+    own = [step for step, ratio in _series(log, "teacher_ratio") if ratio < 1]
+    if own:
+        left.axvline(own[0], color=TEACHER, lw=1, ls=":")
     left.set(title="loss", xlabel="iteration", yscale="log")
-    measured = [line for line in log if line.get("distance") is not None]
-    steps, distances = [line["step"] for line in measured], [line["distance"] for line in measured]
-    right.plot(steps, distances, color=STUDENT, lw=2, marker="o", ms=4)
-    for name in ("euler_2", "euler_4", "euler_8"):
-        for level in [line[name] for line in log if line.get(name) is not None][:1]:
+
+    right.plot(*_series(log, "distance").T, color=STUDENT, lw=2, marker="o", ms=4)
+    for calls in (2, 4, 8):
+        for _, level in _series(log, f"euler_{calls}")[:1]:
             right.axhline(level, color=EULER, lw=1, ls="--")
-            right.annotate(f"Euler, {name[-1]}", (1, level), (4, 0), xycoords=("axes fraction", "data"), va="center",
-                           textcoords="offset points", color=EULER, fontsize=9, annotation_clip=False)  # fmt: skip
+            right.annotate(
+                f"Euler, {calls}",
+                (1, level),
+                (4, 0),
+                xycoords=("axes fraction", "data"),
+                textcoords="offset points",
+                va="center",
+                color=EULER,
+                fontsize=9,
+                annotation_clip=False,
+            )
     right.set(title="distance to the teacher", xlabel="iteration", yscale="log")
     figure.tight_layout(w_pad=3)
     return render(figure)
+
+
+def _series(log: Sequence[LogLine], name: str) -> np.ndarray:
+    """Iterations and what the log says of them, where it does: (lines, 2)."""
+    found = [(line["step"], line[name]) for line in log if line.get(name) is not None]
+    return np.array(found, dtype=float).reshape(-1, 2)
