@@ -4,7 +4,10 @@ Preference models and detectors pin versions that clash with ours and with one a
 scorer is any command with {manifest} and {out} in it. The manifest has one line of JSON for each picture that has no
 score yet: {"id", "prompt", "image", "category", "suite", "seed"}, and "metadata" where the benchmark has some. For each
 the command writes a line {"id", "score"} to {out}, best at once: what is there when it dies is kept. The answers end up
-in `scores/<name>.jsonl`, whole or not at all.
+in `scores/<name>.jsonl`, whole or not at all, each with a checksum; what was damaged since is asked for again.
+
+A command ends with us, however we end: it runs in a session of its own, and a shell beside it waits for the end of a pipe
+that we alone hold open.
 """
 
 import json
@@ -12,12 +15,17 @@ import math
 import os
 import re
 import shlex
+import signal
 import subprocess
-from collections.abc import Mapping, Sequence
+import sys
+import zlib
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from arcflow.system import files, records
+from arcflow.system.text import shown
 
 TORCHRUN = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "GROUP_RANK")
 """What would make a scorer believe that it is one of our processes."""
@@ -59,9 +67,50 @@ def parse(named: str) -> tuple[str, str]:
 
 def read_scores(folder: Path, name: str) -> dict[str, float]:
     """All scores of a scorer so far, by id of the picture."""
-    stores = [path for path in (folder / "scores").glob(f"{name}*.jsonl") if re.match(rf"{name}(-|\.)", path.name)]
-    records = [record for file in sorted(stores) for record in files.read_lines(file)]
-    return {record["id"]: float(record["score"]) for record in records}
+    found = [record for file in _stores(folder, name) for record in _stored(file)]
+    return {str(record["id"]): float(str(record["score"])) for record in found}
+
+
+def _stores(folder: Path, name: str) -> list[Path]:
+    paths = (folder / "scores").glob(f"{name}*.jsonl")
+    return sorted(path for path in paths if re.match(rf"{name}(-|\.)", path.name))
+
+
+def _parsed(path: Path) -> list[tuple[str, object]]:
+    """The lines of a file that are there, and what JSON makes of each; None of what is no JSON."""
+    lines = path.read_text("utf-8", errors="replace").split("\n") if path.is_file() else []
+    return [(line, _json(line)) for line in lines if line.strip()]
+
+
+def _json(line: str) -> object:
+    try:
+        return json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+
+
+def _stored(path: Path) -> list[dict[str, object]]:
+    """The records of a file of ours that are as they were written; those of before have no checksum."""
+    found = [record for _, record in _parsed(path) if isinstance(record, dict)]
+    return [one for one in found if not _flaw(one) and one.get("sum", _sum(one)) == _sum(one)]
+
+
+def _sum(record: Mapping[str, object]) -> str:
+    return f"{zlib.crc32(json.dumps([record.get('id'), record.get('score')]).encode()):08x}"
+
+
+def _flaw(record: Mapping[str, object]) -> str:
+    """Why a record is no score; empty if it is one."""
+    name, score = record.get("id"), record.get("score")
+    if not isinstance(name, str):
+        return f"{shown(repr(name), 60)} is no id"
+    if isinstance(score, bool) or not isinstance(score, int | float):
+        return f"{shown(name, 60)} has no score"
+    try:
+        finite = math.isfinite(score)
+    except OverflowError:  # a whole number beyond all floats
+        finite = False
+    return "" if finite else f"{shown(name, 60)} has the score {shown(score, 20)}"
 
 
 def ask(folder: Path, name: str, command: str, pictures: Sequence[Line], share: tuple[int, int] = (0, 1)) -> int:
@@ -77,6 +126,10 @@ def ask(folder: Path, name: str, command: str, pictures: Sequence[Line], share: 
     if share == (0, 1):
         for part in store.parent.glob(f"{name}-*-of-*.manifest"):
             _collect(part.with_suffix(".jsonl"), name)
+    for path in _stores(folder, name):
+        if lost := len(_parsed(path)) - len(_stored(path)):
+            print(f"{path}: {lost} lines are damaged; their pictures are scored again", file=sys.stderr)
+            files.write_lines(path, _stored(path))
     before = read_scores(folder, name)
     missing = [picture for picture in pictures if picture.id not in before]
     if not missing:
@@ -84,13 +137,12 @@ def ask(folder: Path, name: str, command: str, pictures: Sequence[Line], share: 
     files.write_text(manifest, "".join(json.dumps(records.plain(line)) + "\n" for line in missing))
     for place, path in (("{manifest}", manifest), ("{out}", out)):
         command = command.replace(place, shlex.quote(str(path.absolute())))
-    with log.open("w") as sink:
-        code = subprocess.run(command, shell=True, env=_environment(), stdout=sink, stderr=sink).returncode
+    code = _run(command, log)
     _collect(store, name)
     there = read_scores(folder, name)
     silent = [picture.id for picture in missing if picture.id not in there]
     if code or silent:
-        said = log.read_text("utf-8", errors="replace").strip().splitlines()[-3:]
+        said = [shown(line) for line in log.read_text("utf-8", errors="replace").strip().splitlines()[-3:]]
         what = f"ended with code {code}" if code else f"left out {silent[0]!r}"
         raise ValueError(
             f"the scorer {name} {what} after {len(missing) - len(silent)} of {len(missing)} pictures, whose scores are "
@@ -99,6 +151,53 @@ def ask(folder: Path, name: str, command: str, pictures: Sequence[Line], share: 
         )
     manifest.unlink()
     return len(missing)
+
+
+WATCHED = """exec 3<&0 </dev/null
+{ cat <&3 >/dev/null; kill -TERM 0; } &
+watch=$!
+(
+%s
+) 3<&-
+code=$?
+kill $watch 2>/dev/null
+exit $code
+"""
+"""What the shell runs: the command, and beside it a wait for the end of its standard input, which is ours."""
+
+
+def _run(command: str, log: Path) -> int:
+    """Exit code of a command that writes into a log, and of which nothing is left when this ends."""
+    with log.open("w") as sink:
+        if os.name == "nt":
+            return subprocess.run(command, shell=True, env=_environment(), stdout=sink, stderr=sink).returncode
+        process = subprocess.Popen(
+            ["/bin/sh", "-c", WATCHED % command],
+            env=_environment(),
+            stdin=subprocess.PIPE,
+            stdout=sink,
+            stderr=sink,
+            start_new_session=True,
+        )
+        try:
+            return process.wait()
+        finally:
+            _end(process)
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """End whatever is left of a session: politely, then for sure."""
+    with suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, signal.SIGTERM)
+    try:
+        process.wait(5.0)
+    except subprocess.TimeoutExpired:
+        with suppress(ProcessLookupError, PermissionError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    if process.stdin:
+        with suppress(OSError):
+            process.stdin.close()
 
 
 def _environment() -> dict[str, str]:
@@ -116,8 +215,12 @@ def _collect(store: Path, name: str) -> None:
     manifest, out = store.with_suffix(".manifest"), store.with_suffix(".out")
     if not out.exists() or not manifest.exists():
         return
-    asked = {record["id"] for record in files.read_lines(manifest)}
-    kept = {record["id"]: record for record in files.read_lines(store)}
+    if out.is_dir():
+        raise ValueError(
+            f"{out} is a folder: expected what the scorer {name} answers; remove it, and correct the scorer"
+        )
+    asked = {record.get("id") for _, record in _parsed(manifest) if isinstance(record, dict)}
+    kept = {str(record["id"]): record for record in _stored(store)}
     lines = out.read_text("utf-8", errors="replace").split("\n")
     wrong = []
     for place, line in enumerate(lines, 1):
@@ -125,7 +228,7 @@ def _collect(store: Path, name: str) -> None:
             continue
         record, flaw = _read(line, asked, kept)
         if not flaw:
-            kept[record["id"]] = record
+            kept[str(record["id"])] = record | {"sum": _sum(record)}
         elif place < len(lines) or flaw != "no JSON":  # else a last line cut short
             wrong.append(f"line {place}: {flaw}")
     files.write_lines(store, kept.values())
@@ -138,19 +241,18 @@ def _collect(store: Path, name: str) -> None:
     out.unlink()
 
 
-def _read(line: str, asked: set[str], kept: Mapping[str, Mapping[str, object]]) -> tuple[dict[str, object], str]:
+def _read(
+    line: str, asked: Collection[object], kept: Mapping[str, Mapping[str, object]]
+) -> tuple[dict[str, object], str]:
     """An answer, and what is wrong with it; empty if nothing is."""
-    try:
-        record = json.loads(line)
-    except json.JSONDecodeError:
+    record = _json(line)
+    if record is None:
         return {}, "no JSON"
-    if not isinstance(record, dict) or record.get("id") not in asked:
-        return {}, f"unknown id {(record.get('id') if isinstance(record, dict) else record)!r}"
-    score = record.get("score")
-    if isinstance(score, bool) or not isinstance(score, int | float):
-        return {}, f"{record['id']} has no score"
-    if not math.isfinite(score):
-        return {}, f"{record['id']} has the score {score}"
-    if kept.get(record["id"], record)["score"] != score:
-        return {}, f"{record['id']} has two scores, {kept[record['id']]['score']} and {score}"
+    if not isinstance(record, dict) or not isinstance(record.get("id"), str) or record["id"] not in asked:
+        return {}, f"unknown id {shown(repr(record.get('id') if isinstance(record, dict) else record), 60)}"
+    if flaw := _flaw(record):
+        return {}, flaw
+    before = kept.get(record["id"], record)["score"]
+    if before != record["score"]:
+        return {}, f"{record['id']} has two scores, {before} and {record['score']}"
     return record, ""
