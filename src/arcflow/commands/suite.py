@@ -8,12 +8,10 @@ from arcflow.evaluation.request import Request
 
 def run_suite(request: Request) -> None:
     """Draw and score what is missing, and tell the numbers when nothing is."""
-    from arcflow.evaluation.results import told
-    from arcflow.evaluation.suite_run import plan
+    from arcflow.evaluation.pictures import alone
     from arcflow.sampling.folder import share_of_work
-    from arcflow.sampling.open import adapter_of, check_drawing, open_pipe, open_student, size_of
+    from arcflow.sampling.open import adapter_of, check_drawing, size_of
     from arcflow.student.adapter import read_info
-    from arcflow.system.packages import About, about
 
     check_drawing(steps=request.steps, batch=request.batch)
     adapter, guidance = adapter_of(request.model, request.adapter), request.guidance
@@ -21,6 +19,18 @@ def run_suite(request: Request) -> None:
         guidance = read_info(adapter).guidance
     height, width = size_of(request.model, request.height, request.width)
     share = share_of_work()
+    with alone(request.folder, share):
+        _run(request, adapter, height, width, guidance, share)
+
+
+def _run(
+    request: Request, adapter: str, height: int, width: int, guidance: float | None, share: tuple[int, int]
+) -> None:
+    from arcflow.evaluation.results import told
+    from arcflow.evaluation.suite_run import plan
+    from arcflow.sampling.open import open_pipe, open_student
+    from arcflow.system.packages import About, about
+
     run = plan(request, share, adapter, height=height, width=width, guidance=guidance, version=__version__)
     run.draw(
         lambda: (

@@ -29,7 +29,7 @@ from tqdm import tqdm
 
 from arcflow.families.conditioning import Cond
 from arcflow.system import files
-from arcflow.system.owner import owned
+from arcflow.system.owner import owned_share
 
 Stored = Literal["float32", "bfloat16", "float16", "float8"]
 
@@ -85,7 +85,12 @@ def make(
     parts = [prompts[first : first + shard] for first in range(0, len(prompts), shard)]
     sizes = [len(json.dumps(json.dumps(texts))) for texts in parts]
     _fits(folder, max(sizes), shard, 1)
-    with _alone(folder, share), _claimed(folder, about, dtype, shard, prompts, log) as known:
+    with (
+        owned_share(folder, share, "makes embeddings"),
+        _claimed(folder, about, dtype, shard, prompts, log) as known,
+    ):
+        if share[1] == 1:
+            files.sweep(folder)
         names, bond = _shards(len(prompts), shard), _bond(known)
         own = list(range(share[0], len(names), share[1]))
         flaws = dict(zip(own, _each(lambda i: _flaw(folder, names[i], bond, i, parts[i]), own), strict=True))
@@ -289,25 +294,6 @@ def _fits(folder: Path, texts: int, rows: int, tensors: int) -> None:
             f"{folder}: {rows} prompts in a file take {needed / 1e6:.0f} MB of names and texts, and {HEADER / 1e6:.0f} "
             f"are possible: expected fewer; take a smaller --shard (the usual one is 1024)"
         )
-
-
-@contextmanager
-def _alone(folder: Path, share: tuple[int, int]) -> Iterator[None]:
-    """Keep others from doing the same work: the folder, or of several processes this one's part of it."""
-    rank, ranks = share
-    work = "makes embeddings"
-    if ranks > 1:
-        with owned(folder / f"part-{rank}-of-{ranks}", work):
-            yield
-        return
-    for part in folder.glob("part-*-of-*"):  # of killed processes; refused if one is at work
-        with owned(part, work):
-            pass
-        with suppress(OSError):
-            part.rmdir()
-    with owned(folder, work):
-        files.sweep(folder)
-        yield
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""What text encoders are, whatever path they lie at: digests of their weights' files.
+"""What models are, whatever path they lie at: digests of their weights' files.
 
 Files of many gigabytes are known by their sizes and by pieces of them, evenly spread: another training or another
 precision changes nearly all of their numbers.
@@ -36,8 +36,13 @@ def files_digest(paths: Iterable[Path]) -> str:
 
 def encoder_digest(base: str) -> str | None:
     """Tells text encoders of pipelines apart, by their files; None if they are not on this machine."""
+    return part_digest(base, "text_encoder*")
+
+
+def part_digest(base: str, part: str) -> str | None:
+    """Tells parts of pipelines apart, by their files; None if they are not on this machine."""
     folder = local_folder(base)
-    stored = sorted(folder.glob("text_encoder*/*.safetensors")) if folder else []
+    stored = sorted(folder.glob(f"{part}/*.safetensors")) if folder else []
     plain = [path for path in stored if "." not in path.stem]  # not those of a variant, as model.fp16
     lacking = any(int(path.stem.rpartition("-of-")[2]) != _siblings(path) for path in plain if "-of-" in path.stem)
     return files_digest(plain) if plain and not lacking else None

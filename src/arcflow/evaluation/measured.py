@@ -7,6 +7,7 @@ together. Pictures are known by a name, not by a place in a list: a list may gro
 
 import hashlib
 import json
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -16,7 +17,7 @@ from typing import Literal
 import numpy as np
 import torch
 from jaxtyping import Float, UInt8
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from arcflow.data.pictures import read_picture
@@ -48,7 +49,7 @@ def measure(
     makes the function that computes, and is called only if something is missing.
     """
     rank, ranks = share
-    there = set(_shards(store))
+    there = set(_shards(store, heal=True))
     missing = {name: pictures[name] for name in list(pictures)[rank::ranks] if name not in there}
     if not missing:
         return 0
@@ -62,7 +63,7 @@ def measure(
                 f"{pictures[wrong[0]]} gives a number that is not finite; look at the picture, or take another network"
             )
         file = store / f"{hashlib.sha256(names[0].encode()).hexdigest()[:16]}.safetensors"
-        about = {"names": json.dumps(names)}
+        about = {"names": json.dumps(names), "sum": _sum(names, values)}
         files.write_tensors(file, {"values": values}, about)
     return len(missing)
 
@@ -80,12 +81,35 @@ def table(store: Path, names: list[str]) -> Table | None:
     return result
 
 
-def _shards(store: Path) -> dict[str, Tensor]:
+def _shards(store: Path, *, heal: bool = False) -> dict[str, Tensor]:
+    """The numbers of a folder by name of picture. Damaged files are taken away with `heal`: it can be computed again.
+
+    Raises:
+        ValueError: a file is damaged.
+    """
     found: dict[str, Tensor] = {}
     for file in sorted(store.glob("*.safetensors")):
-        with safe_open(file, "pt") as shard:  # type: ignore[no-untyped-call]
-            found |= zip(json.loads(shard.metadata()["names"]), shard.get_tensor("values"), strict=True)
+        try:
+            with safe_open(file, "pt") as shard:
+                about, values = shard.metadata(), shard.get_tensor("values")
+            names = json.loads(about["names"])
+            if about.get("sum", _sum(names, values)) != _sum(names, values) or not values.isfinite().all():
+                raise ValueError("its numbers are not those that were written")
+            found |= zip(names, values, strict=True)
+        except (SafetensorError, OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+            if not heal:
+                raise ValueError(
+                    f"{file} is damaged ({error}): expected numbers of pictures; remove it, and the same command "
+                    f"computes them again"
+                ) from error
+            print(f"{file} is damaged ({error}); its numbers are computed again", file=sys.stderr)
+            file.unlink(missing_ok=True)
     return found
+
+
+def _sum(names: list[str], values: Tensor) -> str:
+    """A checksum of numbers and of whose they are."""
+    return hashlib.sha256(json.dumps(names).encode() + values.numpy().tobytes()).hexdigest()
 
 
 def _batches(pictures: Mapping[str, Path], size: int) -> Iterator[tuple[list[str], np.ndarray]]:

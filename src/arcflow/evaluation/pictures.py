@@ -15,7 +15,7 @@ import json
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from diffusers import DiffusionPipeline
@@ -25,6 +25,8 @@ from arcflow.evaluation.scorers import part_of
 from arcflow.evaluation.suites.suite import Item, Suite
 from arcflow.sampling.folder import Recipe, read_manifest, sample_folder
 from arcflow.system import files, records
+from arcflow.system.owner import owned_share
+from arcflow.system.text import shown
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +75,37 @@ def claim(folder: Path, what: Settings) -> None:
     about = folder / "suite.json"
     if not about.exists() and (folder / "pictures").exists():
         raise ValueError(f"{folder} has pictures but no suite.json: expected a new folder or one of ours; change --out")
-    files.claim(about, json.dumps(records.plain(what), indent=2) + "\n", holds="pictures")
+    there = records.plain(read_settings(folder)) if about.exists() else {}
+    assert isinstance(there, dict)
+    # Folders of before do not know these; what is drawn from now on is held against them.
+    free = [name for name in ("weights", "dtype", "base") if not there.get(name)]
+    wanted = {name: value for name, value in asdict(what).items() if name not in FREE or value}
+    files.claim(about, json.dumps(wanted, indent=2) + "\n", holds="pictures", free=free)
+
+
+FREE = ("dtype", "base")
+"""Settings that are not written down where they are not known."""
+
+
+def read_settings(folder: Path) -> Settings:
+    """What the pictures of a folder are of. Raises ValueError if `suite.json` is damaged, with what to do."""
+    try:
+        return records.read(Settings, folder / "suite.json")
+    except (ValueError, RecursionError) as error:
+        raise ValueError(
+            f"{folder / 'suite.json'} is damaged ({shown(error, 120)}): expected what the pictures beside it are of; "
+            f"put it back, or choose another folder with --out"
+        ) from error
+
+
+@contextmanager
+def alone(folder: Path, share: tuple[int, int]) -> Iterator[None]:
+    """Keep a suite's folder to this process, or of several this one's part of it, and clear up after killed ones."""
+    with owned_share(folder, share, "evaluates"):
+        if share[1] == 1:
+            for place in (folder, *(path for path in folder.rglob("*") if path.is_dir())):
+                files.sweep(place)
+        yield
 
 
 def digest(items: Sequence[Item]) -> str:
@@ -113,10 +145,27 @@ def clock(folder: Path, stage: str, share: tuple[int, int] = (0, 1)) -> Iterator
 def _add(folder: Path, stage: str, seconds: float, pictures: int, share: tuple[int, int]) -> None:
     file = folder / "clock" / f"clock{part_of(share)}.json"
     file.parent.mkdir(exist_ok=True)
-    spent = json.loads(file.read_text()) if file.exists() else {}
+    spent = _spent(file)
     before = spent.get(stage, [0.0, 0])
     spent[stage] = [before[0] + seconds, before[1] + pictures]
     files.write_text(file, json.dumps(spent))
+
+
+def _spent(file: Path) -> dict[str, list[float]]:
+    """Seconds and pictures by stage. What is damaged is left out: only clock times are lost."""
+    try:
+        found = json.loads(file.read_text("utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    stages = found.items() if isinstance(found, dict) else ()
+    return {stage: [float(one) for one in pair] for stage, pair in stages if _pair(pair)}
+
+
+def _pair(value: object) -> bool:
+    """Whether a value is a time and a number of pictures."""
+    if not isinstance(value, list) or len(value) != 2:
+        return False
+    return all(type(one) in (int, float) and 0 <= one < 1e12 for one in value)
 
 
 def times(folder: Path, commands: Sequence[str] = ()) -> Seconds:
@@ -125,13 +174,13 @@ def times(folder: Path, commands: Sequence[str] = ()) -> Seconds:
     made = [record["seconds"] for record in read_manifest(folder / "pictures")]
     total: dict[str, list[float]] = {}
     for file in sorted((folder / "clock").glob("*.json")):
-        for stage, (seconds, pictures) in json.loads(file.read_text()).items():
+        for stage, (seconds, pictures) in _spent(file).items():
             before = total.get(stage, [0.0, 0])
             total[stage] = [before[0] + seconds, before[1] + pictures]
     each = {stage: seconds / pictures for stage, (seconds, pictures) in total.items() if pictures}
-    generation = sum(made) / len(made)
+    generation = sum(made) / max(1, len(made))
     own = sum(seconds for stage, seconds in each.items() if stage not in commands)
-    return Seconds(generation=generation, evaluation=each, share=own / generation)
+    return Seconds(generation=generation, evaluation=each, share=own / generation if generation else 0.0)
 
 
 def lay_out(folder: Path, suite: Suite, items: Sequence[Item], draws: int, model: str) -> None:

@@ -146,7 +146,11 @@ class Settings:
     adapter: str
     steps: int
     weights: str
-    """A digest of the adapter's files, if they lie in a folder."""
+    """A digest of the adapter's files."""
+    dtype: str = ""
+    """Precision of the base; empty in folders of before."""
+    base: str = ""
+    """A digest of the base's transformer, by its files; empty if they are not on this machine."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,8 +6,8 @@ score yet: {"id", "prompt", "image", "category", "suite", "seed"}, and "metadata
 the command writes a line {"id", "score"} to {out}, best at once: what is there when it dies is kept. The answers end up
 in `scores/<name>.jsonl`, whole or not at all, each with a checksum; what was damaged since is asked for again.
 
-A command ends with us, however we end: it runs in a session of its own, and a shell beside it waits for the end of a pipe
-that we alone hold open.
+A command ends with us, however we end: it runs in a session of its own, and a shell beside it waits for the end of a
+pipe that we alone hold open.
 """
 
 import json

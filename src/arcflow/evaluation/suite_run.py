@@ -4,6 +4,7 @@ Nothing is loaded before it is known to be needed: a run that only adds a scorer
 gone before a scorer wants the memory.
 """
 
+import csv
 import gc
 import hashlib
 import json
@@ -19,6 +20,7 @@ import torch
 from diffusers import DiffusionPipeline
 from torch import Tensor
 
+from arcflow.data.identity import part_digest
 from arcflow.evaluation import pictures as drawn
 from arcflow.evaluation import scorers, summary
 from arcflow.evaluation.measured import (
@@ -40,8 +42,10 @@ from arcflow.evaluation.request import Request
 from arcflow.evaluation.results import Metric, Settings, SuiteResults
 from arcflow.evaluation.scorers import Line
 from arcflow.evaluation.suites import SUITES
-from arcflow.evaluation.suites.suite import Item, Suite, read_items
+from arcflow.evaluation.suites.suite import Item, Suite, read_items, read_lines, read_records
 from arcflow.sampling.generate import euler
+from arcflow.sampling.open import dtype_of
+from arcflow.student.adapter import found_at
 from arcflow.system import files, records
 from arcflow.system.devices import torch_device
 from arcflow.system.packages import About
@@ -253,6 +257,8 @@ def plan(
         adapter=asked.adapter,
         steps=asked.steps,
         weights=_weights(adapter),
+        dtype=dtype_of(asked.device, asked.dtype),
+        base=part_digest(asked.model, "transformer") or "",
     )
     pictures = drawn.pictures_of(suite, items, draws, settings, version)
     drawn.claim(asked.folder, settings)
@@ -280,7 +286,10 @@ def plan(
 
 def _weights(adapter: str) -> str:
     """Tells adapters apart that have one folder after the other."""
-    stored = sorted(Path(adapter).glob("*.safetensors")) if adapter and Path(adapter).is_dir() else []
+    if not adapter:
+        return ""
+    folder = Path(adapter)
+    stored = sorted(folder.glob("*.safetensors")) if folder.is_dir() else [found_at(adapter).weights]
     return "-".join(files.digest(path)[:16] for path in stored)
 
 
@@ -289,7 +298,7 @@ def _reference(folder: Path, out: Path, settings: Settings, pictures: Sequence[P
     if not about.exists():
         key = hashlib.sha256(str(folder.absolute()).encode()).hexdigest()[:16]
         return Reference(store=out / "reference" / key, files=folder_pictures(folder), paired=False)
-    theirs = records.read(Settings, about)
+    theirs = drawn.read_settings(folder)
     if (theirs.suite, theirs.prompts) != (settings.suite, settings.prompts):
         files = {path.name: path for path in sorted((folder / "pictures").glob("*.png"))}
         return Reference(store=folder / "measured", files=files, paired=False)
@@ -307,10 +316,9 @@ def _official(suite: Suite, items: Sequence[Item], draws: int, model: str, named
     """The answers in a file that an official scorer, or any other program, wrote."""
     path = Path(named)
     try:
-        text = path.read_text("utf-8")
-        first = json.loads(text.splitlines()[0]) if path.suffix == ".jsonl" and text.strip() else {}
-        if "score" in first:
-            found = {record["id"]: float(record["score"]) for record in map(json.loads, text.splitlines())}
+        lines = read_lines(path) if path.suffix == ".jsonl" else []
+        if lines and "score" in json.loads(lines[0][1]):
+            found = {record["id"]: float(record["score"]) for record in read_records(path)}
         elif suite.answers:
             found = suite.answers(path, items, model)
         else:
@@ -321,7 +329,7 @@ def _official(suite: Suite, items: Sequence[Item], draws: int, model: str, named
             raise ValueError(
                 f"the answer about {strange[0]!r} is not of this suite, or no number" if strange else "empty"
             )
-    except (ValueError, OSError, KeyError, TypeError, IndexError) as error:
+    except (ValueError, OSError, KeyError, TypeError, IndexError, RecursionError, OverflowError, csv.Error) as error:
         raise ValueError(
             f"cannot read the answers in {named!r} ({error}): expected NAME=FILE, and in it what the official scorer "
             f'of {suite.name} writes, or lines {{"id", "score"}} (.jsonl); correct --answers'

@@ -103,9 +103,21 @@ def sample_folder(
 
 
 def read_manifest(folder: Path) -> list[dict[str, Any]]:
-    """One record for each picture that a folder's manifests list; a last line cut short by a kill is left out."""
-    records = [record for file in sorted(folder.glob("manifest*.jsonl")) for record in files.read_lines(file)]
+    """One record for each picture that a folder's manifests list. A last line cut short by a kill is left out, and so
+    is a damaged one: its picture is drawn again."""
+    lines = [line for file in sorted(folder.glob("manifest*.jsonl")) for line in files.whole_lines(file)]
+    records = [record for record in map(_listed, lines) if record]
     return list({record["file"]: record for record in records}.values())
+
+
+def _listed(line: str) -> dict[str, Any] | None:
+    """The record of a picture; None if a line is none."""
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    fits = isinstance(record, dict) and isinstance(record.get("file"), str)
+    return record if fits and isinstance(record.get("seconds", 0.0), int | float) else None
 
 
 def _trim(manifest: Path) -> None:

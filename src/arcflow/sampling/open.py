@@ -29,10 +29,18 @@ def open_pipe(model: str, device: str, dtype: str, lora: str | None = None) -> A
     from arcflow.families.loading import load_pipe
     from arcflow.system.devices import torch_device
 
-    where = torch_device(device)
-    if dtype == "auto":
-        dtype = "bfloat16" if where.type == "cuda" else "float32"
-    return load_pipe(config.Model(base=model, dtype=dtype, teacher_lora=lora)).to(where)  # type: ignore[arg-type]
+    dtype = dtype_of(device, dtype)
+    chosen = config.Model(base=model, dtype=dtype, teacher_lora=lora)  # type: ignore[arg-type]
+    return load_pipe(chosen).to(torch_device(device))
+
+
+def dtype_of(device: str, dtype: str) -> str:
+    """The precision that a command's --device and --dtype mean."""
+    from arcflow.system.devices import torch_device
+
+    if dtype != "auto":
+        return dtype
+    return "bfloat16" if torch_device(device).type == "cuda" else "float32"
 
 
 def open_student(model: str, adapter: str, device: str, dtype: str) -> Any:

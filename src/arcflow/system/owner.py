@@ -99,6 +99,27 @@ def owned(folder: Path, work: str = "works", *, remedy: str = "choose another fo
         _unmake(made)
 
 
+@contextmanager
+def owned_share(folder: Path, share: tuple[int, int], work: str) -> Iterator[None]:
+    """Keep a folder to this process, or of several that share the work, (number, count) each, this one's part of it.
+
+    Raises:
+        ValueError: another process does the same work there.
+    """
+    rank, ranks = share
+    if ranks > 1:
+        with owned(folder / f"part-{rank}-of-{ranks}", work):
+            yield
+        return
+    for part in folder.glob("part-*-of-*"):  # of killed processes; refused if one is at work
+        with owned(part, work):
+            pass
+        with suppress(OSError):
+            part.rmdir()
+    with owned(folder, work):
+        yield
+
+
 def read_owner(folder: Path) -> dict[str, Any] | None:
     """Who has written its name into a folder: `pid`, `host`, `machine`, `work`, `command`, `since` and `token`."""
     try:

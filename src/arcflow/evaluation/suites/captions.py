@@ -1,18 +1,21 @@
 """Lists of captions: COCO (arXiv 1405.0312) and HPSv2 (arXiv 2306.09341)."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
 from arcflow.evaluation.suites.layouts import link, write_once
-from arcflow.evaluation.suites.suite import Item, Suite
+from arcflow.evaluation.suites.suite import Item, Suite, read_json, read_records
 
 
 def hpsv2_layout(item: Item, pictures: Sequence[Path], root: Path, model: str) -> None:
     """<style>/<00000>.jpg, the first picture of each prompt."""
     from PIL import Image  # not at the top: the command line lists suites, and does not wait for it
 
-    write_once(root / f"{item.id}.jpg", lambda draft: Image.open(pictures[0]).convert("RGB").save(draft, "JPEG"))
+    write_once(
+        root / f"{item.id}.jpg",
+        lambda draft: Image.open(pictures[0]).convert("RGB").save(draft, "JPEG"),
+        of=pictures[:1],
+    )
 
 
 def flat_layout(item: Item, pictures: Sequence[Path], root: Path, model: str) -> None:
@@ -27,13 +30,13 @@ def _coco(path: Path) -> list[Item]:
     """Lines with a prompt each, or COCO's own annotations: of each image the caption of the lowest id, the images by
     their ids, the first 10 000."""
     if path.suffix == ".jsonl":
-        records = [json.loads(line) for line in path.read_text("utf-8").splitlines() if line.strip()]
+        records = read_records(path)
         return [
             Item(i, str(record.get("id", f"{i:05d}")), record["prompt"] if "prompt" in record else record["caption"])
             for i, record in enumerate(records)
         ]
     captions: dict[int, str] = {}
-    for note in sorted(json.loads(path.read_text("utf-8"))["annotations"], key=lambda note: note["id"]):
+    for note in sorted(read_json(path)["annotations"], key=lambda note: note["id"]):
         captions.setdefault(note["image_id"], note["caption"].strip())
     return [Item(i, f"{image:012d}", captions[image]) for i, image in enumerate(sorted(captions)[:COCO_COUNT])]
 
@@ -42,7 +45,7 @@ HPSV2_STYLES = ("anime", "concept-art", "paintings", "photo")
 
 
 def _hpsv2(path: Path) -> list[Item]:
-    lists = {style: json.loads((path / f"{style}.json").read_text("utf-8")) for style in HPSV2_STYLES}
+    lists = {style: read_json(path / f"{style}.json") for style in HPSV2_STYLES}
     named = [(style, i, text) for style, texts in lists.items() for i, text in enumerate(texts)]
     return [Item(number, f"{style}/{i:05d}", text, style) for number, (style, i, text) in enumerate(named)]
 

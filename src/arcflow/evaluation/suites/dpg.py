@@ -5,12 +5,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from arcflow.evaluation.suites.layouts import grid, write_once
-from arcflow.evaluation.suites.suite import Item, Suite, read_table
+from arcflow.evaluation.suites.suite import Item, Suite, read_lines, read_table
 
 
 def dpg_layout(item: Item, pictures: Sequence[Path], root: Path, model: str) -> None:
     """One PNG with the name of the prompt's file, its four pictures in two rows."""
-    write_once(root / f"{item.id}.png", lambda draft: grid(pictures).save(draft, "PNG"))
+    write_once(root / f"{item.id}.png", lambda draft: grid(pictures).save(draft, "PNG"), of=pictures)
 
 
 def dpg_answers(path: Path, items: Sequence[Item], model: str) -> dict[str, float]:
@@ -18,7 +18,7 @@ def dpg_answers(path: Path, items: Sequence[Item], model: str) -> dict[str, floa
     by categories of questions is left out."""
     ids = {item.id: item for item in items}
     found = {}
-    for place, line in enumerate(path.read_text("utf-8").splitlines(), 1):
+    for place, line in read_lines(path):
         numbers = re.search(r"((?:, [0-9.e+-]+){2,})$", line)
         if not numbers:
             continue
@@ -33,7 +33,7 @@ def dpg_answers(path: Path, items: Sequence[Item], model: str) -> dict[str, floa
 def _dpg(path: Path) -> list[Item]:
     """A folder of text files, or the table of questions; both in the order of the names, so that they mean the same."""
     if path.is_dir():
-        texts = {file.stem: file.read_text("utf-8").strip() for file in path.glob("*.txt")}
+        texts = {file.stem: file.read_text("utf-8-sig").strip() for file in path.glob("*.txt")}
     else:
         texts = {}
         for row in read_table(path, "item_id", "text"):

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from arcflow.evaluation.suites.layouts import link, write_once
-from arcflow.evaluation.suites.suite import Item, Suite
+from arcflow.evaluation.suites.suite import Item, Suite, read_records
 
 
 def geneval_layout(item: Item, pictures: Sequence[Path], root: Path, model: str) -> None:
@@ -15,14 +15,16 @@ def geneval_layout(item: Item, pictures: Sequence[Path], root: Path, model: str)
     write_once(folder / "metadata.jsonl", lambda draft: draft.write_text(json.dumps(item.more) + "\n", "utf-8"))
     for draw, picture in enumerate(pictures):
         link(picture, folder / "samples" / f"{draw:04d}.png")
+    for more in (folder / "samples").glob("[0-9]*.png"):  # of a run with more pictures of each prompt
+        if int(more.stem) >= len(pictures):
+            more.unlink()
 
 
 def geneval_answers(path: Path, items: Sequence[Item], model: str) -> dict[str, float]:
     """Whether each picture is right, from the JSON lines of `evaluate_images.py`."""
     ids = {f"{item.number:05d}": item for item in items}
     found = {}
-    for place, line in enumerate(path.read_text("utf-8").splitlines(), 1):
-        record = json.loads(line)
+    for place, record in enumerate(read_records(path), 1):
         where = re.search(r"(\d{5})[/\\]samples[/\\](\d+)\.png$", str(record.get("filename")))
         if not where or where[1] not in ids or not isinstance(record.get("correct"), bool):
             raise ValueError(f"line {place} tells of no picture of this suite whether it is correct")
@@ -31,7 +33,7 @@ def geneval_answers(path: Path, items: Sequence[Item], model: str) -> dict[str, 
 
 
 def _geneval(path: Path) -> list[Item]:
-    records = [json.loads(line) for line in path.read_text("utf-8").splitlines() if line.strip()]
+    records = read_records(path)
     for record in records:
         if not isinstance(record["include"], list):
             raise ValueError("'include' is no list")

@@ -19,8 +19,9 @@ if TYPE_CHECKING:
     from PIL import Image
 
 
-def write_once(path: Path, write: Callable[[Path], object]) -> None:
-    if not path.exists():
+def write_once(path: Path, write: Callable[[Path], object], of: Sequence[Path] = ()) -> None:
+    """Let `write` make a file that is not there, or is not made of these pictures as they are now."""
+    if not path.exists() or (of and not _made_of(path, of)):
         # Not at the top: the command line lists suites, and does not wait for torch.
         from arcflow.system import files
 
@@ -28,14 +29,31 @@ def write_once(path: Path, write: Callable[[Path], object]) -> None:
         files.write_atomic(path, write)
 
 
-def link(picture: Path, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
+def _made_of(path: Path, pictures: Sequence[Path]) -> bool:
+    """Whether a file is no older than the pictures that it shows, and as large as they are side by side."""
+    from PIL import Image  # as above
+
+    if path.stat().st_mtime_ns < max(picture.stat().st_mtime_ns for picture in pictures):
+        return False
     try:
+        with Image.open(path) as there, Image.open(pictures[0]) as one:
+            return there.size == tuple(math.isqrt(len(pictures)) * length for length in one.size)
+    except OSError:
+        return False
+
+
+def link(picture: Path, path: Path) -> None:
+    """Show a picture under another name too, as it is now."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.exists() and (os.path.samefile(picture, path) or _made_of(path, [picture])):
+        return
+    try:
+        path.unlink(missing_ok=True)
         os.link(picture, path)
-    except FileExistsError:
+    except FileExistsError:  # another process was faster
         pass
     except OSError:  # a file system without hard links
-        write_once(path, lambda draft: shutil.copyfile(picture, draft))
+        write_once(path, lambda draft: shutil.copyfile(picture, draft), of=[picture])
 
 
 def grid(pictures: Sequence[Path]) -> "Image.Image":

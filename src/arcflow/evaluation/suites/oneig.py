@@ -11,7 +11,8 @@ from arcflow.evaluation.suites.suite import Item, Suite, read_table
 def oneig_layout(item: Item, pictures: Sequence[Path], root: Path, model: str) -> None:
     """<class>/<model>/<id>.webp, four pictures in two rows."""
     folder, name = item.id.split("/")
-    write_once(root / folder / model / f"{name}.webp", lambda draft: grid(pictures).save(draft, "WEBP"))
+    path = root / folder / model / f"{name}.webp"
+    write_once(path, lambda draft: grid(pictures).save(draft, "WEBP"), of=pictures)
 
 
 def oneig_answers(path: Path, items: Sequence[Item], model: str) -> dict[str, float]:

@@ -5,11 +5,13 @@ built-in world: a row names the file and where it is to be had, and `read_items`
 """
 
 import csv
+import json
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from arcflow.world.scene import FIRST_SEED, held_out, parse
 
@@ -85,6 +87,8 @@ def read_items(suite: Suite, path: Path | None, *, count: int | None = None, com
     if suite.name == "world":
         if path is not None:
             raise ValueError(f"the prompts of the suite world are built in, got {path}; leave --prompts out")
+        if count is not None and count < 1:
+            raise ValueError(f"--count {count}: expected 1 prompt or more; leave it out to take {WORLD_COUNT}")
         return _world(count or WORLD_COUNT)
     remedy = f"expected {suite.file} from {suite.source}"
     if path is None:
@@ -92,11 +96,13 @@ def read_items(suite: Suite, path: Path | None, *, count: int | None = None, com
     try:
         items = suite.read(path)
         _check(suite, items, complete)
-    except (ValueError, OSError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, OSError, KeyError, TypeError, AttributeError, RecursionError, csv.Error) as error:
         what = f"no {error}" if isinstance(error, KeyError) else error
         raise ValueError(f"{path} cannot be used ({what}): {remedy}; get it again or correct --prompts") from error
     if count is None or count >= len(items):
         return items
+    if count < 1:
+        raise ValueError(f"--count {count}: expected 1 prompt or more; leave it out to take all {len(items)}")
     return [items[place * len(items) // count] for place in range(count)]
 
 
@@ -126,6 +132,32 @@ def _told(counts: Mapping[str, int]) -> str:
 def _world(count: int) -> list[Item]:
     texts = held_out(count)
     return [Item(i, f"{i:05d}", text, parse(text).skill) for i, text in enumerate(texts)]
+
+
+def read_lines(path: Path) -> list[tuple[int, str]]:
+    """The numbered lines of a file of text that are not blank: ends of any system, and no others, so that U+2028 in a
+    prompt is part of it."""
+    with path.open(encoding="utf-8-sig") as stream:
+        return [(place, line.strip()) for place, line in enumerate(stream, 1) if line.strip()]
+
+
+def read_records(path: Path) -> list[dict[str, Any]]:
+    """The objects in the lines of a file. Raises ValueError with the line that is none."""
+    found = []
+    for place, line in read_lines(path):
+        try:
+            record = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"line {place} is no JSON: {error}") from error
+        if not isinstance(record, dict):
+            raise ValueError(f"line {place} is no object")
+        found.append(record)
+    return found
+
+
+def read_json(path: Path) -> Any:
+    """What is in a file of JSON, with a byte order mark or without."""
+    return json.loads(path.read_text("utf-8-sig"))
 
 
 def read_table(path: Path, *columns: str) -> list[dict[str, str]]:
