@@ -93,7 +93,7 @@ def _gguf(linear: nn.Linear, name: str) -> nn.Linear:
 
 def quanto_int8(linear: nn.Linear) -> nn.Linear:
     quanto = import_module("optimum.quanto")
-    around = nn.Sequential(copy.deepcopy(linear))
+    around: Any = nn.Sequential(copy.deepcopy(linear))
     quanto.quantize(around, weights=quanto.qint8)
     quanto.freeze(around)
     return around[0]
