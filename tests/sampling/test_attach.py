@@ -406,6 +406,80 @@ def test_storage_in_eight_bits_leaves_the_students_weights_wide(pipe, two_steps)
     assert {p.dtype for p in student.trainable(pipe.transformer).values()} == {torch.float32}
 
 
+@pytest.mark.parametrize("form", ["mixture", "coefficients"])
+def test_under_autocast_the_students_own_weights_stay_float32(flux, tmp_path, form):
+    arcflow.attach(flux, made(flux, tmp_path, form=form))
+    state = layers.state_of(flux.transformer)
+    state.head.integrates = False
+    features, straight = torch.randn(2, 5, state.head.in_features), state.head.frozen.weight.new_ones(2, 5, 16)
+    head = state.head.tuned
+    with torch.no_grad():
+        wanted = head(features) if form == "mixture" else head(features, straight)
+        state.head.frozen = Says(straight) if form == "coefficients" else state.head.frozen
+        with torch.autocast("cpu", torch.bfloat16):
+            assert torch.equal(state.head(features), wanted)
+
+
+class Says(torch.nn.Identity):
+    """The same answer to all."""
+
+    def __init__(self, answer):
+        super().__init__()
+        self.answer = answer
+
+    def forward(self, _):
+        return self.answer
+
+
+def test_under_autocast_a_step_is_taken_in_float32():
+    scheduler = ArcFlowScheduler(num_modes=4)
+    scheduler.set_timesteps(2)
+    packed, x = torch.randn(1, 3, 4 * 16 + 28), torch.randn(1, 3, 16)
+    wanted = copy.deepcopy(scheduler).step(packed, scheduler.timesteps[0], x).prev_sample
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(scheduler.step(packed, scheduler.timesteps[0], x).prev_sample, wanted)
+
+
+# Aborted
+
+
+@pytest.mark.parametrize("when", ["before the first call", "in the first call", "after the first step"])
+@pytest.mark.parametrize("pipe", ["flux"], indirect=True)
+def test_what_an_aborted_run_leaves_serves_no_other_scheduler(pipe, two_steps, when):
+    """A stock scheduler at the very noise level where the other one stopped."""
+    arcflow.attach(pipe, two_steps)
+    drawn, ours = sample(pipe), pipe.scheduler
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    if when == "before the first call":
+        ours.set_timesteps(4)
+    elif when == "in the first call":
+        handle = pipe.transformer.proj_out.register_forward_hook(stop)
+        with pytest.raises(KeyboardInterrupt):
+            sample(pipe, num_inference_steps=4)
+        handle.remove()
+    else:
+        with pytest.raises(KeyboardInterrupt):
+            sample(pipe, num_inference_steps=4, callback_on_step_end=stop)
+    pipe.scheduler = OneStep()
+    pipe.scheduler.start = float(ours.sigmas[1 if when.startswith("after") else 0])
+    with pytest.raises(ValueError, match="another scheduler driving the pipeline"):
+        sample(pipe, num_inference_steps=1)
+    pipe.scheduler = ours
+    assert torch.equal(sample(pipe), drawn)
+
+
+class OneStep(FlowMatchEulerDiscreteScheduler):
+    """One step of the stock scheduler, from a noise level."""
+
+    def set_timesteps(self, num_inference_steps=None, device=None, sigmas=None, mu=None, timesteps=None):
+        self.sigmas = torch.tensor([self.start, 0.0])
+        self.timesteps, self.num_inference_steps = self.sigmas[:-1] * 1000, 1
+        self._step_index = self._begin_index = None
+
+
 def test_a_call_outside_of_any_loop_is_refused_and_predict_serves_it(pipe, inputs, two_steps):
     arcflow.attach(pipe, two_steps)
     with pytest.raises(ValueError, match="no ArcFlowScheduler is at a step.*arcflow.student.predict"):

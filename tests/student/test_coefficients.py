@@ -59,6 +59,16 @@ def test_what_a_call_describes_is_a_path_whose_mean_is_the_first_coefficient(net
     assert not torch.equal(path.c[..., 0, :], teacher)
 
 
+def test_behind_its_own_step_a_path_goes_on_straight_as_the_integrating_head_does(net, inputs):
+    built(net)
+    path = student.predict(net, inputs.x, 1.0, inputs.cond)
+    own = float(step_grid(2)[0] - step_grid(2)[1])
+    step, mean = path.displacement(0.0, own), path.c[..., 0, :]
+    torch.testing.assert_close(path.displacement(0.0, own + 0.1) - step, 0.1 * mean)
+    torch.testing.assert_close(path.displacement(own + 0.1, own + 0.2), 0.1 * mean)
+    assert torch.equal(path.velocity(own + 0.1), mean) and not torch.allclose(path.velocity(own), mean)
+
+
 @pytest.mark.parametrize("steps", [1, 2, 3, 4])
 def test_the_stock_pipeline_walks_the_path(pipe, tmp_path, steps):
     """A step of its own takes the mean, one that is part of it the bends too, one that leaves it goes straight on."""

@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from peft import LoraConfig
+from peft.tuners.tuners_utils import BaseTunerLayer
 
 import arcflow
 from arcflow import student
@@ -190,6 +191,18 @@ def test_whoever_looks_for_linears_by_name_finds_linears_alone(pipe, two_steps, 
     arcflow.attach(pipe, two_steps)
     found = [m for name, m in pipe.transformer.named_modules() if any(part in name for part in ("to_q", "to_out.0"))]
     assert found and all(isinstance(module, torch.nn.Linear) for module in found)
+
+
+def test_a_lora_on_all_linears_has_none_in_the_student(pipe, two_steps, targets):
+    arcflow.attach(pipe, two_steps)
+    plain, net = sample(pipe), pipe.transformer
+    before = [name for name, _ in net.named_parameters()]
+    net.add_adapter(LoraConfig(r=2, init_lora_weights=False, target_modules="all-linear"), "style")
+    inside = [name for name, _ in net.named_parameters() if "lora_" in name and ("tuned" in name or "frozen" in name)]
+    assert not inside and not torch.equal(sample(pipe), plain)
+    assert isinstance(net.proj_out, BaseTunerLayer) and isinstance(net.norm_out.linear, BaseTunerLayer)
+    pipe.delete_adapters("style")
+    assert torch.equal(sample(pipe), plain) and len(before) == len(list(net.parameters()))
 
 
 @pytest.mark.parametrize("dora", [False, True])

@@ -153,7 +153,8 @@ class ArcFlowScheduler(SchedulerMixin, ConfigMixin):
                 f"{mixture.v.shape[-1]}; the latents have width {sample.shape[-1]}. Attach an adapter to the "
                 f"transformer (arcflow.attach), or make the scheduler with the adapter's num_modes."
             )
-        return mixture.displacement(0.0, span)
+        with torch.autocast(output.device.type, enabled=False):  # in float32, whatever the network computes in
+            return mixture.displacement(0.0, span)
 
     def scale_noise(self, sample: Tensor, timestep: float | Tensor, noise: Tensor) -> Tensor:
         """Clean latents taken to the noise level of `timestep` (image-to-image, inpainting)."""

@@ -52,7 +52,7 @@ class CoefficientHead(nn.Module):
     ) -> Float[Tensor, "*batch width"]:
         """Mean velocity over the coming `span` of noise level from `start` on (eq. 11), in float32 at least.
 
-        A step that is longer than the student's own goes on as straight as that one's mean.
+        A step that is longer than the student's own goes on straight, at that one's mean (`own_means`).
         """
         share = (span / own_length(start[None], self.grids)[0]).clamp(max=1.0)
         bends = self.bends(features).unflatten(-1, (self.modes - 1, self.width))
@@ -67,4 +67,15 @@ class CoefficientHead(nn.Module):
 def path_of(packed: Float[Tensor, "batch tokens packed"], modes: int, sigma: float | Tensor, grids: Grids) -> Series:
     """The path that a packed output describes from noise level `sigma` on."""
     level = torch.as_tensor(sigma, dtype=torch.float32, device=packed.device).expand(len(packed))
-    return Series(packed.unflatten(-1, (modes, -1)), own_length(level, grids), legendre_means)
+    return Series(packed.unflatten(-1, (modes, -1)), own_length(level, grids), own_means)
+
+
+def own_means(
+    count: int, length: Float[Tensor, " samples"], a: Float[Tensor, " samples"], b: Float[Tensor, " samples"]
+) -> Float[Tensor, "samples count"]:
+    """`series.legendre_means` on a step of the student's own. Behind its end the path goes on straight, at its mean
+    velocity, as a call that integrates has it: polynomials are for the step they were learned on."""
+    means = legendre_means(count, length, torch.minimum(a, length), torch.minimum(b, length))
+    share = (torch.minimum(b, length) - torch.minimum(a, length)) / torch.where(b > a, b - a, 1.0)
+    bent = torch.where(b > length * (1 + 1e-6), share, 1.0)  # noise levels are rounded: the end itself is inside
+    return torch.cat([means[:, :1], means[:, 1:] * bent[:, None]], -1)

@@ -89,7 +89,16 @@ class Tuned(nn.Linear):
         if self.teacher:
             return self.frozen(input)
         # the twin is float32 also over a bfloat16 base, and gives float32 to what follows
-        return self.tuned(input.to(next(self.tuned.parameters()).dtype))
+        with as_wide_as_it_is(input):
+            return self.tuned(input.to(next(self.tuned.parameters()).dtype))
+
+    def named_modules(
+        self, memo: set[nn.Module] | None = None, prefix: str = "", remove_duplicate: bool = True
+    ) -> Iterator[tuple[str, nn.Module]]:
+        """As of any module, but for the base's Linear: its weights are found, a Linear is not. Who puts a LoRA on all
+        Linears puts one around this one, and none into it."""
+        for name, module in super().named_modules(memo, prefix, remove_duplicate):
+            yield name, _veiled(module) if module is self.frozen else module
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         # loaders of LoRAs look the base's weights up by these names
@@ -100,6 +109,21 @@ class Tuned(nn.Linear):
 
     def _load_from_state_dict(self, *_: Any) -> None:
         """Nothing: both Linears load what is theirs."""
+
+
+class _Veiled(nn.Module):
+    """Another module, to those who ask for its weights and hooks, but not for its kind."""
+
+
+def _veiled(module: nn.Module) -> nn.Module:
+    veiled = _Veiled.__new__(_Veiled)
+    veiled.__dict__ = module.__dict__
+    return veiled
+
+
+def as_wide_as_it_is(like: Tensor) -> torch.autocast:
+    """Without autocast: the student's own weights are float32, and its path is integrated in float32."""
+    return torch.autocast(like.device.type, enabled=False)
 
 
 class Head(Tuned):
@@ -116,7 +140,8 @@ class Head(Tuned):
             return self.frozen(input)
         head: MomentumHead | PackedHead = self.tuned  # type: ignore[assignment]
         features = input.to(next(head.parameters()).dtype)
-        return head.mean_velocity(features, heard(features)[0]) if self.integrates else head(features)
+        with as_wide_as_it_is(features):
+            return head.mean_velocity(features, heard(features)[0]) if self.integrates else head(features)
 
 
 class BentHead(Head):
@@ -128,7 +153,10 @@ class BentHead(Head):
             return straight
         head: CoefficientHead = self.tuned  # type: ignore[assignment]
         features = input.to(head.bends.weight.dtype)
-        return head.mean_velocity(features, straight, *heard(features)) if self.integrates else head(features, straight)
+        with as_wide_as_it_is(features):
+            if self.integrates:
+                return head.mean_velocity(features, straight, *heard(features))
+            return head(features, straight)
 
 
 class Fork(nn.Module):

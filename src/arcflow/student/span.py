@@ -7,11 +7,12 @@ answers. Nothing ties a transformer to a pipeline or to a scheduler, so that cop
 threads with a scheduler each are all served; a call that no scheduler expects is refused.
 """
 
+import sys
 import threading
 import warnings
 import weakref
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -88,7 +89,25 @@ def ask(sigma: float | None) -> Step:
         answer = steps.coming(sigma) if steps else None
         if answer:
             return answer
-    raise ValueError(
+    raise _nobody(sigma)
+
+
+def _driver() -> Any:
+    """The scheduler of the pipeline from whose call this thread comes, if its transformer is a student: a run that was
+    aborted leaves a scheduler at a step, and what starts there next may be driven by another."""
+    frame = sys._getframe(1)
+    while frame is not None:
+        if frame.f_code.co_name == "__call__" and frame.f_code.co_varnames[:1] == ("self",):
+            pipe = frame.f_locals.get("self")
+            transformer = getattr(pipe, "transformer", None)
+            if hasattr(getattr(transformer, "_orig_mod", transformer), "_arcflow"):
+                return getattr(pipe, "scheduler", None)
+        frame = frame.f_back
+    return None
+
+
+def _nobody(sigma: float | None) -> ValueError:
+    return ValueError(
         f"a student was called{'' if sigma is None else f' at noise level {sigma:.4g}'}, but no ArcFlowScheduler is at "
         f"a step that starts there: a student needs one to say how far the step goes. Is another scheduler driving "
         f"the pipeline? Give it the one that arcflow.attach made, or a copy (pipe.scheduler = "
@@ -99,7 +118,11 @@ def ask(sigma: float | None) -> Step:
 
 def answered(timestep: Tensor | None, guidance: Tensor | None, meant: Meant) -> Step:
     """The step, once what the pipeline does has been held against what the adapter expects."""
-    step = ask(None if timestep is None else float(timestep.flatten()[0]))
+    sigma = None if timestep is None else float(timestep.flatten()[0])
+    step = ask(sigma)
+    driver = _driver()
+    if driver is not None and not isinstance(driver, Steps):
+        raise _nobody(sigma)
     if step.first and guidance is not None and meant.guidance is not None:
         given = float(guidance.flatten()[0])
         if abs(given - meant.guidance) > 0.01 * abs(meant.guidance):
