@@ -6,7 +6,8 @@ from the run's log, the table from a results.json of `arcflow evaluate`.
 
 import json
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal
@@ -14,6 +15,7 @@ from typing import Any, Literal
 import torch
 from huggingface_hub import HfApi, ModelCard, ModelCardData
 from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
+from torch import nn
 
 from arcflow import student
 from arcflow.evaluation.results import Evaluation
@@ -21,7 +23,9 @@ from arcflow.families import family_of
 from arcflow.families.weights import dense
 from arcflow.path import step_grid
 from arcflow.recipes import command
+from arcflow.reports.page import fill
 from arcflow.reports.side_by_side import curves_figure, markdown_table
+from arcflow.reports.table import Line, Table
 from arcflow.student import layers
 from arcflow.student.adapter import found_at, load_adapter, save_adapter, write_adapter
 from arcflow.student.formats import FILES, AdapterInfo, Found, tensors_of
@@ -59,7 +63,7 @@ def export(
     *,
     layout: ExportLayout = "arcflow",
     keys: Keys = "diffusers",
-    transformer: Any = None,
+    transformer: nn.Module | None = None,
     base: Path | None = None,
     bound: float = BOUND,
     measure: Callable[[Path], float] | None = None,
@@ -95,10 +99,10 @@ def export(
         if layout == "lora":
             files.write_tensors(out / LORA[keys], named(factors, keys), {"format": "pt"})
             files.write_json(out / "scheduler" / "scheduler_config.json", stock_scheduler(info))
-            use = _lora_use(info, name, lost)
+            use = Use("lora", lost)
         elif base:
             write_merged(base, out, factors, stock_scheduler(info))
-            use = _merged_use(info, name, lost)
+            use = Use("merged", lost)
     elif found.layout == own == "arcflow":
         write_adapter(tensors_of(found), info, target)
     elif found.layout == own:
@@ -122,7 +126,7 @@ def export(
 
 
 def _plain(
-    found: Found, transformer: Any, bound: float, measure: Callable[[Path], float] | None
+    found: Found, transformer: nn.Module | None, bound: float, measure: Callable[[Path], float] | None
 ) -> tuple[dict[str, Factors], float]:
     """An adapter's LoRA, and how far its pictures are from the student's.
 
@@ -156,104 +160,60 @@ def _plain(
     return factors, lost
 
 
-def _adapter_use(info: AdapterInfo, name: str) -> str:
-    """What an adapter of ours is, and how it is used."""
-    return (
-        f"{info.steps} network calls for a picture from {info.base or 'its base'}: an ArcFlow adapter "
-        f"(arXiv 2602.09014), which is a LoRA and a wider last layer.\n\n"
-        "```python\nimport arcflow\nimport torch\nfrom diffusers import DiffusionPipeline\n\n"
-        f'pipe = DiffusionPipeline.from_pretrained("{info.base or "the/base"}", dtype=torch.bfloat16).to("cuda")\n'
-        + (f'pipe.load_lora_weights("{info.teacher_lora}")\n' if info.teacher_lora else "")
-        + f'arcflow.attach(pipe, "{name}")\n'
-        f'image = pipe("a red cube on a blue sphere", num_inference_steps={info.steps}).images[0]\n```'
-    )
+@dataclass(frozen=True)
+class Use:
+    """What a folder is, and how it is used: an adapter of ours, a plain LoRA, or a whole pipeline."""
 
-
-def _lora_use(info: AdapterInfo, name: str, lost: float) -> str:
-    """How a plain LoRA is used in a stock pipeline."""
-    scheduler = "FlowMatchEulerDiscreteScheduler"
-    times = raw_times(info)
-    steps = f"num_inference_steps={info.fewest}" if times is None else f"sigmas={times}"
-    return (
-        f"A plain LoRA that needs no arcflow: {_steps_in_words(info)}, other numbers of steps need the adapter that it "
-        f"was made of.{_lost_in_words(lost)}\n\n"
-        f"```python\nimport torch\nfrom diffusers import DiffusionPipeline, {scheduler}\n\n"
-        f'pipe = DiffusionPipeline.from_pretrained("{info.base or "the/base"}", dtype=torch.bfloat16).to("cuda")\n'
-        + (f'pipe.load_lora_weights("{info.teacher_lora}")\n' if info.teacher_lora else "")
-        + f'pipe.load_lora_weights("{name}")\n'
-        f'pipe.scheduler = {scheduler}.from_pretrained("{name}", subfolder="scheduler")\n'
-        f'image = pipe("a red cube on a blue sphere", {steps}).images[0]\n```\n\n'
-        f"Elsewhere: any Euler sampler on the noise levels {_levels(info)}, at strength 1."
-    )
-
-
-def _merged_use(info: AdapterInfo, name: str, lost: float) -> str:
-    """How a merged folder is used."""
-    times = raw_times(info)
-    steps = f"num_inference_steps={info.fewest}" if times is None else f"sigmas={times}"
-    return (
-        f"The base with the student merged into it, which needs no arcflow: {_steps_in_words(info)}."
-        f"{_lost_in_words(lost)}\n\n"
-        f"```python\nimport torch\nfrom diffusers import DiffusionPipeline\n\n"
-        f'pipe = DiffusionPipeline.from_pretrained("{name}", dtype=torch.bfloat16).to("cuda")\n'
-        f'image = pipe("a red cube on a blue sphere", {steps}).images[0]\n```\n\n'
-        f"Its scheduler visits the noise levels {_levels(info)}."
-    )
-
-
-def _steps_in_words(info: AdapterInfo) -> str:
-    return f"{info.fewest} network call{'s' if info.fewest > 1 else ''} for a picture"
-
-
-def _lost_in_words(lost: float) -> str:
-    return f" Its latents differ by {lost:.1%} from the adapter's, which is no LoRA by itself." if lost else ""
-
-
-def _levels(info: AdapterInfo) -> str:
-    grid = step_grid(info.fewest, info.shift, info.final_step_scale).tolist()
-    return ", ".join(f"{level:.4g}" for level in grid)
+    kind: Literal["adapter", "lora", "merged"] = "adapter"
+    lost: float = 0.0
+    """How far its pictures are from the adapter's, of a LoRA or a pipeline."""
 
 
 def card(
-    info: AdapterInfo, name: str, *, table: str | None = None, curves: bool = False, use: str | None = None
+    info: AdapterInfo, name: str, *, table: str | None = None, curves: bool = False, use: Use | None = None
 ) -> ModelCard:
     """The model card that an adapter's record makes.
 
     Args:
         table: results as Markdown.
         curves: whether the folder holds a picture of loss and distance.
-        use: what it is and how it is used, where it is no adapter of ours.
+        use: what the folder is; by default an adapter of ours.
     """
+    use = use or Use()
     licence: dict[str, Any] = LICENCES.get(info.base, {})
-    based: dict[str, Any] = {"base_model": info.base, "base_model_relation": "adapter"}
+    based: dict[str, Any] = (
+        {} if info.base in ("world", "") else {"base_model": info.base, "base_model_relation": "adapter"}
+    )
     data = ModelCardData(
-        **({} if info.base in ("world", "") else based),
+        **based,
         library_name="diffusers",
         pipeline_tag="text-to-image",
         tags=["arcflow", "distillation", "few-step", "flow-matching", "lora", "text-to-image"],
         **licence,
     )
-    parts = [
-        f"---\n{data.to_yaml()}\n---",
-        f"# {name.split('/')[-1]}",
-        use or _adapter_use(info, name),
-        "## Licence",
-        "That of the base, whose weights it goes on: "
-        + (licence.get("license_link") or licence.get("license") or f"see {info.base or 'its card'}")
-        + ".",
-        "## What it is",
-        _facts(info),
-    ]
-    if info.training:
-        parts += ["## How it was trained", *_training(info.training)]
-    if curves:
-        parts.append(f"![Loss and distance to the teacher]({CURVES})")
-    if table:
-        parts += ["## Results", table]
-    return ModelCard("\n\n".join(parts) + "\n", ignore_metadata_errors=True)
+    times = raw_times(info)
+    grid = step_grid(info.fewest, info.shift, info.final_step_scale).tolist()
+    settings = info.training.get("settings", {})
+    text = fill(
+        "card.md",
+        data=data.to_yaml(),
+        info=info,
+        name=name,
+        kind=use.kind,
+        lost=f"{use.lost:.1%}" if use.lost else "",
+        steps=f"num_inference_steps={info.fewest}" if times is None else f"sigmas={times}",
+        levels=", ".join(f"{level:.4g}" for level in grid),
+        licence={"license_link": "", "license": ""} | licence,
+        facts=_facts(info).markdown(),
+        training=_training(settings, info.training.get("progress", {})),
+        settings=json.dumps(settings, indent=2) if settings else "",
+        curves=CURVES if curves else "",
+        results=table,
+    )
+    return ModelCard(text, ignore_metadata_errors=True)
 
 
-def _facts(info: AdapterInfo) -> str:
+def _facts(info: AdapterInfo) -> Table:
     rows = {
         "base": info.base or "not recorded",
         **({"LoRA of the teacher, needed with it": info.teacher_lora} if info.teacher_lora else {}),
@@ -265,11 +225,11 @@ def _facts(info: AdapterInfo) -> str:
         "LoRA": f"rank {info.rank} on {info.targets.replace('_', '-')} layers" if info.rank else "none",
         "made with": ", ".join(f"{package} {number}" for package, number in info.versions.items()) or "not recorded",
     }
-    return _table(rows.items())
+    return Table(["", ""], [Line.of(name, value) for name, value in rows.items()])
 
 
-def _training(record: dict[str, Any]) -> list[str]:
-    settings, progress = record.get("settings", {}), record.get("progress", {})
+def _training(settings: dict[str, Any], progress: dict[str, Any]) -> str:
+    """What the record knows of its training, as Markdown; empty if nothing."""
     data, optim = settings.get("data", {}), settings.get("optim", {})
     rows = {
         "data": f"prompts alone: {data['prompts']}" if "prompts" in data else None,
@@ -277,16 +237,10 @@ def _training(record: dict[str, Any]) -> list[str]:
         "iterations": f"{progress['step']} of {optim['batch']}" if "step" in progress and "batch" in optim else None,
         "time": f"{progress['seconds'] / 3600:.1f} h" if "seconds" in progress else None,
         "distance to the teacher": f"{progress['distance']:.4f}" if progress.get("distance") is not None else None,
+        "command": f"`{command(settings)}`" if "model" in settings else None,
     }
-    told = [(name, value) for name, value in rows.items() if value is not None]
-    if "model" in settings:
-        told.append(("command", f"`{command(settings)}`"))
-    whole = f"<details><summary>All settings</summary>\n\n```json\n{json.dumps(settings, indent=2)}\n```\n\n</details>"
-    return [*([_table(told)] if told else []), *([whole] if settings else [])]
-
-
-def _table(rows: Sequence[tuple[str, Any]] | Any) -> str:
-    return "\n".join(["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows)])
+    told = [Line.of(name, value) for name, value in rows.items() if value is not None]
+    return Table(["", ""], told).markdown() if told else ""
 
 
 def push(folder: Path, repository: str, *, private: bool = False) -> str:
