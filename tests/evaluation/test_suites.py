@@ -1,6 +1,5 @@
 """Suites: official files in, official folders out; whatever is cut off goes on, and nothing is done twice."""
 
-import csv
 import json
 import shlex
 import sys
@@ -26,49 +25,7 @@ from arcflow.system import records
 from arcflow.system.packages import About
 from arcflow.world.scene import FIRST_SEED, held_out
 from tests.support.pipelines import SIDE, save_style
-
-GENEVAL = [
-    {"tag": "single_object", "include": [{"class": "cube", "count": 1}], "prompt": "a photo of a cube"},
-    {"tag": "colors", "include": [{"class": "ball", "count": 1, "color": "red"}], "prompt": "a photo of a red ball"},
-    {"tag": "colors", "include": [{"class": "ball", "count": 1, "color": "blue"}], "prompt": "a photo of a blue ball"},
-]
-
-
-def table(path: Path, columns: list[str], *rows: list[str]) -> Path:
-    with path.open("w", newline="") as stream:
-        csv.writer(stream).writerows([columns, *rows])
-    return path
-
-
-def official(name: str, folder: Path) -> Path:
-    """A prompt file in the benchmark's own format, but with few prompts."""
-    if name == "geneval":
-        path = folder / "evaluation_metadata.jsonl"
-        path.write_text("".join(json.dumps(line) + "\n" for line in GENEVAL))
-    elif name == "dpg":
-        columns = ["item_id", "text", "keywords", "proposition_id", "dependency", "category_broad"]
-        rows = [["whoops1", "two green balls", "", str(i), "0", "entity"] for i in (1, 2)]
-        path = table(folder / "dpg_bench.csv", columns, *rows, ["coco12", "a red cube", "", "1", "0", "entity"])
-    elif name == "oneig":
-        rows = [
-            ["Portrait", "000", "a man", "P"],
-            ["Portrait", "001", "a king", "P"],
-            ["General_Object", "000", "a", ""],
-        ]
-        path = table(folder / "OneIG-Bench.csv", ["category", "id", "prompt_en", "type"], *rows)
-    elif name == "coco":
-        notes = [(9, 7, "second of seven"), (3, 7, " a red cube\n"), (4, 2, "a blue ball")]
-        path = folder / "captions_val2014.json"
-        path.write_text(
-            json.dumps({"annotations": [{"id": i, "image_id": image, "caption": text} for i, image, text in notes]})
-        )
-    else:
-        path = folder / "benchmark"
-        path.mkdir()
-        for style in ("anime", "concept-art", "paintings", "photo"):
-            (path / f"{style}.json").write_text(json.dumps([f"{style} of a cube", f"{style} of a ball"]))
-    return path
-
+from tests.support.suites import GENEVAL, prompt_file, table
 
 PROMPTS = {
     "geneval": [
@@ -123,7 +80,7 @@ def official_file(tmp_path):
 
     def path(name):
         if name not in made:
-            made[name] = official(name, tmp_path)
+            made[name] = prompt_file(name, tmp_path)
         return made[name]
 
     return path
@@ -149,7 +106,7 @@ def files(folder: Path) -> set[str]:
 
 @pytest.mark.parametrize("name", PROMPTS)
 def test_official_prompt_files_are_read(name, tmp_path) -> None:
-    items = read_items(SUITES[name], official(name, tmp_path), complete=False)
+    items = read_items(SUITES[name], prompt_file(name, tmp_path), complete=False)
     assert [(item.id, item.prompt) for item in items] == PROMPTS[name]
     assert [item.number for item in items] == list(range(len(items)))
 
@@ -161,7 +118,7 @@ def test_a_part_of_a_benchmark_is_not_taken_for_the_whole(name, whole, tmp_path)
     with pytest.raises(
         ValueError, match=rf"{len(PROMPTS[name])}.* prompts, not {whole}.*--no-complete.*expected .* from"
     ):
-        read_items(SUITES[name], official(name, tmp_path))
+        read_items(SUITES[name], prompt_file(name, tmp_path))
 
 
 def test_a_whole_benchmark_is_taken(tmp_path) -> None:
@@ -181,7 +138,7 @@ def test_the_table_of_dpg_and_its_folder_mean_the_same(tmp_path) -> None:
     for name, text in PROMPTS["dpg"]:
         (tmp_path / "prompts" / f"{name}.txt").write_text(text)
     suite = SUITES["dpg"]
-    by_table = read_items(suite, official("dpg", tmp_path), complete=False)
+    by_table = read_items(suite, prompt_file("dpg", tmp_path), complete=False)
     assert read_items(suite, tmp_path / "prompts", complete=False) == by_table
 
 
@@ -218,13 +175,13 @@ def test_prompts_are_asked_for_where_needed_and_nowhere_else(tmp_path) -> None:
 
 
 def test_a_smaller_count_is_spread_and_keeps_places_in_the_list(tmp_path) -> None:
-    items = read_items(SUITES["hpsv2"], official("hpsv2", tmp_path), count=4, complete=False)
+    items = read_items(SUITES["hpsv2"], prompt_file("hpsv2", tmp_path), count=4, complete=False)
     assert [item.number for item in items] == [0, 2, 4, 6]
     assert [item.prompt for item in read_items(SUITES["world"], None, count=5)] == held_out(5)
 
 
 def test_noise_depends_on_suite_prompt_and_draw_alone(tmp_path) -> None:
-    path, suite = official("hpsv2", tmp_path), SUITES["hpsv2"]
+    path, suite = prompt_file("hpsv2", tmp_path), SUITES["hpsv2"]
     every, some = (read_items(suite, path, count=count, complete=False) for count in (None, 4))
     assert [suite.seed(item, 0) for item in some] == [suite.seed(item, 0) for item in every][::2]
     seeds = {SUITES[name].seed(item, draw) for name in SUITES for item in every for draw in range(3)}
