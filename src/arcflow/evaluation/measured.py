@@ -171,6 +171,8 @@ class Measure:
     """Whether it can be had and is asked for."""
     load: Callable[[Material], Call]
     """What computes it, one column wide; called only if a picture has no score yet."""
+    share: bool = False
+    """Whether it says of each picture only that it is right or wrong."""
     of: Callable[[Material], str] = lambda material: ""
     """The network or file that it depends on: scores of another one are kept under another name."""
 
@@ -219,6 +221,7 @@ MEASURES = (
         better="higher",
         wanted=lambda material: material.suite == "world",
         load=lambda material: partial(accuracy, material.prompts),
+        share=True,
     ),
     Measure(
         name="clip",

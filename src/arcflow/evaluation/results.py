@@ -123,13 +123,23 @@ class Lacking:
 Metric = Score | Distance | Lacking
 
 
+FEW = 30
+"""Prompts or pictures, below which a number says that they are few."""
+
+
 def told(metric: Metric) -> str:
-    """One line about a metric: its value and interval, or why there is none."""
+    """One line about a metric: its value and interval, or why there is none, and whether it is of few prompts."""
     if isinstance(metric, Lacking):
         return f"none: {metric.why}"
+    count, what = (
+        (metric.prompts, "prompts")
+        if isinstance(metric, Score)
+        else (min(metric.pictures, metric.reference), "pictures")
+    )
+    few = f" (of {count} {what}, which are few)" if count < FEW else ""
     if isinstance(metric, Score) and metric.low is not None:
-        return f"{metric.value:.4f} [{metric.low:.4f}, {metric.high:.4f}]"
-    return f"{metric.value:.4f}"
+        return f"{metric.value:.4f} [{metric.low:.4f}, {metric.high:.4f}]{few}"
+    return f"{metric.value:.4f}{few}"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -168,7 +168,7 @@ class Run:
                 if values is None:
                     return None
                 scores = dict(zip((picture.id for picture in self.pictures), values[:, 0].tolist(), strict=True))
-                found[name] = summary.summary(self.items, self.draws, scores, one.better)
+                found[name] = summary.summary(self.items, self.draws, scores, one.better, share=one.share)
             for name in self._features():
                 if not self._compared(name, found):
                     return None
@@ -178,7 +178,8 @@ class Run:
                     return None
                 found[name] = summary.summary(self.items, self.draws, scores, "")
             for name, scores in self.answers.items():
-                found[name] = summary.summary(self.items, self.draws, scores, "higher")
+                share = self.suite.shares
+                found[name] = summary.summary(self.items, self.draws, scores, "higher", share=share)
             drawn.lay_out(self.folder, self.suite, self.items, self.draws, self.asked.name)
             done.append(len(self.pictures))
         whole = not self.suite.counts or Counter(item.category for item in self.items) in self.suite.counts

@@ -13,12 +13,18 @@ from arcflow.metrics.streaming import Moments
 
 
 def summary(
-    items: Sequence[Item], draws: int, scores: Mapping[str, float], better: Better = "higher"
+    items: Sequence[Item],
+    draws: int,
+    scores: Mapping[str, float],
+    better: Better = "higher",
+    *,
+    share: bool = False,
 ) -> Score | Lacking:
     """Mean of the scores, prompt by prompt, with its interval; of each category; and the mean of those means.
 
     `scores` are by id of picture, or of prompt where a scorer gives one number for all its pictures. Prompts without a
-    score are left out and not counted.
+    score are left out and not counted. A `share` says of each picture whether it is right: where every prompt is right
+    or wrong as a whole the interval is Wilson's, which knows that all of few is not certain.
     """
     values: dict[str, float] = {}
     for item in items:
@@ -29,7 +35,7 @@ def summary(
     if not scored:
         return Lacking(value=None, why="no prompt has a score", prompts=0, better=better)
     every = torch.tensor([values[item.id] for item in scored], dtype=torch.float64)
-    mean = _interval(every)
+    mean = _interval(every, share=share)
     names = list(dict.fromkeys(item.category for item in scored))
     if len(names) < 2:
         return Score(**vars(mean), prompts=len(scored), better=better)
@@ -39,18 +45,22 @@ def summary(
         **vars(mean),
         prompts=len(scored),
         better=better,
-        category_mean=_interval(every * weights, over=weights),
+        category_mean=_interval(every * weights, over=weights, share=share and bool((every == every[0]).all())),
         categories={
-            name: Part(**vars(_interval(every[of == place])), prompts=int((of == place).sum()))
+            name: Part(**vars(_interval(every[of == place], share=share)), prompts=int((of == place).sum()))
             for place, name in enumerate(names)
         },
     )
 
 
-def _interval(values: Tensor, over: Tensor | None = None) -> Estimate:
+def _interval(values: Tensor, over: Tensor | None = None, *, share: bool = False) -> Estimate:
+    ratios = values if over is None else (values / over).round(decimals=12)
     if len(values) < 2:
-        return Estimate(value=float(values.mean()), low=None, high=None)
-    mean, low, high = intervals.bootstrap(values, over)
+        return Estimate(value=float(ratios.mean()), low=None, high=None)
+    if share and set(ratios.tolist()) <= {0.0, 1.0}:
+        mean, low, high = intervals.share_interval(float(ratios.mean()), len(values))
+    else:
+        mean, low, high = intervals.bootstrap(values, over)
     return Estimate(value=mean, low=low, high=high)
 
 

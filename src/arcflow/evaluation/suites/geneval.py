@@ -52,4 +52,5 @@ GENEVAL = Suite(
     read=_geneval,
     layout=geneval_layout,
     answers=geneval_answers,
+    shares=True,
 )

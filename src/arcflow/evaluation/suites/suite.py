@@ -58,6 +58,8 @@ class Suite:
     read: Callable[[Path], list[Item]]
     layout: Layout | None = None
     answers: Answers | None = None
+    shares: bool = False
+    """Whether the answers say of each picture only that it is right or wrong."""
 
     def seed(self, item: Item, draw: int) -> int:
         """Seed of a picture's noise: the same for every model, number of steps and way to share the work."""
