@@ -77,6 +77,13 @@ def home(out: str, ranks: Ranks) -> Iterator[Callable[[], str | None]]:
         ValueError: another run is in it, or it is not on a disk that all processes see; on all of them.
     """
     folder, owners = Path(out), list[Owner]()
+    try:
+        out.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"out = {out!a} has letters that the system's encoding lacks: expected a name that every library can "
+            f"write; set PYTHONUTF8=1 or LC_ALL=C.UTF-8, or choose another --out"
+        ) from error
     with ExitStack() as stack:
 
         def enter() -> str:
