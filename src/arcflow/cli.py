@@ -22,7 +22,7 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, Any, get_args
 
 import tyro
 from tyro.conf import OmitSubcommandPrefixes, subcommand
@@ -34,9 +34,11 @@ from arcflow.commands.compare import Compare
 from arcflow.commands.demo import Demo
 from arcflow.commands.doctor import Doctor
 from arcflow.commands.evaluate import Evaluate
+from arcflow.commands.examples import examples
 from arcflow.commands.export import Export
 from arcflow.commands.sample import Sample
 from arcflow.commands.serve import Serve
+from arcflow.commands.spelling import foreign, modern
 from arcflow.commands.train import RECIPES, Train
 from arcflow.commands.world import World
 from arcflow.system.errors import sentence
@@ -55,8 +57,11 @@ Command = (
     | Annotated[World, subcommand("world")]
     | Annotated[Doctor, subcommand("doctor")]
 )
+COMMANDS: dict[str, type] = {one.__metadata__[0].name: one.__origin__ for one in get_args(Command)}
+"""Every command by its name."""
+
 CHOICES = {
-    (): ["demo", "train", "cache", "sample", "serve", "evaluate", "compare", "claims", "export", "world", "doctor"],
+    (): [*COMMANDS],
     ("train",): [*RECIPES],
     ("cache",): ["make", "verify"],
     ("world",): ["render", "check", "train", "score"],
@@ -78,6 +83,21 @@ def did_you_mean(words: Sequence[str]) -> str | None:
     return None
 
 
+def parsed(words: Sequence[str]) -> Any:
+    """The command that a line asks for. Only the one that is named reads its options, so that hints are about it."""
+    name = words[0] if words else ""
+    summary = "Few-step text-to-image: distil a flow-matching model so that two network calls draw what took fifty."
+    try:
+        if name in COMMANDS:
+            kind, rest = COMMANDS[name], words[1:]
+            return tyro.cli(kind, prog=f"arcflow {name}", args=rest, config=(OmitSubcommandPrefixes,))
+        return tyro.cli(Command, prog="arcflow", description=summary, args=words, config=(OmitSubcommandPrefixes,))
+    except SystemExit as stop:
+        if stop.code == 0 and {"-h", "--help"} & set(words) and (shown := examples(name if name in COMMANDS else "")):
+            print(f"\n{shown}", end="")
+        raise
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Run one command; what a user can put right is told in a line, not in a traceback."""
     end_with_parent()
@@ -85,12 +105,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     if words == ["--version"]:
         print(f"arcflow {__version__}")
         return
-    if message := did_you_mean(words):
+    words, old = modern(words)
+    for name in old:
+        print(f"arcflow {words[0]}: {name}", file=sys.stderr)
+    if message := did_you_mean(words) or foreign(words):
         print(message, file=sys.stderr)
         raise SystemExit(2)
-    summary = "Few-step text-to-image: distil a flow-matching model so that two network calls draw what took fifty."
-    command = tyro.cli(Command, prog="arcflow", description=summary, args=words, config=(OmitSubcommandPrefixes,))
+    for library in ("TRANSFORMERS", "DIFFUSERS"):  # what they warn of at every start, no user can act on
+        os.environ.setdefault(f"{library}_VERBOSITY", "error")
     try:
+        command = parsed(words)
         command.run()
         sys.stdout.flush()
     except BrokenPipeError:  # whoever read what is printed has had enough, as `head` has

@@ -24,6 +24,7 @@ Handover = Literal["walk", "student"]
 Form = Literal["mixture", "coefficients"]
 Targets = Literal["feed_forward", "all", "full"]
 Quantize = Literal["none", "nf4", "int8", "fp8"]
+Fit = Literal["auto", "card", "offload", "int8", "nf4", "group"]
 Tracker = Literal["none", "wandb", "trackio"]
 PROMPT_FILES = (".txt", ".jsonl", ".csv", ".tsv", ".parquet")
 OTHER_FILES = (".json", ".gz", ".zip", ".bz2", ".xz", ".zst", ".xlsx", ".docx", ".yaml", ".arrow", ".log", ".md")

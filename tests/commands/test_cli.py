@@ -233,7 +233,7 @@ def test_a_sample_answers_in_seconds(tmp_path, capsys) -> None:
     pictures = sorted(tmp_path.glob("*.png"))
     assert len(pictures) == 2 and all(np.asarray(Image.open(p)).shape == (64, 64, 3) for p in pictures)
     cli.main(words)
-    assert "0 new pictures; 2 of 2 are listed" in capsys.readouterr().out
+    assert f"new images: 0; in {tmp_path}: 2 of 2" in capsys.readouterr().out
 
 
 @pytest.mark.slow

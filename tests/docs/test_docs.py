@@ -58,7 +58,9 @@ def test_commands_in_documents_exist(document) -> None:
 
 
 FILES = [
-    p for p in (ROOT / "src/arcflow").rglob("*.py") if "commands" in p.parts or p.name in ("config.py", "request.py")
+    p
+    for p in (ROOT / "src/arcflow").rglob("*.py")
+    if "commands" in p.parts or p.name in ("config.py", "request.py", "options.py")
 ]
 COMMANDS = "".join(path.read_text("utf-8") for path in FILES)
 COMMAND_WORDS = set(re.findall(r"    (\w+):", COMMANDS)) | {"data", "help"}

@@ -4,6 +4,7 @@ import json
 import shlex
 import sys
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -208,8 +209,8 @@ def test_grids_are_square_row_by_row_and_metadata_is_the_benchmarks_line(evaluat
     assert json.loads((tmp_path / "other/official/00001/metadata.jsonl").read_text()) == GENEVAL[1]
     first, shown = tmp_path / "other/pictures/00001-2.png", tmp_path / "other/official/00001/samples/0002.png"
     assert first.read_bytes() == shown.read_bytes() and first.samefile(shown)
-    with pytest.raises(ValueError, match="3 pictures of a prompt make no square.*--pictures 4"):
-        evaluate("dpg", out="third", pictures=3)
+    with pytest.raises(ValueError, match="3 pictures of a prompt make no square.*--images 4"):
+        evaluate("dpg", out="third", images=3)
 
 
 def test_pictures_are_those_of_the_stock_pipeline_from_their_seed(evaluate, flux, tmp_path) -> None:
@@ -343,7 +344,7 @@ def test_a_run_killed_at_every_stage_goes_on_and_does_nothing_twice(
 ) -> None:
     from arcflow.metrics import features
 
-    evaluate("dpg", out="teacher", pictures=4, steps=2)
+    evaluate("dpg", out="teacher", images=4, steps=2)
     more = {"scorer": (f"hps={scorer()}",), "reference": tmp_path / "teacher", "features": ("dino",)}
     dying = {"scorer": (f"hps={scorer('dies')}",)}
     seen: list[int] = []
@@ -424,8 +425,8 @@ def test_a_scorers_number_counts_prompts_and_tasks(evaluate, scorer) -> None:
 
 
 def test_a_reference_of_the_same_pictures_is_at_no_distance(evaluate, tmp_path) -> None:
-    evaluate("world", out="teacher", count=3, pictures=2)
-    metrics = evaluate("world", count=3, pictures=2, reference=tmp_path / "teacher").metrics
+    evaluate("world", out="teacher", count=3, images=2)
+    metrics = evaluate("world", count=3, images=2, reference=tmp_path / "teacher").metrics
     assert metrics["squared_error"].value == 0 and metrics["squared_error"].better == "lower"
     assert metrics["world frechet"].value == pytest.approx(0, abs=1e-9)
     assert metrics["world precision"].value == metrics["world recall"].value == 1
@@ -570,13 +571,35 @@ def test_the_time_of_evaluation_is_told_beside_that_of_generation(evaluate, scor
     assert seconds.share == pytest.approx(own / seconds.generation)
 
 
+def test_a_folder_is_bound_to_what_it_was_drawn_with_and_one_of_before_by_what_it_kept(tmp_path) -> None:
+    usual = dict(suite="world", prompts="built in", height=64, width=64, guidance=3.5, model="world", adapter="a")
+    now = Settings(**usual, steps=2, weights="w", dtype="float32", base="b")  # type: ignore[arg-type]
+    later = {"negative_prompt": "red", "true_cfg": 2.0, "quantize": "int8", "teacher_lora": "l", "lora_weights": "v"}
+    drawn.claim(tmp_path / "new", now)
+    drawn.claim(tmp_path / "new", now)
+    for name, value in {**later, "dtype": "bfloat16", "base": "c", "weights": "v"}.items():
+        with pytest.raises(ValueError, match=f"other settings .*{name}: .* {value!r} now"):
+            drawn.claim(tmp_path / "new", replace(now, **{name: value}))
+    drawn.claim(tmp_path / "guided", replace(now, negative_prompt="red"))
+    with pytest.raises(ValueError, match="negative_prompt: 'red' there, None now"):
+        drawn.claim(tmp_path / "guided", now)
+
+    about = tmp_path / "old" / "suite.json"
+    about.parent.mkdir()
+    for name, value in (("negative_prompt", "red"), ("true_cfg", 2.0), ("quantize", "int8"), ("weights", "v")):
+        about.write_text(json.dumps({**usual, "steps": 2, "weights": "w"}))
+        with pytest.raises(ValueError, match=f"other settings .*{name}"):
+            drawn.claim(about.parent, replace(now, **{name: value}))
+    drawn.claim(about.parent, replace(now, teacher_lora="l", lora_weights="v"))
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
         (["--steps", "4", "--lpips"], "arcflow: --steps, --lpips: only with --suite, for without one"),
         (
-            ["--suite", "world", "--seeds", "2"],
-            "arcflow: --seeds is for the comparison without --suite; say --pictures",
+            ["--suite", "world", "--seed", "2"],
+            "arcflow: --seed: the noises of a benchmark's images are fixed",
         ),
     ],
 )
@@ -630,6 +653,6 @@ def test_a_lora_that_was_part_of_the_teacher_is_part_of_the_pictures(tmp_path) -
     wanted = generate(attach(fresh, adapter), held_out(2), [FIRST_SEED, FIRST_SEED + 1], steps=2, height=64, width=64)
     out = tmp_path / "suite"
     words = ["evaluate", "--suite", "world", "--count", "2", "--device", "cpu", "--adapter", adapter, "--out", str(out)]
-    cli.main(words)
+    cli.main([*words, "--teacher-lora", style])
     drawn = [np.asarray(Image.open(path)) for path in sorted((out / "pictures").glob("*.png"))]
     assert all(np.array_equal(one, other) for one, other in zip(drawn, wanted.images, strict=True))

@@ -81,7 +81,7 @@ def test_two_processes_share_a_list_and_one_finds_nothing_left(tmp_path) -> None
     assert manifests == ["manifest-0-of-2.jsonl", "manifest-1-of-2.jsonl"]
     assert len(read_manifest(tmp_path / "pictures")) == len(list((tmp_path / "pictures").glob("*.png"))) == 3
     again = subprocess.check_output([sys.executable, *command], cwd=tmp_path, text=True)
-    assert "0 new pictures; 3 of 3 are listed" in again
+    assert "new images: 0; in pictures: 3 of 3" in again
 
 
 def test_the_student_goes_on_before_the_work_is_split(flux) -> None:

@@ -103,8 +103,12 @@ def test_the_adapter_goes_on_a_pipeline_with_that_lora_and_says_so(shelf, styled
 
 def test_the_command_line_samples_with_that_lora(shelf, styled, tmp_path, capsys):
     words = ["--model", str(shelf / "base"), "--adapter", str(styled[1] / "adapter"), "--out", str(tmp_path)]
-    cli.main(["sample", "--prompt", "a red ring", "--height", "8", *words, "--device", "cpu"])
-    assert "1 new pictures" in capsys.readouterr().out
+    words = ["sample", "--prompt", "a red ring", "--height", "8", *words, "--device", "cpu"]
+    with pytest.raises(SystemExit):
+        cli.main(words)
+    assert f"expected --teacher-lora {shelf / 'style'}" in capsys.readouterr().err
+    cli.main([*words, "--teacher-lora", str(shelf / "style")])
+    assert "new images: 1;" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("prefix", ["", "text_model."], ids=["today's names", "older names"])

@@ -117,7 +117,7 @@ def _way(parts: "Parts", gigabytes: int | float) -> str:
     from arcflow.families.memory import best
 
     way = best(parts, gigabytes)
-    return f"{way.name} ({way.gigabytes:.1f} GB)" if way else "too small for any way"
+    return f"{way.name} ({way.gigabytes:.1f} GB, --fit {way.fit})" if way else "too small for any way"
 
 
 def _assets() -> Iterator[Finding]:

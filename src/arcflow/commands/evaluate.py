@@ -11,7 +11,8 @@ from tyro.conf import OmitArgPrefixes
 from arcflow.commands.suite import run_suite
 from arcflow.evaluation.request import Request
 from arcflow.evaluation.suites.suite import WORLD_COUNT
-from arcflow.sampling.open import SHIPPED, adapter_of, open_pipe
+from arcflow.sampling.open import SHIPPED, open_pipe, settle
+from arcflow.sampling.options import Drawing, Machine, Subject, part_of
 from arcflow.world.scene import FIRST_SEED, held_out
 
 
@@ -34,23 +35,35 @@ def _side_by_side(request: Request) -> None:
     from arcflow.evaluation import side_by_side
     from arcflow.evaluation.results import Evaluation, Made
     from arcflow.reports.side_by_side import short_table, write_report
-    from arcflow.student.adapter import read_info
     from arcflow.system import files, records
     from arcflow.system.packages import about
     from arcflow.world.check import accuracy
     from arcflow.world.scene import SIZE
 
-    adapter, out, seeds = Path(adapter_of(SHIPPED, request.adapter)), request.folder, request.seeds
+    subject = part_of(Subject, request)
+    setup = settle(subject, Drawing(), Machine(device=request.device, fuse=request.fuse, no_fuse=request.no_fuse))
+    if not setup.adapter:
+        raise ValueError("--adapter none has no student to compare: expected an adapter, or --suite world with it")
+    adapter, out, seeds = Path(setup.adapter), request.folder, request.images or 1
+    first = FIRST_SEED if request.seed is None else request.seed
     prompts = held_out(WORLD_COUNT if request.count is None else request.count)
-    pipe = open_pipe(SHIPPED, request.device, "float32", read_info(adapter).teacher_lora)
+    pipe = open_pipe(SHIPPED, request.device, "float32", setup.lora)
     size = {"height": SIZE, "width": SIZE}
     results, samples = side_by_side.compare(
-        pipe, adapter, prompts, judge=accuracy, seeds=seeds, first_seed=FIRST_SEED, progress=True, **size
+        pipe,
+        adapter,
+        prompts,
+        judge=accuracy,
+        seeds=seeds,
+        first_seed=first,
+        fuse=setup.fused,
+        progress=True,
+        **size,
     )
     made = Made(**about(command=f"arcflow {' '.join(sys.argv[1:])}", adapter=request.adapter))
     evaluation = Evaluation(**results, about=made)
     records.write(out / "results.json", evaluation)
-    ways = [side_by_side.tracks(pipe, adapter, text, FIRST_SEED + i * seeds, **size) for i, text in three(prompts)]
+    ways = [side_by_side.tracks(pipe, adapter, text, first + i * seeds, **size) for i, text in three(prompts)]
     words = [text for text in prompts for _ in range(seeds)]
     curves = files.read_lines(adapter.parent / "log.jsonl")
     write_report(out / "report.html", evaluation, samples, words, ways, curves)

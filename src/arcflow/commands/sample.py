@@ -3,12 +3,17 @@
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Annotated
 
-from tyro.conf import UseAppendAction
+from tyro.conf import OmitArgPrefixes, UseAppendAction
 
-from arcflow import __version__, config
-from arcflow.sampling.open import SHIPPED, adapter_of, check_drawing, check_size, open_pipe, open_student, size_of
+from arcflow.sampling.open import SHIPPED, check_drawing, settle
+from arcflow.sampling.options import Drawing, Machine, Subject, unset
+
+if TYPE_CHECKING:
+    from arcflow.data.prompts import Row
+    from arcflow.sampling.folder import Recipe
+    from arcflow.sampling.open import Setup
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,78 +22,79 @@ class Sample:
 
     prompt: UseAppendAction[tuple[str, ...]] = ()
     """A prompt; may be given several times."""
-    prompts: Path | None = None
-    """File of prompts: .txt, one a line, or .jsonl, .csv, .tsv or .parquet with a column "prompt"."""
-    model: str = SHIPPED
-    """Teacher: "world" for the shipped small one, a diffusers pipeline folder, or a Hub id."""
-    adapter: str = SHIPPED
-    """Adapter folder or Hub "owner/name:subfolder"; "world" for the one shipped for the shipped teacher, "none" to
-    sample the teacher itself in plain Euler steps."""
-    steps: int = 2
-    """Network calls per image."""
-    seeds: tuple[int, ...] = (0,)
-    """Seeds of the noise; every prompt is drawn with each of them."""
+    prompts: Annotated[Path | None, unset("FILE")] = None
+    """File of prompts: .txt, one a line, or .jsonl, .csv, .tsv or .parquet with a column "prompt", and "height" and
+    "width" if the images have sizes of their own."""
+    seed: UseAppendAction[tuple[int, ...]] = ()
+    """Seed of the noise, by default 0; may be given several times, every prompt is drawn with each of them."""
     out: Path = Path("out/samples")
-    """Folder for the pictures and manifest.jsonl."""
-    height: int | None = None
-    """Height in pixels; by default 64 for the shipped teacher, else 1024."""
-    width: int | None = None
-    """Width in pixels; by default the height."""
-    guidance: float | None = None
-    """Guidance; by default what the adapter was distilled with, or the model is meant for."""
-    batch: int = 8
-    """Images at a time."""
-    device: config.Device = "auto"
-    """Where to compute; auto takes cuda, then mps, then cpu."""
-    dtype: config.Dtype | Literal["auto"] = "auto"
-    """Precision of the weights; auto takes bfloat16 on cuda, else float32."""
+    """Folder for the images and manifest.jsonl."""
+    subject: Annotated[Subject, OmitArgPrefixes] = Subject()
+    drawing: Annotated[Drawing, OmitArgPrefixes] = Drawing()
+    machine: Annotated[Machine, OmitArgPrefixes] = Machine()
 
     def run(self) -> None:
-        check_drawing(steps=self.steps, batch=self.batch, seeds=self.seeds)
-        height, width = size_of(self.model, self.height, self.width)
-        texts = [*self.prompt]
-        if self.prompts:
-            from arcflow.data.prompts import read_prompts
-
-            rows, message = read_prompts(self.prompts)
-            texts += [row.text for row in rows]
-            if message:
-                print(message, file=sys.stderr)
-        if not texts:
-            raise ValueError("no prompt given; add --prompt TEXT (several times if you like) or --prompts FILE")
         from contextlib import nullcontext
 
-        from arcflow.sampling import generate
-        from arcflow.sampling.folder import Recipe, read_manifest, sample_folder, share_of_work
+        check_drawing(steps=self.drawing.steps, batch=self.machine.batch, seeds=self.seed)
+        rows = self._rows()
+        setup = settle(self.subject, self.drawing, self.machine)
+        recipes = self._recipes(setup, rows)
+        from arcflow.sampling.folder import sample_folder, share_of_work, to_draw
+        from arcflow.sampling.generate import euler
 
-        adapter = adapter_of(self.model, self.adapter)
-        guidance = self.guidance
-        if adapter:
-            from arcflow.student.adapter import read_info
-
-            guidance = read_info(adapter).guidance if guidance is None else guidance
-            pipe = open_student(self.model, adapter, self.device, self.dtype)
-        else:
-            pipe = open_pipe(self.model, self.device, self.dtype)
-        check_size(pipe, height, width)
-        recipes = [
-            Recipe(
-                prompt=text,
-                seed=seed,
-                steps=self.steps,
-                height=height,
-                width=width,
-                guidance=guidance,
-                model=self.model,
-                adapter=self.adapter,
-                version=__version__,
-            )
-            for text in texts
-            for seed in self.seeds
-        ]
-        with nullcontext() if adapter else generate.euler(pipe):
-            new = sample_folder(pipe, recipes, self.out, batch_size=self.batch, share=share_of_work())
+        share, new = share_of_work(), list[Path]()
+        if to_draw(recipes, self.out, share):
+            pipe = setup.open()
+            with nullcontext() if setup.adapter else euler(pipe):
+                new = sample_folder(pipe, recipes, self.out, batch_size=self.machine.batch, share=share)
         for path in new:
             print(path)
-        there = len(read_manifest(self.out))
-        print(f"{len(new)} new pictures; {there} of {len(set(recipes))} are listed in {self.out}/manifest*.jsonl")
+        wanted = len(set(recipes))
+        print(f"new images: {len(new)}; in {self.out}: {wanted - len(to_draw(recipes, self.out))} of {wanted}")
+
+    def _rows(self) -> "list[Row]":
+        """The prompts, and the sizes that their file has for them."""
+        from arcflow.data.prompts import Row, read_prompts
+
+        rows = [Row(text) for text in self.prompt]
+        if self.prompts:
+            listed, message = read_prompts(self.prompts)
+            rows += listed
+            if message:
+                print(message, file=sys.stderr)
+        if not rows:
+            raise ValueError("no prompt given; add --prompt TEXT (several times if you like) or --prompts FILE")
+        if self.subject.model == SHIPPED:
+            _warn_of_strangers([row.text for row in rows])
+        return rows
+
+    def _recipes(self, setup: "Setup", rows: "list[Row]") -> "list[Recipe]":
+        """Every prompt with every seed; a size on the command line goes before the list's."""
+        told = self.drawing.height or self.drawing.width
+        sizes = [row.size if row.size and not told else (setup.height, setup.width) for row in rows]
+        for height, width in dict.fromkeys(sizes):
+            setup.check_size(height, width)
+        return [
+            setup.recipe(row.text, seed, height=height, width=width)
+            for row, (height, width) in zip(rows, sizes, strict=True)
+            for seed in self.seed or (0,)
+        ]
+
+
+def _warn_of_strangers(prompts: list[str]) -> None:
+    """Say which prompts the shipped small model has never read the like of."""
+    from arcflow.world.scene import parse
+
+    strange = []
+    for prompt in prompts:
+        try:
+            parse(prompt)
+        except ValueError:
+            strange.append(prompt)
+    if strange:
+        print(
+            f"{len(strange)} of {len(prompts)} prompts are no captions of the small world, {strange[0]!r} first; "
+            f'it draws something for them all the same. One that is: "a red ring left of a blue square on white"',
+            file=sys.stderr,
+        )

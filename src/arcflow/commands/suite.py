@@ -1,44 +1,50 @@
 """What `arcflow evaluate --suite NAME` does: draw a benchmark's pictures, score them, write results.json; resumable."""
 
 import sys
+from typing import TYPE_CHECKING
 
 from arcflow import __version__
 from arcflow.evaluation.request import Request
+from arcflow.evaluation.suites import SUITES
+from arcflow.evaluation.suites.suite import read_items
+from arcflow.sampling.options import Drawing, Machine, Subject, part_of
+
+if TYPE_CHECKING:
+    from arcflow.sampling.open import Setup
 
 
 def run_suite(request: Request) -> None:
     """Draw and score what is missing, and tell the numbers when nothing is."""
     from arcflow.evaluation.pictures import alone
     from arcflow.sampling.folder import share_of_work
-    from arcflow.sampling.open import adapter_of, check_drawing, size_of
-    from arcflow.student.adapter import read_info
+    from arcflow.sampling.open import settle
 
-    check_drawing(steps=request.steps, batch=request.batch)
-    adapter, guidance = adapter_of(request.model, request.adapter), request.guidance
-    if adapter and guidance is None:
-        guidance = read_info(adapter).guidance
-    height, width = size_of(request.model, request.height, request.width)
+    assert request.suite
+    read_items(SUITES[request.suite], request.prompts, count=request.count, complete=request.complete)  # or say so now
+    setup = settle(part_of(Subject, request), part_of(Drawing, request), part_of(Machine, request))
     share = share_of_work()
     with alone(request.folder, share):
-        _run(request, adapter, height, width, guidance, share)
+        _run(request, setup, share)
 
 
-def _run(
-    request: Request, adapter: str, height: int, width: int, guidance: float | None, share: tuple[int, int]
-) -> None:
+def _run(request: Request, setup: "Setup", share: tuple[int, int]) -> None:
     from arcflow.evaluation.results import told
     from arcflow.evaluation.suite_run import plan
-    from arcflow.sampling.open import open_pipe, open_student
     from arcflow.system.packages import About, about
 
-    run = plan(request, share, adapter, height=height, width=width, guidance=guidance, version=__version__)
-    run.draw(
-        lambda: (
-            open_student(request.model, adapter, request.device, request.dtype)
-            if adapter
-            else open_pipe(request.model, request.device, request.dtype)
-        )
+    settled = setup.recorded
+    run = plan(
+        request,
+        share,
+        setup.adapter,
+        height=setup.height,
+        width=setup.width,
+        guidance=settled.pop("guidance"),
+        version=__version__,
+        fused=setup.fused,
+        told=settled,
     )
+    run.draw(setup.open)
     run.score()
     results = run.results(About(**about(command=f"arcflow {' '.join(sys.argv[1:])}")))
     if results is None:

@@ -15,7 +15,7 @@ import json
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 
 from diffusers import DiffusionPipeline
@@ -43,23 +43,24 @@ class Picture(Recipe):
         return f"{self.number:05d}-{self.draw}.png"
 
 
-def pictures_of(suite: Suite, items: Sequence[Item], draws: int, settings: Settings, version: str) -> list[Picture]:
+def pictures_of(
+    suite: Suite, items: Sequence[Item], draws: int, settings: Settings, version: str, fused: bool = False
+) -> list[Picture]:
     """All pictures of a suite, the draws of a prompt one after the other."""
+    known = {one.name for one in fields(Recipe)}
+    alike = {one.name: getattr(settings, one.name) for one in fields(settings) if one.name in known}
     return [
         Picture(
             id=item.picture(draw),
             category=item.category,
             number=item.number,
             draw=draw,
-            prompt=item.prompt,
             seed=suite.seed(item, draw),
-            steps=settings.steps,
-            height=settings.height,
-            width=settings.width,
-            guidance=settings.guidance,
-            model=settings.model,
-            adapter=settings.adapter,
             version=version,
+            fused=fused,
+            model_weights=settings.base,
+            adapter_weights=settings.weights,
+            **{**alike, "prompt": item.prompt},
         )
         for item in items
         for draw in range(draws)
@@ -67,7 +68,8 @@ def pictures_of(suite: Suite, items: Sequence[Item], draws: int, settings: Setti
 
 
 def claim(folder: Path, what: Settings) -> None:
-    """Make a folder the home of these pictures.
+    """Make a folder the home of these pictures. One of before, whose settings say nothing of the model's weights and
+    dtype, is known again by what they say, and stays as it is.
 
     Raises:
         ValueError: it is that of others.
@@ -79,12 +81,10 @@ def claim(folder: Path, what: Settings) -> None:
     assert isinstance(there, dict)
     # Folders of before do not know these; what is drawn from now on is held against them.
     free = [name for name in ("weights", "dtype", "base") if not there.get(name)]
-    wanted = {name: value for name, value in asdict(what).items() if name not in FREE or value}
-    files.claim(about, json.dumps(wanted, indent=2) + "\n", holds="pictures", free=free)
-
-
-FREE = ("dtype", "base")
-"""Settings that are not written down where they are not known."""
+    free += ["teacher_lora", "lora_weights"] if "dtype" in free else []
+    usual = {one.name: one.default for one in fields(what) if one.default is not MISSING}
+    text = json.dumps(records.plain(what), indent=2) + "\n"
+    files.claim(about, text, holds="pictures", settings=lambda text: {**usual, **json.loads(text)}, free=free)
 
 
 def read_settings(folder: Path) -> Settings:

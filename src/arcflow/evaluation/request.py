@@ -2,12 +2,13 @@
 
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
-from tyro.conf import UseAppendAction
+from tyro.conf import FlagCreatePairsOff, UseAppendAction
 
-from arcflow.config import Device, Dtype
+from arcflow.config import Device, Dtype, Fit, check
 from arcflow.evaluation.suites import SUITES
+from arcflow.sampling.options import unset
 
 if TYPE_CHECKING:
     SuiteName = str
@@ -19,43 +20,54 @@ else:
 class Request:
     """A student beside its teacher on the built-in world; with `suite` the pictures of a benchmark, scored."""
 
-    suite: SuiteName | None = None
+    suite: Annotated[SuiteName | None, unset(f"{{{','.join(SUITES)}}}")] = None
     """A benchmark; all but the built-in "world" read their own prompt file. What is there already is neither drawn nor
     scored again. Options marked * need it."""
     adapter: str = "world"
-    """Adapter: "world" for the one shipped for the shipped teacher, or a folder; with --suite also Hub
-    "owner/name:subfolder", and "none" for the teacher itself in plain Euler steps."""
-    count: int | None = None
+    """Adapter folder or Hub "owner/name:subfolder"; "world" for the one shipped for the shipped teacher; with --suite
+    also "none", for the teacher itself in plain Euler steps."""
+    teacher_lora: Annotated[str | None, unset("STR")] = None
+    """A LoRA on the teacher: file, folder or Hub id. An adapter that was distilled with one asks for it; "none" draws
+    without."""
+    count: Annotated[int | None, unset("INT")] = None
     """Take this many prompts, evenly spread over the list; of the built-in world the first, by default 384."""
-    seeds: int = 1
-    """Pictures of each prompt, where no --suite is given."""
-    out: Path | None = None
+    images: Annotated[int | None, unset("INT")] = None
+    """Images of each prompt; by default what the benchmark asks for, else 1."""
+    seed: Annotated[int | None, unset("INT")] = None
+    """Seed of the first image's noise, by default that of the held-out prompts; a benchmark's are fixed."""
+    out: Annotated[Path | None, unset("PATH")] = None
     """Folder for results.json and the pictures or the report, by default out/evaluate or out/suite; one for each model,
     adapter and number of steps."""
     device: Device = "auto"
     """Where to compute; auto takes cuda, then mps, then cpu."""
-    prompts: Path | None = None
+    fuse: FlagCreatePairsOff[bool] = False
+    """Add the adapter's LoRA into copies of the weights: faster, for their memory; by default where there is room."""
+    no_fuse: FlagCreatePairsOff[bool] = False
+    """Leave the weights as they are."""
+    prompts: Annotated[Path | None, unset("PATH")] = None
     """* The benchmark's own prompt file or folder (docs/evaluation.md says which, and from where)."""
     complete: bool = True
     """* The prompts must be all there; with --no-complete a part of them will do, and the results say so."""
-    pictures: int | None = None
-    """* Pictures of each prompt; by default what the benchmark asks for."""
     model: str = "world"
     """* Teacher: "world" for the shipped small one, a diffusers pipeline folder, or a Hub id."""
-    steps: int = 2
-    """* Network calls per image."""
-    height: int | None = None
+    steps: Annotated[int | None, unset("INT")] = None
+    """* Network calls per image; by default what the adapter was made for, 50 for the teacher."""
+    height: Annotated[int | None, unset("INT")] = None
     """* Height in pixels; by default 64 for the shipped teacher, else 1024."""
-    width: int | None = None
+    width: Annotated[int | None, unset("INT")] = None
     """* Width in pixels; by default the height."""
-    guidance: float | None = None
+    guidance: Annotated[float | None, unset("FLOAT")] = None
     """* Guidance; by default what the adapter was distilled with, or the model is meant for."""
-    reference: Path | None = None
+    negative_prompt: Annotated[str | None, unset("STR")] = None
+    """* Text to guide away from, by a second call in each step."""
+    true_cfg: Annotated[float | None, unset("FLOAT")] = None
+    """* Scale of that second call; by default 4 where there is a negative prompt, else a student makes none."""
+    reference: Annotated[Path | None, unset("PATH")] = None
     """* Pictures to compare with: another folder of this command (the teacher's), or any folder of pictures."""
     features: UseAppendAction[tuple[str, ...]] = ()
     """* Network whose features are compared: world, dino, inception=FILE, patch=FILE (inception on full resolution);
     may be given several times."""
-    clip: str | None = None
+    clip: Annotated[str | None, unset("STR")] = None
     """* CLIP network for the score of picture and prompt, say openai/clip-vit-large-patch14-336."""
     lpips: bool = False
     """* LPIPS to the same picture of --reference (needs arcflow[eval])."""
@@ -69,6 +81,9 @@ class Request:
     """* Images at a time."""
     dtype: Dtype | Literal["auto"] = "auto"
     """* Precision of the weights; auto takes bfloat16 on cuda, else float32."""
+    fit: Fit = "auto"
+    """* How the model is fitted to the card: whole, one part at a time, in 8 or 4 bits, or layer by layer; auto does
+    what `arcflow doctor` advises."""
 
     @property
     def folder(self) -> Path:
@@ -77,19 +92,33 @@ class Request:
 
     def check(self) -> None:
         """Raises a ValueError if an option is given that the others make meaningless."""
-        strange = ["seeds"] if self.suite else [one.name for one in fields(self) if one.name not in PLAIN]
+        strange = ["seed"] if self.suite else [one.name for one in fields(self) if one.name not in PLAIN]
         given = [one.name for one in fields(self) if one.name in strange and getattr(self, one.name) != one.default]
+        for name, least in (("count", 1), ("images", 1), ("seed", -(2**63))):
+            value = getattr(self, name)
+            check(value is None or least <= value < 2**63, f"--{name}", value, f"{least} or more", "leave it out")
         if given and self.suite:
             raise ValueError(
-                "--seeds is for the comparison without --suite; say --pictures to draw a prompt more often"
+                "--seed: the noises of a benchmark's images are fixed, so that all models are alike; leave it out"
             )
         if given:
-            told = ", ".join(f"--{name}" for name in given)
+            told = ", ".join(f"--{name.replace('_', '-')}" for name in given)
             raise ValueError(
                 f"{told}: only with --suite, for without one the shipped small model is compared; "
                 f"say --suite {' or '.join(SUITES)}, or leave it out"
             )
 
 
-PLAIN = ("suite", "adapter", "count", "seeds", "out", "device")
+PLAIN = (
+    "suite",
+    "adapter",
+    "teacher_lora",
+    "count",
+    "images",
+    "seed",
+    "out",
+    "device",
+    "fuse",
+    "no_fuse",
+)
 """Options that need no suite."""

@@ -161,6 +161,14 @@ class Settings:
     """Precision of the base; empty in folders of before."""
     base: str = ""
     """A digest of the base's transformer, by its files; empty if they are not on this machine."""
+    negative_prompt: str | None = None
+    true_cfg: float | None = None
+    """Scale of a second call."""
+    teacher_lora: str | None = None
+    lora_weights: str = ""
+    """A digest of that LoRA's files."""
+    quantize: str = "none"
+    """How the base is stored, where that is shorter."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -58,6 +58,7 @@ def compare(
     seeds: int = 1,
     first_seed: int = 0,
     batch_size: int = 64,
+    fuse: bool | None = None,
     progress: bool = False,
 ) -> tuple[dict[str, Result], dict[str, Samples]]:
     """Results and samples of every row, at the guidance the adapter was distilled with; the pipeline is left as the
@@ -66,6 +67,7 @@ def compare(
     Args:
         folder: the adapter that makes the pipeline a student.
         seeds: how many pictures of each prompt; every picture has a noise of its own, shared by all rows.
+        fuse: whether the student is added into the weights; by default where no other LoRA is.
     """
     words = [prompt for prompt in prompts for _ in range(seeds)]
     numbers = list(range(first_seed, first_seed + len(words)))
@@ -89,7 +91,7 @@ def compare(
 
     with euler(pipe):
         run("teacher")
-    attach.attach(pipe, folder, fuse=not layers.other_adapters(pipe.transformer))
+    attach.attach(pipe, folder, fuse=not layers.other_adapters(pipe.transformer) if fuse is None else fuse)
     try:
         run("student")
     finally:

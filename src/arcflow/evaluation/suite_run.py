@@ -9,11 +9,12 @@ import gc
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -225,6 +226,8 @@ def plan(
     width: int,
     guidance: float | None,
     version: str,
+    fused: bool = False,
+    told: Mapping[str, Any] | None = None,
 ) -> Run:
     """An evaluation of a suite from what is asked for; nothing is drawn yet.
 
@@ -232,6 +235,8 @@ def plan(
         share: number of this process and of all of them.
         adapter: the adapter's files; empty for the teacher itself.
         version: of this package, for the pictures' recipes.
+        fused: whether the adapter is added into the weights.
+        told: further fields of the settings, and those that are not what is asked for but what came of it.
 
     Raises:
         ValueError: the options do not go together, or the folder holds something else.
@@ -247,21 +252,20 @@ def plan(
     assert asked.suite
     suite = SUITES[asked.suite]
     items = read_items(suite, asked.prompts, count=asked.count, complete=asked.complete)
-    draws = asked.pictures or suite.pictures
+    draws = asked.images or suite.pictures
+    wanted = {"model": asked.model, "adapter": asked.adapter, "steps": asked.steps}
+    wanted |= {"dtype": dtype_of(asked.device, asked.dtype)}
     settings = Settings(
         suite=suite.name,
         prompts=drawn.digest(read_items(suite, asked.prompts, complete=False)) if asked.prompts else "built in",
         height=height,
         width=width,
         guidance=guidance,
-        model=asked.model,
-        adapter=asked.adapter,
-        steps=asked.steps,
         weights=_weights(adapter),
-        dtype=dtype_of(asked.device, asked.dtype),
         base=part_digest(asked.model, "transformer") or "",
+        **{**wanted, **(told or {})},
     )
-    pictures = drawn.pictures_of(suite, items, draws, settings, version)
+    pictures = drawn.pictures_of(suite, items, draws, settings, version, fused)
     drawn.claim(asked.folder, settings)
     reference = _reference(asked.reference, asked.folder, settings, pictures) if asked.reference else None
     if asked.lpips and not (reference and reference.paired):

@@ -47,6 +47,8 @@ class Family:
     norm: str = "norm_out"
     pixels: int = 4
     """Latent pixels per token, P: a patch of 2 x 2."""
+    negative: bool = True
+    """Whether its pipelines take a negative prompt, and guide by a second call against it (`true_cfg_scale`)."""
     packs: bool = True
     """Whether noise is drawn as pixels and packed into tokens; else its channels are the tokens'."""
 

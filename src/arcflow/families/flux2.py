@@ -58,5 +58,6 @@ FLUX2 = Family(
     text_length=reads_512_tokens,
     to_vae=_to_vae,
     from_vae=_from_vae,
+    negative=False,
     packs=False,
 )

@@ -4,7 +4,7 @@ The frozen base may be kept in 8 or 4 bits (`model.quantize`), the text encoders
 stand on a device of their own (`model.text_device`). Libraries: bitsandbytes and torchao through diffusers.
 """
 
-import importlib.util
+import importlib
 import re
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from peft.tuners.lora import LoraLayer
 
 from arcflow.config import Model
 from arcflow.system import hub
+from arcflow.system.packages import need
 from arcflow.system.processes import Ranks
 
 
@@ -74,7 +75,7 @@ def _stored_short(model: Model, encoders: list[str]) -> Any | None:
     """What diffusers needs to know to keep the transformer, or the text encoders, in few bits."""
     if model.quantize == "none" and (model.text_bits is None or not encoders):
         return None
-    _need("torchao" if model.quantize in ("int8", "fp8") else "bitsandbytes", model)
+    _check_libraries(model, bool(encoders))
     import diffusers
     import transformers
 
@@ -99,10 +100,13 @@ def _stored_short(model: Model, encoders: list[str]) -> Any | None:
     return diffusers.PipelineQuantizationConfig(quant_mapping=mapping)
 
 
-def _need(library: str, model: Model) -> None:
+def _check_libraries(model: Model, encoders: bool) -> None:
+    """Whether what stores weights short is here."""
     asked = f"model.quantize = {model.quantize!r}, model.text_bits = {model.text_bits!r}"
-    if importlib.util.find_spec(library) is None:
-        raise ValueError(f"{asked}: expected {library} to be installed; pip install {library}")
+    if model.quantize in ("int8", "fp8"):
+        need("torchao", asked=asked, install="arcflow[quantized]")
+    if model.quantize == "nf4" or (model.text_bits and encoders):
+        need("bitsandbytes", asked=asked, install="arcflow[quantized]")
     if model.quantize == "nf4" and not (torch.cuda.is_available() or torch.xpu.is_available()):
         raise ValueError(f"{asked}: expected a GPU, without which bitsandbytes' weights are not made; take int8")
 

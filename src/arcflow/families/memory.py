@@ -7,6 +7,8 @@ every tensor of it without numbers (`python -m benchmarks.memory`). How each way
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from arcflow.config import Fit
+
 
 @dataclass(frozen=True)
 class Parts:
@@ -26,6 +28,8 @@ class Way:
 
     name: str
     gigabytes: float
+    fit: Fit
+    """How commands are told: `--fit`."""
 
 
 MODELS = {
@@ -57,13 +61,13 @@ def ways(parts: Parts) -> Iterator[Way]:
         return max(network, text * parts.text, parts.vae + parts.decode) + CONTEXT
 
     whole = parts.transformer + parts.adapter + parts.text + parts.vae + max(parts.step, parts.decode)
-    yield Way("everything on the card", whole + CONTEXT)
-    yield Way("model offload", in_turn(1.0, 1.0))
-    yield Way("transformer and text encoder in int8, model offload", in_turn(INT8, INT8))
-    yield Way("transformer and text encoder in nf4, model offload", in_turn(NF4, NF4))
-    yield Way("group offload", STREAMED + max(parts.step, parts.vae + parts.decode) + CONTEXT)
+    yield Way("everything on the card", whole + CONTEXT, "card")
+    yield Way("model offload", in_turn(1.0, 1.0), "offload")
+    yield Way("transformer and text encoder in int8, model offload", in_turn(INT8, INT8), "int8")
+    yield Way("transformer and text encoder in nf4, model offload", in_turn(NF4, NF4), "nf4")
+    yield Way("group offload", STREAMED + max(parts.step, parts.vae + parts.decode) + CONTEXT, "group")
 
 
 def best(parts: Parts, card: int | float) -> Way | None:
-    """The fastest way that fits a card of so many GB."""
+    """The fastest way that fits a card of so many GB; None if none does."""
     return next((way for way in ways(parts) if way.gigabytes <= card), None)

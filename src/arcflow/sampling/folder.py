@@ -34,13 +34,27 @@ class Recipe:
     model: str
     adapter: str
     version: str
+    negative_prompt: str | None = None
+    true_cfg: float | None = None
+    """Scale of a second call; see `generate`."""
+    teacher_lora: str | None = None
+    dtype: str = ""
+    quantize: str = "none"
+    """How the base's weights are stored, where that is shorter."""
+    fused: bool = False
+    """Whether the adapter's LoRA is added into the weights, which rounds otherwise."""
+    model_weights: str = ""
+    """Digest of the model's files; these three tell weights apart that follow one another in one place. Empty in
+    recipes of before, which nobody takes for one of today."""
+    adapter_weights: str = ""
+    lora_weights: str = ""
 
     @property
     def file(self) -> str:
         """A readable name that differs whenever any part of the recipe does."""
-        words = re.sub(r"[^a-z0-9]+", "-", self.prompt.lower()).strip("-")[:60]
-        digest = hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:8]
-        return f"{words}-{self.seed}-{digest}.png"
+        words = re.sub(r"[^a-z0-9]+", "-", self.prompt.lower()).strip("-")[:60].rstrip("-")
+        digest = hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:16]
+        return f"{words or 'image'}-{self.seed}-{digest}.png"
 
 
 def share_of_work() -> tuple[int, int]:
@@ -53,17 +67,16 @@ def sample_folder(
 ) -> list[Path]:
     """Write every picture that the folder's manifests do not list yet; the paths of the new ones.
 
-    The recipes must agree in everything but prompt and seed. Several processes share the work, (rank, ranks) each: who
-    draws what depends on the list alone, so they need not talk to one another, and each keeps a manifest of its own,
-    which also says how many seconds a picture took.
+    The recipes must agree in everything but prompt, seed and size. Several processes share the work, (rank, ranks)
+    each: who draws what depends on the list alone, so they need not talk to one another, and each keeps a manifest of
+    its own, which also says how many seconds a picture took.
     """
     rank, ranks = share
+    missing = to_draw(recipes, folder, share)
     folder.mkdir(parents=True, exist_ok=True)
     own = folder / ("manifest.jsonl" if ranks == 1 else f"manifest-{rank}-of-{ranks}.jsonl")
     _trim(own)
-    finished = {record["file"] for record in read_manifest(folder) if (folder / record["file"]).exists()}
-    mine = list(dict.fromkeys(recipes))[rank::ranks]
-    missing = [recipe for recipe in mine if recipe.file not in finished]
+    alone = True if len(missing) < 2 else None  # None: no bar where there is no terminal
     paths: list[Path] = []
     waiting: list[tuple[Recipe, float, Future[None]]] = []
 
@@ -77,10 +90,7 @@ def sample_folder(
 
     with ThreadPoolExecutor(1) as saver:  # writes the last batch while the next one is drawn
         try:
-            for start in tqdm(
-                range(0, len(missing), batch_size), desc="sampling", unit="batch", disable=len(missing) < 2
-            ):
-                batch = missing[start : start + batch_size]
+            for batch in tqdm(batches(missing, batch_size), desc="sampling", unit="batch", disable=alone):
                 first, began = batch[0], time.perf_counter()
                 samples = generate(
                     pipe,
@@ -91,6 +101,8 @@ def sample_folder(
                     width=first.width,
                     batch_size=batch_size,
                     guidance=first.guidance,
+                    negative=first.negative_prompt,
+                    true_cfg=first.true_cfg,
                 )
                 seconds = round((time.perf_counter() - began) / len(batch), 6)
                 list_saved()
@@ -100,6 +112,19 @@ def sample_folder(
         finally:
             list_saved()
     return paths
+
+
+def to_draw(recipes: Sequence[Recipe], folder: Path, share: tuple[int, int] = (0, 1)) -> list[Recipe]:
+    """Those of a process's share, each once, that the folder does not have yet."""
+    finished = {record["file"] for record in read_manifest(folder) if (folder / record["file"]).exists()}
+    return [recipe for recipe in list(dict.fromkeys(recipes))[share[0] :: share[1]] if recipe.file not in finished]
+
+
+def batches(recipes: Sequence[Recipe], most: int) -> list[list[Recipe]]:
+    """Recipes of one size each, that many at most, in their order."""
+    sizes = dict.fromkeys((recipe.height, recipe.width) for recipe in recipes)
+    alike = [[recipe for recipe in recipes if (recipe.height, recipe.width) == size] for size in sizes]
+    return [some[start : start + most] for some in alike for start in range(0, len(some), most)]
 
 
 def read_manifest(folder: Path) -> list[dict[str, Any]]:

@@ -31,7 +31,8 @@ PARTS = ("text_encoder", "transformer", "vae")
 """The parts of a pipeline whose time is reported, in the order they run."""
 
 TRUE_CFG = 4.0
-"""Guidance of a teacher that embeds none, against the empty prompt."""
+"""Guidance by a second call where nobody says another: of a teacher that embeds none against the empty prompt, and of
+any model against a negative prompt."""
 
 
 @dataclass(frozen=True)
@@ -123,9 +124,16 @@ def generate(
     width: int,
     batch_size: int = 64,
     guidance: float | None = None,
+    negative: str | None = None,
+    true_cfg: float | None = None,
     progress: bool = False,
 ) -> Samples:
     """One picture for each pair of prompt and seed, from the stock pipeline as it is set up now.
+
+    Args:
+        guidance: the scale that the model embeds; of a teacher that embeds none, that of its second call.
+        negative: text to guide away from by a second call.
+        true_cfg: scale of that call, of teacher or student; without it and `negative` a student makes none.
 
     Raises:
         ValueError: as many seeds as prompts are needed, and at least one.
@@ -137,9 +145,12 @@ def generate(
         )
     images, latents = [], []
     with metered(pipe) as meter, _quiet(pipe):
-        for start in tqdm(range(0, len(prompts), batch_size), desc=f"{steps} steps", disable=not progress):
+        for start in tqdm(
+            range(0, len(prompts), batch_size), desc=f"{steps} steps", disable=None if progress else True
+        ):
             batch = slice(start, start + batch_size)
-            picture, path = _call(pipe, prompts[batch], seeds[batch], steps, height, width, guidance)
+            told = _arguments(pipe, len(prompts[batch]), guidance, negative, true_cfg)
+            picture, path = _call(pipe, prompts[batch], seeds[batch], steps, height, width, told)
             images.append(np.round(picture * 255).astype(np.uint8))
             latents.append(path[-1])
     nfe = meter.calls["transformer"] // len(images)
@@ -151,12 +162,18 @@ def trajectory(
 ) -> Float[Tensor, "steps tokens width"]:
     """The latents of one picture after each step, without the noise it started from."""
     with _quiet(pipe):
-        _, path = _call(pipe, [prompt], [seed], steps, height, width, guidance)
+        _, path = _call(pipe, [prompt], [seed], steps, height, width, _arguments(pipe, 1, guidance))
     return torch.cat(path)
 
 
 def _call(
-    pipe: Any, prompts: Sequence[str], seeds: Sequence[int], steps: int, height: int, width: int, guidance: float | None
+    pipe: Any,
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    steps: int,
+    height: int,
+    width: int,
+    told: dict[str, Any],
 ) -> tuple[np.ndarray, list[Tensor]]:
     path: list[Tensor] = []
 
@@ -172,25 +189,30 @@ def _call(
         generator=[torch.Generator("cpu").manual_seed(seed) for seed in seeds],
         output_type="np",
         callback_on_step_end=keep,
-        **_arguments(pipe, len(prompts), guidance),
+        **told,
     )
     return output.images, path
 
 
-def _arguments(pipe: Any, count: int, guidance: float | None) -> dict[str, Any]:
+def _arguments(
+    pipe: Any, count: int, guidance: float | None, negative: str | None = None, true_cfg: float | None = None
+) -> dict[str, Any]:
     """What a pipeline must be told besides prompt and size: its guidance, and no more text than its encoder reads."""
     family = family_of(pipe.transformer)
-    embedded = family.guidance
     learned = layers.is_student(layers.uncompiled(pipe.transformer))
-    if learned and embedded is not None and not pipe.transformer.config.get("guidance_embeds"):
-        # FLUX.2 klein guides by a second call, which the student has learned
-        return {
-            "guidance_scale": 1.0 if guidance is None else guidance,
-            "max_sequence_length": family.text_length(pipe),
-        }
-    if embedded is not None:
-        scale = embedded if guidance is None else guidance
-        return {"guidance_scale": scale, "max_sequence_length": family.text_length(pipe)}
-    if learned:  # it learned the guided teacher and takes no guidance itself
-        return {"true_cfg_scale": 1.0}
-    return {"true_cfg_scale": TRUE_CFG if guidance is None else guidance, "negative_prompt": [""] * count}
+    second = true_cfg if true_cfg is not None or negative is None else TRUE_CFG
+    against = {"negative_prompt": [negative or ""] * count}
+    if family.guidance is None:
+        if second is None:  # a student has learned the guided teacher
+            second = 1.0 if learned else TRUE_CFG if guidance is None else guidance
+        return {"true_cfg_scale": second, **(against if second != 1 or not learned else {})}
+    told: dict[str, Any] = {"max_sequence_length": family.text_length(pipe)}
+    if pipe.transformer.config.get("guidance_embeds") or not learned:
+        told["guidance_scale"] = family.guidance if guidance is None else guidance
+    else:
+        told["guidance_scale"] = 1.0
+    if family.negative:
+        return told if second is None else {**told, "true_cfg_scale": second, **against}
+    if second is not None:  # FLUX.2 klein's second call goes by its guidance
+        told["guidance_scale"] = second
+    return told

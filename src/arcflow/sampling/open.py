@@ -1,13 +1,40 @@
-"""How a command opens a model and finds an adapter."""
+"""How a command opens a model and finds an adapter.
 
-from collections.abc import Sequence
+`settle` decides all that can be decided before weights are read: where the adapter is, what it wants, how the model is
+fitted to the device, the size, and the digests that tell weights apart. `Setup.open` then loads.
+"""
+
+import dataclasses
+import json
+import math
+import sys
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from arcflow import config
+from arcflow.sampling.options import Drawing, Machine, Subject
+
+if TYPE_CHECKING:
+    import torch
+
+    from arcflow.families.family import Family
+    from arcflow.families.fit import Chosen
+    from arcflow.sampling.folder import Recipe
+    from arcflow.student.record import AdapterInfo
 
 SHIPPED = "world"
 """Name of what comes with the package: the small teacher, and its adapter."""
+
+MOST_STEPS = 1000
+"""The noise levels that the large models were trained on are that many."""
+
+TEACHER_STEPS = 50
+"""Steps of a teacher, where nobody says how many."""
 
 
 def adapter_of(model: str, adapter: str) -> str:
@@ -29,28 +56,304 @@ def open_pipe(model: str, device: str, dtype: str, lora: str | None = None) -> A
     from arcflow.families.loading import load_pipe
     from arcflow.system.devices import torch_device
 
-    dtype = dtype_of(device, dtype)
-    chosen = config.Model(base=model, dtype=dtype, teacher_lora=lora)  # type: ignore[arg-type]
-    return load_pipe(chosen).to(torch_device(device))
+    settings = config.Model(base=model, dtype=dtype_of(device, dtype), teacher_lora=lora)
+    with _no_bars(quiet=model == SHIPPED or not sys.stderr.isatty()):
+        return load_pipe(settings).to(torch_device(device))
 
 
-def dtype_of(device: str, dtype: str) -> str:
+def dtype_of(device: str, dtype: str) -> config.Dtype:
     """The precision that a command's --device and --dtype mean."""
     from arcflow.system.devices import torch_device
 
-    if dtype != "auto":
-        return dtype
-    return "bfloat16" if torch_device(device).type == "cuda" else "float32"
+    if dtype == "auto":
+        return "bfloat16" if torch_device(device).type == "cuda" else "float32"
+    return dtype  # type: ignore[return-value]
 
 
-def open_student(model: str, adapter: str, device: str, dtype: str) -> Any:
-    """A pipeline on its device with a student on it: the base, the LoRA that was part of its teacher, the adapter."""
-    from arcflow.sampling.attach import attach
+@dataclass(frozen=True, kw_only=True)
+class Setup:
+    """What a command draws with, and how: settled, and nothing loaded yet."""
+
+    subject: Subject
+    adapter: str
+    """Where the adapter is; "" for the teacher itself."""
+    info: "AdapterInfo | None"
+    lora: str | None
+    """A LoRA that is part of the teacher."""
+    family: "Family"
+    token: int
+    """Pixels along a side of a token."""
+    steps: int
+    height: int
+    width: int
+    guidance: float | None
+    negative_prompt: str | None
+    true_cfg: float | None
+    device: "torch.device"
+    dtype: config.Dtype
+    fit: "Chosen"
+    fused: bool
+
+    def open(self) -> Any:
+        """The pipeline, on its device: the base, its LoRA, the adapter."""
+        from arcflow.families.fit import fitted, shortened
+        from arcflow.families.loading import load_pipe
+        from arcflow.sampling.attach import attach
+
+        model = config.Model(base=self.subject.model, dtype=self.dtype, teacher_lora=self.lora)
+        with _no_bars(quiet=self.subject.model == SHIPPED or not sys.stderr.isatty()):
+            pipe = load_pipe(shortened(model, self.fit, self.device))
+        if self.fit == "card":
+            fitted(pipe, self.fit, self.device)
+        if self.adapter:
+            attach(pipe, self.adapter, fuse=self.fused, guidance=self.guided_twice)
+        return pipe if self.fit == "card" else fitted(pipe, self.fit, self.device)
+
+    @property
+    def guided_twice(self) -> bool:
+        """Whether a second call in each step is asked for."""
+        return self.negative_prompt is not None or self.true_cfg is not None
+
+    @property
+    def quantize(self) -> str:
+        """How the base's weights are stored, if shorter than their dtype."""
+        return self.fit if self.fit in ("int8", "nf4") else "none"
+
+    @cached_property
+    def model_weights(self) -> str:
+        """A digest of the files of the pipeline's parts; the scheduler is ours."""
+        from arcflow.system import files, hub
+
+        folder = folder_of(self.subject.model)
+        parts = [part for part in folder.iterdir() if part.is_dir() and part.name != "scheduler"]
+        kept = [file for part in parts for file in part.rglob("*") if file.is_file()]
+        named = {file.relative_to(folder).as_posix(): file for file in kept}
+        shown = sorted(name for name in named if not any(one.startswith(".") for one in Path(name).parts))
+        with ThreadPoolExecutor(4) as readers:
+            found = list(readers.map(lambda name: hub.content_of(named[name]), shown))
+        return files.text_digest([shown, found], 16)
+
+    @cached_property
+    def adapter_weights(self) -> str:
+        """A digest of the adapter: its tensors, and what its record says about them."""
+        if not self.adapter:
+            return ""
+        from arcflow.student.adapter import found_at
+        from arcflow.student.record import FREE
+        from arcflow.system import files, hub
+
+        found = found_at(self.adapter)
+        told = {name: value for name, value in dataclasses.asdict(found.info).items() if name not in FREE}
+        return files.text_digest([hub.content_of(found.weights), told], 16)
+
+    @cached_property
+    def lora_weights(self) -> str:
+        """A digest of the teacher's LoRA, where that is here: of one on the Hub the name must do."""
+        from arcflow.system import files, hub
+
+        path = Path(self.lora or "")
+        if self.lora is None or not path.exists():
+            return ""
+        kept = [path] if path.is_file() else sorted(path.glob("*.safetensors")) + sorted(path.glob("*.bin"))
+        return files.text_digest([hub.content_of(file) for file in kept], 16)
+
+    def recipe(self, prompt: str, seed: int, *, height: int, width: int) -> "Recipe":
+        """The recipe of one picture."""
+        from arcflow import __version__
+        from arcflow.sampling.folder import Recipe
+
+        return Recipe(
+            prompt=prompt,
+            seed=seed,
+            height=height,
+            width=width,
+            version=__version__,
+            fused=self.fused,
+            model_weights=self.model_weights,
+            adapter_weights=self.adapter_weights,
+            **self.recorded,
+        )
+
+    @property
+    def recorded(self) -> dict[str, Any]:
+        """What all pictures have in common, as recipes keep it."""
+        return {
+            "steps": self.steps,
+            "guidance": self.guidance,
+            "model": self.subject.model,
+            "adapter": self.subject.adapter,
+            "negative_prompt": self.negative_prompt,
+            "true_cfg": self.true_cfg,
+            "teacher_lora": self.lora,
+            "dtype": self.dtype,
+            "quantize": self.quantize,
+            "lora_weights": self.lora_weights,
+        }
+
+    def check_size(self, height: int, width: int) -> None:
+        """Refuse a size that the model's tokens do not fill."""
+        check_side(self.token, height, width)
+
+
+@contextmanager
+def _no_bars(*, quiet: bool) -> Iterator[None]:
+    """Load without diffusers' and transformers' progress bars, which a small model has no use for, nor a log."""
+    from diffusers.utils import logging as ours
+    from transformers.utils import logging as theirs
+
+    if quiet:
+        ours.disable_progress_bar()
+        theirs.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if quiet:
+            ours.enable_progress_bar()
+            theirs.enable_progress_bar()
+
+
+def settle(subject: Subject, drawing: Drawing, machine: Machine) -> Setup:
+    """All that is asked for, completed by what the adapter and the model say; no weights are read.
+
+    Raises:
+        ValueError: the options do not go together, or with this model, adapter or device.
+    """
+    check_drawing(steps=drawing.steps, batch=machine.batch)
+    for name, value in (("guidance", drawing.guidance), ("true-cfg", drawing.true_cfg)):
+        fits = value is None or (math.isfinite(value) and value >= 0)
+        config.check(fits, f"--{name}", value, "a number from 0 on", "leave it out for the model's own")
+    if machine.fuse and machine.no_fuse:
+        raise ValueError("--fuse and --no-fuse: expected one of them")
+    from arcflow.families import fit
     from arcflow.student.adapter import read_info
+    from arcflow.system.devices import torch_device
 
-    lora = read_info(adapter).teacher_lora
-    pipe = open_pipe(model, device, dtype, lora)
-    return attach(pipe, adapter, fuse=not lora)
+    device = torch_device(machine.device)
+    fit.check_fit(machine.fit, device)
+    adapter = adapter_of(subject.model, subject.adapter)
+    info = read_info(adapter) if adapter else None
+    lora = _lora(subject, info)
+    configs = _configs_of(subject.model)
+    family, embeds = _family_of(configs, subject.model)
+    if info and info.family != family.name:
+        raise ValueError(
+            f"{subject.adapter} is an adapter for the family {info.family!r}, and {subject.model} is of {family.name!r}"
+            f": expected its own base{f', {info.base}' if info.base else ''}; give --model"
+        )
+    height, width = size_of(subject.model, drawing.height, drawing.width)
+    token = token_of(configs)
+    check_side(token, height, width)
+    short = fit.is_short(configs)
+    if machine.fit in fit.SHORT and short:
+        raise ValueError(
+            f"--fit {machine.fit}: {subject.model} is quantized already: expected --fit card, offload or group"
+        )
+    if machine.fuse and (short or machine.fit in fit.SHORT):
+        raise ValueError(
+            "--fuse makes plain copies of weights that are quantized: expected one or the other; leave it out"
+        )
+    dtype = dtype_of(machine.device, machine.dtype)
+    on_card = device.type == "cuda" and machine.fit in ("auto", "card")
+    parts = fit.weighed(folder_of(subject.model), family, dtype) if on_card else fit.MODELS[family.name]
+    chosen = fit.choose(machine.fit, device, parts, short=short)
+    if machine.fuse and chosen in fit.SHORT:
+        raise ValueError(
+            f"--fuse: this card wants the model in {chosen}, which is not fused; leave it out, or say --fit"
+        )
+    free = chosen == "card" and not (short or lora or machine.no_fuse) and fit.room_to_fuse(parts, device)
+    guidance, true_cfg = _guidance(subject, drawing, info, family, embeds)
+    return Setup(
+        subject=subject,
+        adapter=adapter,
+        info=info,
+        lora=lora,
+        family=family,
+        token=token,
+        steps=drawing.steps or (info.steps if info else TEACHER_STEPS),
+        height=height,
+        width=width,
+        guidance=guidance,
+        negative_prompt=drawing.negative_prompt,
+        true_cfg=true_cfg,
+        device=device,
+        dtype=dtype,
+        fit=chosen,
+        fused=bool(adapter) and (machine.fuse or free),
+    )
+
+
+def _lora(subject: Subject, info: "AdapterInfo | None") -> str | None:
+    """The teacher's LoRA, which the user must have named: what an adapter's record names is not fetched unasked."""
+    wanted = info.teacher_lora if info else None
+    if wanted and subject.teacher_lora is None:
+        raise ValueError(
+            f"{subject.adapter} was distilled with the LoRA {wanted!r} on its teacher, which is taken from nowhere "
+            f"unless you say so: expected --teacher-lora {wanted} (or where you have it), or --teacher-lora none"
+        )
+    return None if subject.teacher_lora == "none" else subject.teacher_lora
+
+
+def _guidance(
+    subject: Subject, drawing: Drawing, info: "AdapterInfo | None", family: "Family", embeds: bool
+) -> tuple[float | None, float | None]:
+    """(guidance, scale of a second call) as `generate` takes them.
+
+    Raises:
+        ValueError: this model has no use for what was given.
+    """
+    if drawing.negative_prompt is not None and not family.negative:
+        raise ValueError(f"--negative-prompt: the pipelines of {family.name} take none; leave it out")
+    if drawing.true_cfg is not None and not family.negative and embeds:
+        raise ValueError(f"--true-cfg: {subject.model} guides by no second call; give --guidance")
+    given, true_cfg = drawing.guidance, drawing.true_cfg
+    by_second_call = family.guidance is None or not (embeds or family.negative)
+    if by_second_call and given is not None and true_cfg is not None:
+        raise ValueError(
+            f"--guidance and --true-cfg are the same for {subject.model}, which embeds no guidance: expected one"
+        )
+    if by_second_call and given is not None and (info or drawing.negative_prompt is not None):
+        given, true_cfg = None, given
+    if drawing.negative_prompt is not None and true_cfg is not None and true_cfg <= 1:
+        raise ValueError(f"a negative prompt at scale {true_cfg:g} changes nothing: expected more than 1, say 4")
+    if given is None and info and embeds:
+        given = info.guidance
+    return given, true_cfg
+
+
+def _configs_of(model: str) -> Path:
+    """The folder of a pipeline with the configurations of its parts, if nothing else of it is here yet."""
+    from arcflow.system import hub
+    from arcflow.world.teacher import teacher_folder
+
+    if model == SHIPPED:
+        return teacher_folder()
+    return Path(model) if Path(model).is_dir() else hub.fetch(model, ["model_index.json", "*/config.json"])
+
+
+def _family_of(folder: Path, model: str) -> "tuple[Family, bool]":
+    """The family of a pipeline's folder, and whether its transformer embeds guidance."""
+    from arcflow.families import FAMILIES
+    from arcflow.system import hub
+
+    with hub.explained(model):
+        index = json.loads((folder / "model_index.json").read_text("utf-8"))
+        inside = json.loads((folder / "transformer" / "config.json").read_text("utf-8"))
+    _, name = index.get("transformer") or (None, None)
+    family = next((family for family in FAMILIES if family.transformer == name), None)
+    if family is None:
+        known = ", ".join(family.transformer for family in FAMILIES)
+        raise ValueError(f"{model} has a transformer {name!r}: expected one of {known}")
+    default = family.guidance is not None and name == "Flux2Transformer2DModel"
+    return family, bool(inside.get("guidance_embeds", default))
+
+
+def token_of(folder: Path) -> int:
+    """Pixels along a side of a token, by the autoencoder of a pipeline's folder; 16 where it does not tell."""
+    path = folder / "vae" / "config.json"
+    vae = json.loads(path.read_text("utf-8")) if path.is_file() else {}
+    if "temperal_downsample" in vae:  # so spelt in diffusers
+        return 2 * 2 ** len(vae["temperal_downsample"])
+    return 2 * 2 ** (len(vae["block_out_channels"]) - 1) if "block_out_channels" in vae else 16
 
 
 def open_transformer(model: str, family: str) -> Any:
@@ -69,14 +372,16 @@ def open_transformer(model: str, family: str) -> Any:
 
 
 def folder_of(model: str) -> Path:
-    """The folder of a base's pipeline, fetched from the Hub if it is there, without what else lies beside it (the whole
-    model in one file, often)."""
+    """The folder of a base's pipeline; of one on the Hub what diffusers loads of it is fetched, and not what else lies
+    beside it (the whole model in one file, often)."""
     from arcflow.system import hub
-    from arcflow.world.teacher import teacher_folder
 
-    if model == SHIPPED:
-        return teacher_folder()
-    return Path(model) if Path(model).is_dir() else hub.fetch(model, ["model_index.json", "*/*"])
+    if model == SHIPPED or Path(model).is_dir():
+        return _configs_of(model)
+    from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+
+    with hub.explained(model):
+        return Path(DiffusionPipeline.download(model))
 
 
 def size_of(model: str, height: int | None, width: int | None) -> tuple[int, int]:
@@ -86,24 +391,29 @@ def size_of(model: str, height: int | None, width: int | None) -> tuple[int, int
 
 
 def check_size(pipe: Any, height: int, width: int) -> None:
-    """Refuse a size that the pipeline's tokens do not fill: it would draw another one in silence.
+    """Refuse a size that the pipeline's tokens do not fill: it would draw another one in silence."""
+    check_side(2 * pipe.vae_scale_factor, height, width)
+
+
+def check_side(token: int, height: int, width: int) -> None:
+    """Refuse a size that tokens of so many pixels along a side do not fill.
 
     Raises:
         ValueError: a side is no multiple of a token's, 16 pixels for the large models.
     """
-    token = 2 * pipe.vae_scale_factor
     for name, pixels in (("height", height), ("width", width)):
         fits = pixels >= token and pixels % token == 0
         config.check(fits, name, pixels, f"a multiple of {token} for this model", "take the nearest one")
 
 
-def check_drawing(*, steps: int, batch: int, seeds: Sequence[int] = ()) -> None:
+def check_drawing(*, steps: int | None, batch: int, seeds: Sequence[int] = ()) -> None:
     """Refuse settings that no image can be drawn with, before anything is loaded.
 
     Raises:
         ValueError: fewer than one step or image at a time, or a seed that does not fit in 64 bits.
     """
-    config.check(steps >= 1, "steps", steps, "1 or more", "2 is what most adapters are made for")
+    fits = steps is None or 1 <= steps <= MOST_STEPS
+    config.check(fits, "steps", steps, f"1 to {MOST_STEPS}", "leave it out for what the adapter is made for")
     config.check(batch >= 1, "batch", batch, "1 or more", "leave it out for 8")
     for seed in seeds:
         config.check(-(2**63) <= seed < 2**64, "seed", seed, "a whole number of at most 64 bits", "take a smaller one")

@@ -6,6 +6,7 @@ mode its variable unset or the files fetched before. diffusers often answers wit
 gated repository "not a valid model identifier", so the reason is looked for among all errors that led to the last one.
 """
 
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
@@ -20,6 +21,8 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
 )
 from safetensors import SafetensorError
+
+from arcflow.system.files import digest
 
 
 def fetch(repository: str, patterns: Sequence[str]) -> Path:
@@ -36,6 +39,13 @@ def folders(repository: str, files: Sequence[str]) -> list[str]:
         return []
     found = {path.parent for path in paths if all(path.parent / file in paths for file in files)}
     return sorted(str(folder) for folder in found if folder.name)
+
+
+def content_of(file: Path) -> str:
+    """SHA-256 of a file. A large one in the Hub's cache is a link to a file that is called so, and is not read."""
+    stored = file.resolve()
+    named = stored.parent.name == "blobs" and re.fullmatch(r"[0-9a-f]{64}", stored.name)
+    return stored.name if named else digest(stored)
 
 
 @contextmanager

@@ -62,7 +62,7 @@ def grid(pictures: Sequence[Path]) -> "Image.Image":
 
     side = math.isqrt(len(pictures))
     if side**2 != len(pictures):
-        raise ValueError(f"{len(pictures)} pictures of a prompt make no square; the official grid takes --pictures 4")
+        raise ValueError(f"{len(pictures)} pictures of a prompt make no square; the official grid takes --images 4")
     images = [Image.open(path).convert("RGB") for path in pictures]
     width, height = images[0].size
     grid = Image.new("RGB", (side * width, side * height))

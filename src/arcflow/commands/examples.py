@@ -1,0 +1,43 @@
+"""What stands at the end of a command's help: lines to copy."""
+
+EXAMPLES = {
+    "": (
+        "arcflow demo --quick",
+        'arcflow sample --prompt "a red ring left of a blue square on white"',
+        "arcflow train world-quick --out runs/mine",
+        "arcflow doctor",
+    ),
+    "demo": ("arcflow demo", "arcflow demo --quick --out out/taste"),
+    "train": (
+        "arcflow train world-quick --out runs/mine",
+        "arcflow train flux --data.prompts prompts.txt --out runs/flux",
+        "arcflow train flux --help",
+    ),
+    "sample": (
+        'arcflow sample --prompt "a red ring left of a blue square on white" --seed 1 --seed 2',
+        "arcflow sample --model black-forest-labs/FLUX.1-dev --adapter ymyy307/ArcFlow:arcflow-flux-2steps \\\n"
+        '      --prompt "a red cube on a blue sphere"',
+        'arcflow sample --model black-forest-labs/FLUX.1-dev --adapter none --fit offload --prompt "a red cube"',
+        "arcflow sample --prompts prompts.txt --adapter runs/mine/adapter --out out/mine",
+    ),
+    "evaluate": (
+        "arcflow evaluate",
+        "arcflow evaluate --adapter runs/mine/adapter --out out/mine",
+        "arcflow evaluate --suite geneval --prompts evaluation_metadata.jsonl --model black-forest-labs/FLUX.1-dev \\\n"
+        "      --adapter ymyy307/ArcFlow:arcflow-flux-2steps --out out/geneval",
+        "arcflow evaluate --suite world --adapter none --out out/world-teacher",
+    ),
+    "export": (
+        "arcflow export --adapter world --out out/world",
+        "arcflow export --adapter runs/mine/adapter --push owner/name",
+        "arcflow export --adapter runs/mine/adapter --layout lora --out out/lora",
+    ),
+    "doctor": ("arcflow doctor", "arcflow doctor --model flux"),
+}
+"""By command; the first ones are for all of them."""
+
+
+def examples(command: str) -> str:
+    """The examples of a command, as they are printed; empty if it has none."""
+    lines = "".join(f"  {line}\n" for line in EXAMPLES.get(command, ()))
+    return f"examples:\n{lines}" if lines else ""
