@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Float, UInt8
-from torch import Tensor
+from torch import Tensor, nn
 
 from arcflow import paper
 from arcflow.comparison.config import Contest
@@ -87,7 +87,7 @@ class Bench:
     def noise(self, seeds: Sequence[int]) -> Tensor:
         return network.noise(self.pipe, list(seeds), SIZE, SIZE).to(self.device)
 
-    def teacher(self, net: Any, cost: Cost) -> Teacher:
+    def teacher(self, net: nn.Module, cost: Cost) -> Teacher:
         def velocity(x: Tensor, sigma: Tensor, cond: Cond) -> Tensor:
             cost.add(len(x))
             if not layers.is_student(net):

@@ -14,6 +14,7 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, replace
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -72,8 +73,8 @@ def _shared(contest: Contest, missing: list[Job]) -> Iterator[Job]:
     bench_reference(contest)
     threads = max(1, cores() // max(workers, contest.workers or 1))
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, context, _settle, (contest, threads)) as pool:
-        waiting = {pool.submit(_work, job): job for job in missing}
+    with ProcessPoolExecutor(workers, context, _begin, (threads,)) as pool:
+        waiting = {pool.submit(_work, contest, job): job for job in missing}
         with tqdm(total=len(missing), desc="compare", unit="run") as bar:
             try:
                 for done in as_completed(waiting):
@@ -85,17 +86,17 @@ def _shared(contest: Contest, missing: list[Job]) -> Iterator[Job]:
                 raise
 
 
-_bench: Bench
+@cache
+def _settled(contest: Contest) -> tuple[Bench, Reference]:
+    """What the runs of a process share: the bench, and the teacher's pictures."""
+    bench = Bench(contest)
+    return bench, bench_reference(contest, bench)
 
-_reference: Reference
 
-
-def _settle(contest: Contest, threads: int) -> None:
-    global _bench, _reference
+def _begin(threads: int) -> None:
+    """A worker: it ends with its parent, and takes its share of the cores."""
     threading.Thread(target=_end_with_the_parent, daemon=True).start()
     torch.set_num_threads(threads)
-    _bench = Bench(contest)
-    _reference = bench_reference(contest, _bench)
 
 
 def _end_with_the_parent() -> None:
@@ -106,8 +107,8 @@ def _end_with_the_parent() -> None:
         os._exit(1)
 
 
-def _work(job: Job) -> None:
-    run(_bench, _reference, job)
+def _work(contest: Contest, job: Job) -> None:
+    run(*_settled(contest), job)
 
 
 def bench_reference(contest: Contest, bench: Bench | None = None) -> Reference:

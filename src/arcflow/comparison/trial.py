@@ -4,10 +4,9 @@ import copy
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from arcflow.comparison.bench import Bench, End, Reference, captions
 from arcflow.comparison.entrants import Entrant, settings
@@ -38,7 +37,7 @@ def ender(sample: Sampler, walker: Student, distill: Distill, calls: int) -> End
 class Trained:
     """A student at the end of its budget, with the averaged weights in it."""
 
-    net: Any
+    net: nn.Module
     walker: Student
     run: Run
     curve: list[tuple[int, float]]
