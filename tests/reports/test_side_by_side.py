@@ -57,12 +57,14 @@ LOG += [{"step": i, "loss": 1 / i, "teacher_ratio": min(1.0, (60 - i) / 20)} for
 ]
 
 
-@pytest.fixture
-def page(tmp_path) -> str:
+@pytest.fixture(scope="module")
+def page(tmp_path_factory) -> str:
     results = Evaluation(**{row: result(n) for row, (_, n) in ROWS.items()}, about=ABOUT)
     rows = {row: samples(n) for row, (_, n) in ROWS.items()}
-    file = tmp_path / "deep" / "report.html"
-    write_report(file, results, rows, PROMPTS, [way(), way(1.0)], LOG, rows=2)
+    file = tmp_path_factory.mktemp("report") / "deep" / "report.html"
+    write_report(
+        file, results, rows, PROMPTS, [way(), way(1.0)], LOG, rows=2, judge=lambda picture, prompt: "red" in prompt
+    )
     return file.read_text("utf-8")
 
 
@@ -79,7 +81,7 @@ def test_the_report_is_one_file_that_fetches_nothing(page) -> None:
 def test_the_report_shows_every_number_and_escapes_prompts(page) -> None:
     assert "a &lt;red&gt; ring" in page and "a square &amp; a circle" in page
     assert "0.0200" in page and "50.0%" in page and "25.0%" in page and "125.00" in page
-    assert "arcflow demo" in page
+    assert "arcflow demo" in page and page.count("wrong</span>") == len(ROWS)
 
 
 def test_a_picture_survives_as_png() -> None:

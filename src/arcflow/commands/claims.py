@@ -13,7 +13,7 @@ class Claims:
     folder: Positional[Path] = Path("out/compare")
     """Folder with methods.json, rank.json and what else there is."""
     out: Path = Path("out/claims.md")
-    """The page."""
+    """The page as Markdown; as HTML it lies beside it."""
 
     def run(self) -> None:
         from arcflow.reports.claims import findings, write_claims

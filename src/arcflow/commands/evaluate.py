@@ -37,7 +37,7 @@ def _side_by_side(request: Request) -> None:
     from arcflow.reports.side_by_side import short_table, write_report
     from arcflow.system import files, records
     from arcflow.system.packages import about
-    from arcflow.world.check import accuracy
+    from arcflow.world.check import accuracy, judge
     from arcflow.world.scene import SIZE
 
     subject = part_of(Subject, request)
@@ -66,7 +66,7 @@ def _side_by_side(request: Request) -> None:
     ways = [side_by_side.tracks(pipe, adapter, text, first + i * seeds, **size) for i, text in three(prompts)]
     words = [text for text in prompts for _ in range(seeds)]
     curves = files.read_lines(adapter.parent / "log.jsonl")
-    write_report(out / "report.html", evaluation, samples, words, ways, curves)
+    write_report(out / "report.html", evaluation, samples, words, ways, curves, judge=judge)
     print(short_table(evaluation).text())
     print(f"report: {out / 'report.html'}\nnumbers: {out / 'results.json'}")
 

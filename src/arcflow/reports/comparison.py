@@ -144,6 +144,7 @@ def calls_figure(rows: Rows) -> bytes:
         panel.set_xticks(every, [str(n) for n in every])
         panel.set(title=title, xlabel="network calls")
     left.set_yscale("log")
+    right.set_ylim(-0.02, 1.02)  # intervals of few trainings reach beyond what a share can be
     handles, labels = left.get_legend_handles_labels()
     figure.legend(handles, labels, loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False, fontsize=10)
     figure.tight_layout(w_pad=3)

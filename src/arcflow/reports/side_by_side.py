@@ -5,7 +5,7 @@ of one image on the plane that shows most of the teacher's curved path (its firs
 chords leave it at once, the student's two arcs follow. The plane is chosen by the teacher's path alone.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -45,6 +45,8 @@ class Shown:
     calls: str
     image: Picture
     ours: bool
+    wrong: bool
+    """Whether it does not show what its prompt says."""
 
 
 @dataclass(frozen=True)
@@ -64,10 +66,12 @@ def write_report(
     log: Sequence[LogLine],
     *,
     rows: int = 10,
+    judge: Callable[[Picture, str], bool] | None = None,
 ) -> Path:
     """Write the report, and its picture of the idea as path.png beside it.
 
-    It shows the first `rows` images of `samples`, whose prompts are `prompts`, and everything else.
+    It shows the first `rows` images of `samples`, whose prompts are `prompts`, and everything else. Those that do not
+    show what their prompts say, by `judge`, are marked.
     """
     teacher, ours, plain = results.teacher_50, results.arcflow_2, results.euler_2
     around = share_interval(ours.right, ours.prompts)
@@ -86,7 +90,7 @@ def write_report(
         interval=f"{100 * around.low:.1f}, {100 * around.high:.1f}",
         teacher_right=f"{teacher.right:.1%}",
         paths=[path_figure([way], width=4.6) for way in ways],
-        pictures=_pictures(results, samples, prompts[:rows]),
+        pictures=_pictures(results, samples, prompts[:rows], judge or (lambda picture, prompt: True)),
         numbers=_numbers(results),
         times=_times(results),
         curves=curves_figure(log) if log else None,
@@ -104,10 +108,16 @@ def _ours(row: str) -> bool:
     return row == "arcflow_2"
 
 
-def _pictures(results: Evaluation, samples: dict[str, Samples], prompts: Sequence[str]) -> list[Row]:
+def _pictures(
+    results: Evaluation,
+    samples: dict[str, Samples],
+    prompts: Sequence[str],
+    judge: Callable[[Picture, str], bool],
+) -> list[Row]:
     def shown(row: str, place: int) -> Shown:
-        nfe = results.rows[row].nfe
-        return Shown(_title(row), f"{nfe} call{'s' * (nfe > 1)}", samples[row].images[place], _ours(row))
+        nfe, image = results.rows[row].nfe, samples[row].images[place]
+        wrong = not judge(image, prompts[place])
+        return Shown(_title(row), f"{nfe} call{'s' * (nfe > 1)}", image, _ours(row), wrong)
 
     return [Row(prompt, [shown(row, place) for row in samples]) for place, prompt in enumerate(prompts)]
 
