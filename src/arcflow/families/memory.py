@@ -33,8 +33,8 @@ class Way:
 
 
 MODELS = {
-    "flux": Parts(transformer=23.80, adapter=1.30, text=9.77, vae=0.17, step=0.69, decode=1.61),
-    "qwen_image": Parts(transformer=40.86, adapter=1.92, text=15.49, vae=0.25, step=0.53, decode=3.63),
+    "flux": Parts(transformer=23.80, adapter=1.30, text=9.77, vae=0.17, step=0.49, decode=1.61),
+    "qwen_image": Parts(transformer=40.86, adapter=1.92, text=15.49, vae=0.25, step=0.50, decode=3.63),
     "flux2": Parts(transformer=64.45, adapter=3.01, text=46.61, vae=0.17, step=1.67, decode=1.61),
 }
 """As `python -m benchmarks.memory` prints them."""

@@ -139,14 +139,23 @@ def draft(
 
 
 def check_takes_one(transformer: nn.Module) -> None:
-    """Whether a student can be put on this transformer as it is now."""
+    """Whether a student can be put on this transformer as it is now.
+
+    A network that was made without weights, whole on the meta device, takes one: its sizes are counted that way.
+
+    Raises:
+        ValueError: its work is split over processes already, or offloading has taken its weights away.
+    """
     if getattr(transformer, "_parallel_config", None) is not None:
         raise ValueError(
             "this transformer's work is split over processes already, and the student's head would not gather its "
             "share; attach the adapter first, then call enable_parallelism."
         )
     away = [name for name, parameter in transformer.named_parameters() if parameter.is_meta]
-    if away:
+    # Offloading puts a hook on each module that brings its weights back for the call.
+    offloaded = any(hasattr(module, "_hf_hook") for module in transformer.modules())
+    whole = len(away) == sum(1 for _ in transformer.parameters())
+    if away and (offloaded or not whole):
         raise ValueError(
             f"weights of this transformer are not there ({few(away)} on the meta device), as sequential offload leaves "
             f"them: attach before offloading, or call pipe.remove_all_hooks() first."

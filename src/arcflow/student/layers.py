@@ -48,7 +48,7 @@ class LowRank(nn.Module):
         if self.teacher or self.kept is not None:
             return out
         change = F.linear(F.linear(self.dropout(x.to(self.down.dtype)), self.down), self.up)
-        return (out + change * self.scale).to(out.dtype)
+        return torch.add(out, change, alpha=self.scale).to(out.dtype)
 
     def _apply(self, fn: Any, recurse: bool = True) -> "LowRank":
         return super()._apply(wide(fn), recurse)
