@@ -69,6 +69,7 @@ def by_hand(arc, x, segment, ratio, generator, config=PLAIN, points=2000):
     return segment.length * loss
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ratio", [0.0, 0.4, 1.0])
 def test_loss_and_gradient_agree_with_quadrature(ratio):
     config = Distill(steps=1, mode_dropout=0.0)
@@ -82,6 +83,7 @@ def test_loss_and_gradient_agree_with_quadrature(ratio):
         assert torch.allclose(one.grad, other.grad, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_the_gradient_is_the_slope_of_the_loss_with_fixed_states():
     arc = weights()
     times = schedule(Segment(0.5, 0.0), BATCH, states=2, window=3 / 128, ratio=0.5, generator=draws())

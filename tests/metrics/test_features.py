@@ -122,6 +122,7 @@ def test_one_patch_is_the_center_and_several_reach_from_edge_to_edge() -> None:
     assert np.array_equal(grid[7], images[1, -10:, -10:])
 
 
+@pytest.mark.slow
 def test_the_worlds_features_tell_its_own_pictures_from_damaged_ones() -> None:
     features = world_features()
     real, other, few = (features(x) for x in (scenes(48, 0), scenes(48, 1), scenes(48, 2, captions=4)))

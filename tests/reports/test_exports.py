@@ -67,6 +67,7 @@ def apart(one, other):
     return float((one - other).norm() / other.norm())
 
 
+@pytest.mark.slow
 def test_diffusers_alone_draws_the_same_pictures(flux, tmp_path):
     """Two steps, from text and from a picture: a plain LoRA, and a merged folder."""
     made = in_coefficients(flux, tmp_path / "adapter")

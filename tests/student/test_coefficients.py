@@ -158,6 +158,7 @@ for steps in (4, 3):
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["coefficients", "mixture"])
 def test_a_whole_network_that_is_compiled_hears_every_step(form):
     """In one graph, at any number of steps. It runs in a process of its own, since checks of shapes do not compile."""

@@ -308,6 +308,7 @@ def test_a_spike_is_skipped_and_what_is_usual_follows_the_norm():
     assert accepted(progress, 1001.0, 7, Optim())
 
 
+@pytest.mark.slow
 def test_gradient_checkpointing_changes_memory_not_gradients(tmp_path):
     def first_line(checkpointing):
         folder = train(

@@ -73,6 +73,7 @@ def test_tokens_unpack_to_the_latents_they_were() -> None:
     assert torch.equal(tf.unpack(tf.pack(z)), z)
 
 
+@pytest.mark.slow
 def test_each_stage_reaches_all_the_parameters_it_trains() -> None:
     torch.manual_seed(0)
     t5, clip, probes, prompts = build_t5(), build_clip(), Probes(), captions(64, "words")

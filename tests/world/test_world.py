@@ -34,12 +34,14 @@ def test_a_caption_reads_back_as_what_it_was_made_from() -> None:
         assert parse(prompt.text) == prompt
 
 
+@pytest.mark.slow
 def test_captions_are_reproducible_and_skills_have_equal_shares() -> None:
     prompts = sample_prompts(60, seed=3, split="test")
     assert prompts == sample_prompts(60, seed=3, split="test")
     assert [p.skill for p in prompts[:6]] == list(SKILLS)
 
 
+@pytest.mark.slow
 def test_held_out_combinations_never_occur_in_training() -> None:
     def said(prompt: Prompt) -> tuple:
         turn = {"right of": "left of", "below": "above"}.get(prompt.relation or "")
@@ -57,17 +59,20 @@ def test_a_paraphrase_falls_on_the_same_side_of_the_cut() -> None:
     assert parse("a red ring and a blue square").split == parse("a blue square and a red ring on white").split
 
 
+@pytest.mark.slow
 def test_every_word_and_every_skill_is_seen_in_training() -> None:
     words = {word for p in sample_prompts(600, 0, "train") for word in p.text.replace(",", "").split()}
     assert words >= {*COLORS, *SHAPES, *BACKGROUNDS, *RADII, "left", "right", "above", "below", "two", "three"}
     assert all(sample_prompts(3, 0, "test", skill) for skill in SKILLS)
 
 
+@pytest.mark.slow
 def test_the_checker_accepts_rendered_scenes() -> None:
     right = [judge(image, prompt) for prompt, image in examples(500)]
     assert np.mean(right) >= 0.999
 
 
+@pytest.mark.slow
 def test_the_checker_rejects_captions_changed_in_one_word() -> None:
     rng = random.Random(1)
     wrong = [judge(image, rng.choice(one_word_changes(prompt))) for prompt, image in examples(500, seed=2)]

@@ -47,13 +47,17 @@ class LowRank(nn.Module):
     ) -> Float[Tensor, "*batch width"]:
         if self.teacher or self.kept is not None:
             return out
-        change = F.linear(F.linear(self.dropout(x.to(self.down.dtype)), self.down), self.up)
+        # A matrix of rows: on several axes PyTorch asks whether the weights want a gradient, which a user's LoRA
+        # changes, and multiplies otherwise then, with other last bits.
+        rows = self.dropout(x.to(self.down.dtype)).reshape(-1, x.shape[-1])
+        change = F.linear(F.linear(rows, self.down), self.up).view(out.shape)
         return torch.add(out, change, alpha=self.scale).to(out.dtype)
 
     def _apply(self, fn: Any, recurse: bool = True) -> "LowRank":
         return super()._apply(wide(fn), recurse)
 
 
+@no_type_check  # as above
 def _add_low_rank(linear: Any, inputs: tuple[Tensor, ...], out: Tensor) -> Tensor:
     """Forward hook of a Linear: its LoRA, or those of the Linears that were joined to it, side by side."""
     lows: tuple[LowRank | None, ...] = linear._arcflow_low
