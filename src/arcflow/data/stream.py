@@ -12,7 +12,7 @@ from arcflow.data.prompts import Raw, Row, Sieve, extra, need_extra
 WAITS = (1.0, 5.0, 25.0, 125.0)
 """Seconds to wait for a connection that broke off, one after the other, before giving up."""
 
-NETWORK = ("aiohttp", "fsspec", "httpcore", "httpx", "huggingface_hub", "requests", "urllib3")
+NETWORK = ("aiohttp", "fsspec", "httpcore", "httpx", "httpx2", "huggingface_hub", "requests", "urllib3")
 """Packages whose errors say that a connection broke off, beside OSError."""
 
 

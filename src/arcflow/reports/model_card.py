@@ -14,16 +14,17 @@ from typing import Any, Literal
 
 import torch
 from huggingface_hub import HfApi, ModelCard, ModelCardData
-from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
+from huggingface_hub.errors import HfHubHTTPError, HTTPError, LocalTokenNotFoundError
 from torch import nn
 
 from arcflow import student
-from arcflow.evaluation.results import Evaluation
+from arcflow.evaluation.results import Evaluation, SuiteResults, told
 from arcflow.families import family_of
 from arcflow.families.weights import dense
 from arcflow.path import step_grid
 from arcflow.recipes import command
 from arcflow.reports.page import fill
+from arcflow.reports.public import code, fenced, is_hub, place, prose, public
 from arcflow.reports.side_by_side import curves_figure, markdown_table
 from arcflow.reports.table import Line, Table
 from arcflow.student import layers
@@ -32,6 +33,7 @@ from arcflow.student.formats import FILES, AdapterInfo, Found, tensors_of
 from arcflow.student.merged import write_merged
 from arcflow.student.plain_lora import LORA, Factors, Keys, factors_of, linearized, named, raw_times, stock_scheduler
 from arcflow.system import files, records
+from arcflow.world.scene import SIZE
 
 LICENCES: dict[str, dict[str, str]] = {
     "black-forest-labs/FLUX.1-dev": {
@@ -88,8 +90,9 @@ def export(
     Raises:
         ValueError: it cannot be made, or loses more than `bound`. Nothing is left in `out` that can be taken for it.
     """
+    table = _table_of(results) if results else None
     found = found_at(adapter)
-    info, own = found.info, "published" if layout == "published" else "arcflow"
+    info, own = public(found.info), "published" if layout == "published" else "arcflow"
     target, use = out / FILES["arcflow"][0] if layout == "file" else out, None
     if layout == "merged" and base is None:
         raise ValueError("a merged folder is a copy of the base's: expected that; give --model.")
@@ -118,11 +121,25 @@ def export(
     lines = files.read_lines(log) if log else []
     if lines:
         files.write_bytes(out / CURVES, curves_figure(lines))
-    table = markdown_table(records.read(Evaluation, results)) if results else None
     out.mkdir(parents=True, exist_ok=True)
     text = str(card(info, name, table=table, curves=bool(lines), use=use))
     files.write_text(out / "README.md", text)
     return out
+
+
+def _table_of(results: Path) -> str:
+    """Results as Markdown, of either kind that `arcflow evaluate` writes. Raises ValueError if they are neither."""
+    try:
+        kind = json.loads(results.read_text("utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{results} is no JSON ({error}): expected results of `arcflow evaluate`") from error
+    if not isinstance(kind, dict) or "suite" not in kind:
+        return markdown_table(records.read(Evaluation, results))
+    suite = records.read(SuiteResults, results)
+    rows = [Line.of(prose(name), prose(told(metric)), metric.better) for name, metric in suite.metrics.items()]
+    whole = "" if suite.complete else ", a part of it"
+    about = f"{prose(suite.suite)} ({suite.prompts} prompts, {suite.pictures} pictures{whole})"
+    return Table([about, "value [95 % interval]", "better"], rows).markdown()
 
 
 def _plain(
@@ -179,11 +196,9 @@ def card(
         curves: whether the folder holds a picture of loss and distance.
         use: what the folder is; by default an adapter of ours.
     """
-    use = use or Use()
+    use, info = use or Use(), public(info)
     licence: dict[str, Any] = LICENCES.get(info.base, {})
-    based: dict[str, Any] = (
-        {} if info.base in ("world", "") else {"base_model": info.base, "base_model_relation": "adapter"}
-    )
+    based: dict[str, Any] = {"base_model": info.base, "base_model_relation": "adapter"} if is_hub(info.base) else {}
     data = ModelCardData(
         **based,
         library_name="diffusers",
@@ -194,19 +209,26 @@ def card(
     times = raw_times(info)
     grid = step_grid(info.fewest, info.shift, info.final_step_scale).tolist()
     settings = info.training.get("settings", {})
+    small = f", height={SIZE}, width={SIZE}" if info.base == "world" else ""
+    steps = f"num_inference_steps={info.fewest}" if times is None else f"sigmas={times}"
     text = fill(
         "card.md",
         data=data.to_yaml(),
         info=info,
-        name=name,
+        title=prose(name.split("/")[-1]),
+        base=prose(info.base),
+        base_code=code(place(info.base)),
+        lora_code=code(place(info.teacher_lora)) if info.teacher_lora else "",
+        name_code=code(name),
+        prompt=code("a red ring" if info.base == "world" else "a red cube on a blue sphere"),
         kind=use.kind,
         lost=f"{use.lost:.1%}" if use.lost else "",
-        steps=f"num_inference_steps={info.fewest}" if times is None else f"sigmas={times}",
+        steps=(f"num_inference_steps={info.steps}" if use.kind == "adapter" else steps) + small,
         levels=", ".join(f"{level:.4g}" for level in grid),
         licence={"license_link": "", "license": ""} | licence,
         facts=_facts(info).markdown(),
         training=_training(settings, info.training.get("progress", {})),
-        settings=json.dumps(settings, indent=2) if settings else "",
+        settings=fenced(settings) if settings else "",
         curves=CURVES if curves else "",
         results=table,
     )
@@ -225,22 +247,45 @@ def _facts(info: AdapterInfo) -> Table:
         "LoRA": f"rank {info.rank} on {info.targets.replace('_', '-')} layers" if info.rank else "none",
         "made with": ", ".join(f"{package} {number}" for package, number in info.versions.items()) or "not recorded",
     }
-    return Table(["", ""], [Line.of(name, value) for name, value in rows.items()])
+    return Table(["", ""], [Line.of(name, prose(value)) for name, value in rows.items()])
 
 
 def _training(settings: dict[str, Any], progress: dict[str, Any]) -> str:
     """What the record knows of its training, as Markdown; empty if nothing."""
     data, optim = settings.get("data", {}), settings.get("optim", {})
+    step, batch, seconds, distance = (
+        _number(part, name)
+        for part, name in ((progress, "step"), (optim, "batch"), (progress, "seconds"), (progress, "distance"))
+    )
+    height, width = (_number(data, name) for name in ("height", "width"))
     rows = {
-        "data": f"prompts alone: {data['prompts']}" if "prompts" in data else None,
-        "size": f"{data['width']} x {data['height']} pixels" if {"width", "height"} <= data.keys() else None,
-        "iterations": f"{progress['step']} of {optim['batch']}" if "step" in progress and "batch" in optim else None,
-        "time": f"{progress['seconds'] / 3600:.1f} h" if "seconds" in progress else None,
-        "distance to the teacher": f"{progress['distance']:.4f}" if progress.get("distance") is not None else None,
-        "command": f"`{command(settings)}`" if "model" in settings else None,
+        "data": prose(f"prompts alone, of {data['prompts']}") if isinstance(data.get("prompts"), str) else None,
+        "size": f"{width:.0f} x {height:.0f} pixels" if height is not None and width is not None else None,
+        "iterations": f"{step:.0f} of {batch:.0f} samples each" if step is not None and batch is not None else None,
+        "time": f"{seconds / 3600:.1f} h" if seconds is not None else None,
+        "distance to the teacher": f"{distance:.4f}" if distance is not None else None,
+        "command": _command(settings),
     }
-    told = [Line.of(name, value) for name, value in rows.items() if value is not None]
-    return Table(["", ""], told).markdown() if told else ""
+    known = [Line.of(name, value) for name, value in rows.items() if value is not None]
+    return Table(["", ""], known).markdown() if known else ""
+
+
+def _number(record: dict[str, Any], name: str) -> float | None:
+    value = record.get(name)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < 1e15:
+        return None
+    return float(value)
+
+
+def _command(settings: dict[str, Any]) -> str | None:
+    """The command of a run, in a span of code; None of a record that does not tell it, or would end the span."""
+    if "model" not in settings:
+        return None
+    try:
+        line = command(settings)
+    except (KeyError, TypeError, ValueError, AttributeError):
+        return None
+    return None if "`" in line or not line.isprintable() else f"`{line}`"
 
 
 def push(folder: Path, repository: str, *, private: bool = False) -> str:
@@ -252,8 +297,8 @@ def push(folder: Path, repository: str, *, private: bool = False) -> str:
         api = HfApi()
         address = api.create_repo(repository, private=private, exist_ok=True)
         api.upload_folder(repo_id=repository, folder_path=folder, commit_message="ArcFlow adapter")
-    except (LocalTokenNotFoundError, HfHubHTTPError, OSError) as error:
-        why = f"{type(error).__name__}: {str(error).splitlines()[0]}"
+    except (LocalTokenNotFoundError, HfHubHTTPError, HTTPError, OSError) as error:
+        why = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
         raise ValueError(
             f"{repository} was not pushed ({why}): expected a connection and a token that may write; "
             f"run `hf auth login`. The folder is ready in {folder}"
