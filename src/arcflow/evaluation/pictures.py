@@ -13,7 +13,7 @@ Several processes share the pictures, (rank, ranks) each, and do not talk; the l
 
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
@@ -133,13 +133,13 @@ def draw(
     return len(new)
 
 
-@contextmanager
-def clock(folder: Path, stage: str, share: tuple[int, int] = (0, 1)) -> Iterator[list[int]]:
-    """Add the seconds of a stage to those of the folder; the block puts into the list how many pictures they were."""
-    start, pictures = time.perf_counter(), list[int]()
-    yield pictures
-    if sum(pictures):
-        _add(folder, stage, time.perf_counter() - start, sum(pictures), share)
+def timed(folder: Path, stage: str, do: Callable[[], int], share: tuple[int, int] = (0, 1)) -> int:
+    """Do a stage, which says how many pictures it was about, and add its seconds to those of the folder."""
+    start = time.perf_counter()
+    pictures = do()
+    if pictures:
+        _add(folder, stage, time.perf_counter() - start, pictures, share)
+    return pictures
 
 
 def _add(folder: Path, stage: str, seconds: float, pictures: int, share: tuple[int, int]) -> None:

@@ -177,9 +177,9 @@ class Seconds:
 
     generation: float
     evaluation: dict[str, float]
-    """By stage."""
+    """Seconds of each stage of the evaluation."""
     share: float
-    """Of the evaluation, over the generation; scorers in their own environment are not counted."""
+    """Time of the evaluation over that of the generation; scorers in their own environment are not counted."""
 
 
 @dataclass(frozen=True, kw_only=True)

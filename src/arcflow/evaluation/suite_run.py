@@ -95,28 +95,32 @@ class Run:
             if torch.cuda.is_available():  # a scorer may want the memory
                 gc.collect()
                 torch.cuda.empty_cache()
-        with drawn.clock(self.folder, "layout", self.share) as done:
+
+        def show() -> int:
             drawn.lay_out(self.folder, self.suite, self.items, self.draws, self.asked.name)
-            done.append(new)
+            return new
+
+        self._timed("layout", show)
 
     def score(self) -> None:
         """Measure what is not measured, and ask the scorers about what they have not answered."""
+        own = self.folder / "measured"
         for name, one in self._measures().items():
             load = partial(one.load, self._material)
-            with drawn.clock(self.folder, name, self.share) as done:
-                done.append(measure(self.folder / "measured" / name, self.files, load, share=self.share))
+            self._timed(name, partial(measure, own / name, self.files, load, share=self.share))
+
         for name, load in self._features().items():
-            with drawn.clock(self.folder, name, self.share) as done:
-                done.append(measure(self.folder / "measured" / name, self.files, load, share=self.share))
+            self._timed(name, partial(measure, own / name, self.files, load, share=self.share))
             if self.reference:
-                store = self.reference.store / name
-                with drawn.clock(self.folder, f"{name} of the reference", self.share) as done:
-                    done.append(measure(store, self.reference.files, load, share=self.share))
-        mine = self.pictures[self.share[0] :: self.share[1]]
+                store, files = self.reference.store / name, self.reference.files
+                self._timed(f"{name} of the reference", partial(measure, store, files, load, share=self.share))
+
+        lines = self._manifest(self.pictures[self.share[0] :: self.share[1]])
         for name, command in self.scorers.items():
-            with drawn.clock(self.folder, name, self.share) as done:
-                lines = self._manifest(mine)
-                done.append(scorers.ask(self.folder, name, command, lines, self.share))
+            self._timed(name, partial(scorers.ask, self.folder, name, command, lines, self.share))
+
+    def _timed(self, stage: str, do: Callable[[], int]) -> int:
+        return drawn.timed(self.folder, stage, do, self.share)
 
     def _measures(self) -> dict[str, Measure]:
         """Scores of single pictures, by the name they are kept under."""
@@ -163,26 +167,15 @@ class Run:
         if drawn.to_draw(self.folder, self.pictures):
             return None
         found: dict[str, Metric] = {}
-        with drawn.clock(self.folder, "results", self.share) as done:
-            for name, one in self._measures().items():
-                values = self._rows(self.folder / "measured" / name, list(self.files))
-                if values is None:
-                    return None
-                scores = dict(zip((picture.id for picture in self.pictures), values[:, 0].tolist(), strict=True))
-                found[name] = summary.summary(self.items, self.draws, scores, one.better, share=one.share)
-            for name in self._features():
-                if not self._compared(name, found):
-                    return None
-            for name in self.scorers:
-                scores = scorers.read_scores(self.folder, name)
-                if not all(picture.id in scores for picture in self.pictures):
-                    return None
-                found[name] = summary.summary(self.items, self.draws, scores, "")
-            for name, scores in self.answers.items():
-                share = self.suite.shares
-                found[name] = summary.summary(self.items, self.draws, scores, "higher", share=share)
+
+        def sum_up() -> int:
+            if not self._summed_up(found):
+                return 0
             drawn.lay_out(self.folder, self.suite, self.items, self.draws, self.asked.name)
-            done.append(len(self.pictures))
+            return len(self.pictures)
+
+        if not self._timed("results", sum_up):
+            return None
         whole = not self.suite.counts or Counter(item.category for item in self.items) in self.suite.counts
         result = SuiteResults(
             suite=self.suite.name,
@@ -197,6 +190,28 @@ class Run:
         )
         records.write(self.folder / "results.json", result)
         return result
+
+    def _summed_up(self, found: dict[str, Metric]) -> bool:
+        """Put all numbers; False as long as some are missing."""
+        for name, one in self._measures().items():
+            values = self._rows(self.folder / "measured" / name, list(self.files))
+            if values is None:
+                return False
+            scores = dict(zip((picture.id for picture in self.pictures), values[:, 0].tolist(), strict=True))
+            found[name] = summary.summary(self.items, self.draws, scores, one.better, share=one.share)
+
+        if not all(self._compared(name, found) for name in self._features()):
+            return False
+
+        for name in self.scorers:
+            scores = scorers.read_scores(self.folder, name)
+            if not all(picture.id in scores for picture in self.pictures):
+                return False
+            found[name] = summary.summary(self.items, self.draws, scores, "")
+
+        for name, scores in self.answers.items():
+            found[name] = summary.summary(self.items, self.draws, scores, "higher", share=self.suite.shares)
+        return True
 
     def _compared(self, name: str, found: dict[str, Metric]) -> bool:
         """Put what one kind of features says; False as long as some are missing."""
