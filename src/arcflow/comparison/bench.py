@@ -43,7 +43,7 @@ CURVE = 64
 """Held-out prompts on which the distance is measured while a training goes on."""
 
 SHOWN = 8
-"""Pictures that are kept to look at."""
+"""Pictures of each student that are kept to look at."""
 
 BATCH = 64
 
@@ -122,7 +122,7 @@ class Bench:
         return judged, pictures[:SHOWN]
 
     def distance(self, end: End, reference: Reference) -> float:
-        """Mean of the first few alone."""
+        """Mean squared distance to the teacher on the first `CURVE` held-out prompts alone."""
         latents = self._each(end, self.prompts[:CURVE], FIRST_SEED)
         return float(squared_error(latents, reference.latents[: len(latents)]).mean())
 
@@ -139,11 +139,11 @@ class Bench:
         return diversity(self.features(self.pictures(latents)), self.contest.pictures)
 
     def pictures(self, latents: Tensor) -> UInt8[np.ndarray, "count rows columns 3"]:
-        """What final latents show."""
+        """Final latents, decoded."""
         parts = [network.decode(self.pipe, part.to(self.device), SIZE, SIZE) for part in latents.split(BATCH)]
         return np.concatenate(parts)
 
 
 def captions(contest: Contest, batch: int) -> PromptData:
-    """What everybody is trained on, whatever the seed."""
+    """The captions that every method is trained on, whatever the seed."""
     return PromptData(Data(count=contest.prompts, held_out_count=1), seed=0, batch=batch)

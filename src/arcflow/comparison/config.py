@@ -41,9 +41,9 @@ class Contest:
     count: int = 384
     """Held-out captions, one picture of each."""
     alike: int = 32
-    """How many of them are drawn more than once, for the diversity."""
+    """Held-out captions that are drawn more than once, for the diversity."""
     pictures: int = 4
-    """How often these are."""
+    """Pictures of each caption that is drawn more than once."""
     model: str = "world"
     """The teacher; "world" is the shipped one."""
     device: Device = "auto"

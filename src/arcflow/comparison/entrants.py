@@ -25,7 +25,7 @@ class Entrant:
 
     method: Method
     name: str = ""
-    """As it goes by in files; by default the method's."""
+    """Name in files; by default the method's."""
     title: str = ""
     distill: Changes = field(default_factory=dict)
     model: Changes = field(default_factory=dict)

@@ -17,7 +17,7 @@ from arcflow.system.packages import About, about
 from arcflow.world.scene import SKILLS, held_out, parse
 
 TITLES = {"euler": "plain Euler", "heun": "Heun", "dpmpp": "DPM-Solver++"}
-"""Of the teacher's own solvers."""
+"""Titles of the teacher's own solvers."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +27,7 @@ class Judged:
     distance: list[float]
     """Squared distance to the teacher's final latents from the same noise."""
     right: list[bool]
-    """Whether it shows what its prompt says."""
+    """Whether the picture shows what its prompt says."""
     diversity: float
     """Distance between pictures of one prompt, over the teacher's."""
     broken: int
@@ -41,7 +41,7 @@ class Record:
     entrant: str
     seed: int
     results: dict[int, Judged]
-    """By the number of calls."""
+    """Numbers of the pictures, by the number of calls."""
     title: str
     spent: int
     """Forward-equivalents; 0 for a solver."""

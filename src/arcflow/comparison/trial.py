@@ -21,7 +21,7 @@ from arcflow.system.seeds import Draws, seed_of
 from arcflow.training.learner import Learner, Losing, views
 
 MEASURED = (0.125, 0.25, 0.5, 0.75, 1.0)
-"""Shares of the budget at which it is."""
+"""Shares of the budget at which the distance to the teacher is measured."""
 
 
 def ender(sample: Sampler, walker: Student, distill: Distill, calls: int) -> End:

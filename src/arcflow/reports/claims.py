@@ -78,12 +78,12 @@ class Policies:
 
 @dataclass(frozen=True, kw_only=True)
 class Bound:
-    """How far from the teacher's image paths end that are fitted to the teacher's own."""
+    """Squared distance to the teacher's image at the end of paths that are fitted to the teacher's own."""
 
     euler: float
-    """Of plain Euler."""
+    """Error of plain Euler at the end."""
     modes: dict[int, float]
-    """Of mixtures, by the number of modes."""
+    """Error of mixtures at the end, by the number of modes."""
 
 
 @dataclass(frozen=True, kw_only=True)
