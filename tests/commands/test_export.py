@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 
 import pytest
 import torch
@@ -44,6 +45,10 @@ def test_the_shipped_adapter_is_exported_by_its_name(tmp_path, capsys) -> None:
     cli.main(["export", "--adapter", "world", "--out", str(tmp_path / "out")])
     again = adapter.found_at(tmp_path / "out")
     assert again.info.sha256[again.weights.name] == hashlib.sha256(again.weights.read_bytes()).hexdigest()
+    (code,) = re.findall(r"```python\n(.*?)```", (tmp_path / "out" / "README.md").read_text(), re.DOTALL)
+    names: dict = {}
+    exec(compile(code, "README.md", "exec"), names)
+    assert names["image"].size == (64, 64)
     before, after = load_file(shipped.weights), load_file(again.weights)
     assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
 

@@ -68,7 +68,7 @@ class Export:
             measure=partial(drawn_apart, base, adapter) if base else None,
             log=log if log.is_file() else None,
             results=self.results,
-            name=self.push or "path/to/adapter",
+            name=self.push or str(self.out),
         )
         print(f"adapter and card: {self.out}")
         if self.push:
