@@ -3,12 +3,13 @@
 import os
 import sys
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 from tyro.conf import UseAppendAction
 
 from arcflow import config
 from arcflow.sampling.open import SHIPPED
+from arcflow.sampling.options import unset
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,6 +22,9 @@ class Serve:
     """Adapter folder, file or Hub id, also as NAME=PATH; several times for several, the first one is the default."""
     lora: UseAppendAction[tuple[str, ...]] = ()
     """A style as NAME=PATH (file, folder or Hub id), for requests to name; may be given several times."""
+    teacher_lora: Annotated[str | None, unset("STR")] = None
+    """A LoRA on the teacher: file, folder or Hub id. An adapter that was distilled with one asks for it; "none" draws
+    without."""
     host: str = "127.0.0.1"
     """Address to listen on; 0.0.0.0 lets others in, then give --api-key."""
     port: int = 8000
@@ -59,6 +63,7 @@ class Serve:
             model=self.model,
             adapters=_named(self.adapter, "adapter") or {SHIPPED: SHIPPED},
             styles=_named(self.lora, "lora"),
+            teacher_lora=self.teacher_lora,
             device=self.device,
             dtype=self.dtype,
             max_batch=self.max_batch,

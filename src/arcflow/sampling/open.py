@@ -232,7 +232,7 @@ def settle(subject: Subject, drawing: Drawing, machine: Machine) -> Setup:
     fit.check_fit(machine.fit, device)
     adapter = adapter_of(subject.model, subject.adapter)
     info = read_info(adapter) if adapter else None
-    lora = _lora(subject, info)
+    lora = teacher_lora(subject.teacher_lora, info.teacher_lora if info else None, subject.adapter)
     configs = _configs_of(subject.model)
     family, embeds = _family_of(configs, subject.model)
     if info and info.family != family.name:
@@ -282,15 +282,18 @@ def settle(subject: Subject, drawing: Drawing, machine: Machine) -> Setup:
     )
 
 
-def _lora(subject: Subject, info: "AdapterInfo | None") -> str | None:
-    """The teacher's LoRA, which the user must have named: what an adapter's record names is not fetched unasked."""
-    wanted = info.teacher_lora if info else None
-    if wanted and subject.teacher_lora is None:
+def teacher_lora(given: str | None, wanted: str | None, adapter: str) -> str | None:
+    """The teacher's LoRA, which the user must have named: what an adapter's record names is not fetched unasked.
+
+    Raises:
+        ValueError: the adapter wants one, and nobody has said anything about it.
+    """
+    if wanted and given is None:
         raise ValueError(
-            f"{subject.adapter} was distilled with the LoRA {wanted!r} on its teacher, which is taken from nowhere "
+            f"{adapter} was distilled with the LoRA {wanted!r} on its teacher, which is taken from nowhere "
             f"unless you say so: expected --teacher-lora {wanted} (or where you have it), or --teacher-lora none"
         )
-    return None if subject.teacher_lora == "none" else subject.teacher_lora
+    return None if given == "none" else given
 
 
 def _guidance(

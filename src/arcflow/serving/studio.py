@@ -26,7 +26,7 @@ from arcflow.families import family_of, network
 from arcflow.families.conditioning import Cond
 from arcflow.sampling.attach import attach, detach
 from arcflow.sampling.generate import euler
-from arcflow.sampling.open import SHIPPED, adapter_of, open_pipe, size_of
+from arcflow.sampling.open import SHIPPED, adapter_of, open_pipe, size_of, teacher_lora
 from arcflow.serving.order import Order, Picture, Piece, Task
 from arcflow.serving.widths import agreeing, padded
 from arcflow.student import views
@@ -70,6 +70,8 @@ class Setup:
     """Adapters by name; the first one is the default."""
     styles: Mapping[str, str] = field(default_factory=dict)
     """LoRAs by name."""
+    teacher_lora: str | None = None
+    """A LoRA on the teacher, as the adapters' records ask for it; "none" draws without."""
     device: config.Device = "auto"
     dtype: str = "auto"
     max_batch: int = 8
@@ -152,7 +154,7 @@ class Studio:
         loras = {info.teacher_lora for info in self.infos.values()}
         if len(loras) > 1:
             raise ValueError(f"the adapters were distilled with different LoRAs on the teacher ({loras}); serve one")
-        lora = next(iter(loras), None)
+        lora = teacher_lora(setup.teacher_lora, next(iter(loras), None), ", ".join(setup.adapters))
         self.pipe = open_pipe(setup.model, setup.device, setup.dtype, lora)
         self.pipe.set_progress_bar_config(disable=True)
         self.family = family_of(self.pipe.transformer)
@@ -189,7 +191,7 @@ class Studio:
         tasks: tuple[Task, ...] = ("generate", "edit")
         if not any(word in type(self.pipe).__name__ for word in READS_PICTURES):
             tasks = ("generate", "vary", "inpaint")
-        steps = {name: min((info.steps, *info.also_steps)) for name, info in self.infos.items()}
+        steps = {name: info.fewest for name, info in self.infos.items()}
         guidance = {name: info.guidance for name, info in self.infos.items()}
         return Offer(
             model=self.setup.model,
