@@ -8,11 +8,30 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from arcflow import cli
+from arcflow import cli, config
+from arcflow.families import loading
 from arcflow.sampling import open
 from arcflow.sampling.folder import Recipe, batches, read_manifest
+from tests.support.pipelines import fresh
 
 CAPTION = "a red ring left of a blue square on white"
+
+
+@pytest.fixture(scope="module")
+def world():
+    """The shipped teacher, read once."""
+    return loading.load_pipe(config.Model())
+
+
+@pytest.fixture(autouse=True)
+def read_once(world, monkeypatch) -> None:
+    """Every command here opens the shipped teacher as it is: only reading it again is left out."""
+
+    def load(model: config.Model):
+        assert (model.base, model.dtype, model.quantize) == ("world", "float32", "none")
+        return fresh(world)
+
+    monkeypatch.setattr(loading, "load_pipe", load)
 
 
 def sample(*words: object, out: Path, capsys) -> list[str]:

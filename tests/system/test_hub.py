@@ -1,6 +1,7 @@
 """The Hugging Face Hub and what stands in its way: the real client against a small Hub of our own."""
 
 import json
+import shutil
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -15,6 +16,7 @@ from arcflow import cli, config, student
 from arcflow.families import loading
 from arcflow.sampling import open
 from arcflow.student import adapter
+from arcflow.world.teacher import teacher_folder
 from tests.support.pipelines import perturb, sample
 
 # diffusers still passes it when it asks for a config
@@ -37,14 +39,17 @@ class Answers(BaseHTTPRequestHandler):
         if words[2:3] == ["tree"]:
             listed = [(path.relative_to(repository).as_posix(), path.stat().st_size) for path in files]
             return self.send(json.dumps([{"type": "file", "path": p, "size": n, "oid": p} for p, n in listed]).encode())
-        return self.send(json.dumps({"id": "/".join(words[:2]), "sha": COMMIT, "siblings": []}).encode())
+        names = [{"rfilename": path.relative_to(repository).as_posix()} for path in files]
+        return self.send(json.dumps({"id": "/".join(words[:2]), "sha": COMMIT, "siblings": names}).encode())
 
     do_HEAD = do_GET
 
     def send_file(self, file: Path, gated: bool) -> None:
         if gated or not file.is_file():
             return self.refuse(*((401, "GatedRepo") if gated else (404, "EntryNotFound")))
-        self.send(file.read_bytes(), {"ETag": f'"{file.stat().st_mtime_ns}"', "X-Repo-Commit": COMMIT})
+        self.send(
+            file.read_bytes(), {"ETag": f'"{file.stat().st_mtime_ns}-{file.stat().st_ino}"', "X-Repo-Commit": COMMIT}
+        )
 
     def send(self, body: bytes, headers: dict[str, str] | None = None, status: int = 200) -> None:
         self.send_response(status)
@@ -184,6 +189,27 @@ def test_a_base_that_is_half_there_is_named_with_what_is_wrong(flux, tmp_path):
     (tmp_path / "model_index.json").unlink()
     with pytest.raises(ValueError, match="no file named model_index.json.*expected a whole folder"):
         load_base(str(tmp_path))
+
+
+@pytest.mark.slow
+def test_a_base_of_the_hub_is_sampled_and_drawn_again_offline(hub, tmp_path, capsys, monkeypatch):
+    """Sizes are refused when no more than configurations are here; weights are known by what is in the cache."""
+    shutil.copytree(teacher_folder(), hub.root / "owner/base")
+    (hub.root / "owner/base/whole.safetensors").write_bytes(b"beside it, for others")
+    words = ["sample", "--model", "owner/base", "--adapter", open.adapter_of("world", "world")]
+    words += ["--prompt", "a red ring", "--device", "cpu", "--out", str(tmp_path / "out")]
+    with pytest.raises(SystemExit):
+        cli.main([*words, "--height", "17"])
+    assert "height = 17: expected a multiple of 16" in capsys.readouterr().err
+    cached = tmp_path / "cache" / "models--owner--base"
+    assert not list(cached.rglob("*.safetensors"))
+    cli.main([*words, "--height", "64"])
+    assert "new images: 1;" in capsys.readouterr().out and not list(cached.rglob("whole.safetensors"))
+    go_offline(monkeypatch)
+    cli.main([*words, "--height", "64"])
+    assert "new images: 0;" in capsys.readouterr().out
+    cli.main([*words, "--height", "64", "--seed", "5"])
+    assert "new images: 1;" in capsys.readouterr().out
 
 
 def test_the_command_line_says_it_in_a_line(hub, capsys):

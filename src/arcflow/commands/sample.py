@@ -42,12 +42,14 @@ class Sample:
         recipes = self._recipes(setup, rows)
         from arcflow.sampling.folder import sample_folder, share_of_work, to_draw
         from arcflow.sampling.generate import euler
+        from arcflow.system.owner import owned_share
 
         share, new = share_of_work(), list[Path]()
         if to_draw(recipes, self.out, share):
-            pipe = setup.open()
-            with nullcontext() if setup.adapter else euler(pipe):
-                new = sample_folder(pipe, recipes, self.out, batch_size=self.machine.batch, share=share)
+            with owned_share(self.out, share, "draws"):
+                pipe = setup.open()
+                with nullcontext() if setup.adapter else euler(pipe):
+                    new = sample_folder(pipe, recipes, self.out, batch_size=self.machine.batch, share=share)
         for path in new:
             print(path)
         wanted = len(set(recipes))
