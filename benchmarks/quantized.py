@@ -36,7 +36,7 @@ from arcflow.world.teacher import load_teacher
 
 ADAPTER = adapter_of(SHIPPED, SHIPPED)
 OUT = Path(__file__).parent / "results" / "quantized.md"
-SIZE = {"height": 64, "width": 64}
+SIDE = 64
 PLAIN = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 LIBRARIES = ("torchao", "bitsandbytes", "gguf", "optimum-quanto")
 
@@ -149,7 +149,9 @@ class Row:
 def draw(pipe: Any, count: int, steps: int) -> generate.Samples:
     """The held-out prompts, each from its own noise."""
     seeds, guidance = list(range(FIRST_SEED, FIRST_SEED + count)), adapter.read_info(ADAPTER).guidance
-    return generate.generate(pipe, held_out(count), seeds, steps=steps, guidance=guidance, progress=True, **SIZE)
+    return generate.generate(
+        pipe, held_out(count), seeds, steps=steps, height=SIDE, width=SIDE, guidance=guidance, progress=True
+    )
 
 
 def kept_as(pipe: Any, name: str) -> Any:

@@ -156,7 +156,7 @@ by_modes.set_xscale("log", base=2)
 by_modes.set(xticks=MODES, xticklabels=MODES, xlabel="modes", ylabel="mean distance to the teacher's end")
 by_modes.set_title("the more modes, the closer", fontsize=12, color=INK, pad=10)
 
-by_calls.plot(plain.keys(), plain.values(), color=EULER, lw=2, marker="s", ms=5, label="plain Euler")
+by_calls.plot(list(plain), list(plain.values()), color=EULER, lw=2, marker="s", ms=5, label="plain Euler")
 for modes, alpha in ((1, 0.35), (4, 0.65), (16, 1.0)):
     errors = [learned[modes, count] for count in CALLS]
     name = f"student, {modes} mode{'s' if modes > 1 else ''}"
