@@ -23,7 +23,7 @@ class Demo:
         recipe = dataclasses.replace(recipes.world_quick(), out=str(self.out / "run"))
         Train(recipe=shorten(recipe) if self.quick else recipe, processes=on_cores(recipe.optim.batch)).run()
         adapter = str(self.out / "run" / "adapter")
-        Evaluate(request=Request(adapter=adapter, count=24 if self.quick else 384, out=self.out)).run()
+        Evaluate(request=Request(adapter=adapter, count=24 if self.quick else None, out=self.out)).run()
 
 
 def on_cores(batch: int) -> int:

@@ -10,10 +10,9 @@ from tyro.conf import OmitArgPrefixes
 
 from arcflow.commands.suite import run_suite
 from arcflow.evaluation.request import Request
-from arcflow.evaluation.suites.suite import WORLD_COUNT
 from arcflow.sampling.open import SHIPPED, open_pipe, settle
 from arcflow.sampling.options import Drawing, Machine, Subject, part_of
-from arcflow.world.scene import FIRST_SEED, held_out
+from arcflow.world.scene import FIRST_SEED, HELD_OUT, held_out
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +45,7 @@ def _side_by_side(request: Request) -> None:
         raise ValueError("--adapter none has no student to compare: expected an adapter, or --suite world with it")
     adapter, out, seeds = Path(setup.adapter), request.folder, request.images or 1
     first = FIRST_SEED if request.seed is None else request.seed
-    prompts = held_out(WORLD_COUNT if request.count is None else request.count)
+    prompts = held_out(HELD_OUT if request.count is None else request.count)
     pipe = open_pipe(SHIPPED, request.device, "float32", setup.lora)
     size = {"height": SIZE, "width": SIZE}
     results, samples = side_by_side.compare(

@@ -5,6 +5,7 @@ from typing import Literal
 
 from arcflow import recipes
 from arcflow.config import Device, check
+from arcflow.world.scene import HELD_OUT
 
 USUAL = recipes.comparison()
 """What every training has in common."""
@@ -38,7 +39,7 @@ class Contest:
     """Rank of the LoRA, on all Linears."""
     prompts: int = USUAL.run.data.count
     """Training captions."""
-    count: int = 384
+    count: int = HELD_OUT
     """Held-out captions, one picture of each."""
     alike: int = 32
     """Held-out captions that are drawn more than once, for the diversity."""

@@ -105,7 +105,7 @@ class Request:
             told = ", ".join(f"--{name.replace('_', '-')}" for name in given)
             raise ValueError(
                 f"{told}: only with --suite, for without one the shipped small model is compared; "
-                f"say --suite {' or '.join(SUITES)}, or leave it out"
+                f"say --suite NAME ({', '.join(SUITES)}), or leave it out"
             )
 
 

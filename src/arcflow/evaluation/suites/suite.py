@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from arcflow.world.scene import FIRST_SEED, held_out, parse
+from arcflow.world.scene import FIRST_SEED, HELD_OUT, held_out, parse
 
 
 @dataclass(frozen=True)
@@ -71,10 +71,6 @@ class Suite:
         return seed_of("suite", self.name, item.number, draw)
 
 
-WORLD_COUNT = 384
-"""Captions of the built-in world, unless told."""
-
-
 def read_items(suite: Suite, path: Path | None, *, count: int | None = None, complete: bool = True) -> list[Item]:
     """The prompts of a suite, in its own order.
 
@@ -90,8 +86,8 @@ def read_items(suite: Suite, path: Path | None, *, count: int | None = None, com
         if path is not None:
             raise ValueError(f"the prompts of the suite world are built in, got {path}; leave --prompts out")
         if count is not None and count < 1:
-            raise ValueError(f"--count {count}: expected 1 prompt or more; leave it out to take {WORLD_COUNT}")
-        return _world(count or WORLD_COUNT)
+            raise ValueError(f"--count {count}: expected 1 prompt or more; leave it out to take {HELD_OUT}")
+        return _world(count or HELD_OUT)
     remedy = f"expected {suite.file} from {suite.source}"
     if path is None:
         raise ValueError(f"the suite {suite.name} has its prompts in a file: {remedy}; give it with --prompts")
