@@ -5,11 +5,15 @@ functions turn prompts into conditioning and latents into images."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
+import torch
+from diffusers import DiffusionPipeline
 from torch import Tensor
 
 from arcflow.families.conditioning import Cond
+
+Arguments = dict[str, Tensor | list[list[tuple[int, ...]]] | None]
+"""Conditioning as a transformer takes it: tensors, and lists of sizes in Qwen-Image."""
 
 
 @dataclass(frozen=True)
@@ -31,17 +35,17 @@ class Family:
     """The same for Linears whose output nobody reads; `{last}` is the index of the last block. Empty: none."""
     guidance: float | None
     """Guidance embedding the adapters are distilled with; None where there is no such input."""
-    arguments: Callable[[Cond], dict[str, Any]]
+    arguments: Callable[[Cond], Arguments]
     """Conditioning as keyword arguments of the transformer."""
-    encode: Callable[[Any, list[str], int, Any], Cond]
+    encode: Callable[[DiffusionPipeline, list[str], int, str | torch.device | None], Cond]
     """(pipe, prompts, text tokens, device of the text encoders) -> what these make of them, a row for each."""
     places: Callable[[Cond, int, int], Cond]
     """(that, rows and columns of tokens) -> where text and picture stand."""
-    text_length: Callable[[Any], int]
+    text_length: Callable[[DiffusionPipeline], int]
     """(pipe) -> text tokens its encoder reads at most."""
-    to_vae: Callable[[Any, Tensor], Tensor]
+    to_vae: Callable[[DiffusionPipeline, Tensor], Tensor]
     """(pipe, latents (B, C, h, w)) -> images (B, 3, H, W) in [-1, 1]."""
-    from_vae: Callable[[Any, Tensor], Tensor]
+    from_vae: Callable[[DiffusionPipeline, Tensor], Tensor]
     """The way back, to the mean of what the encoder gives."""
     head: str = "proj_out"
     norm: str = "norm_out"
@@ -53,11 +57,11 @@ class Family:
     """Whether noise is drawn as pixels and packed into tokens; else its channels are the tokens'."""
 
 
-def as_keywords(cond: Cond) -> dict[str, Any]:
-    return dict(cond)
+def as_keywords(cond: Cond) -> Arguments:
+    return {**cond}
 
 
-def reads_512_tokens(pipe: Any) -> int:
+def reads_512_tokens(pipe: DiffusionPipeline) -> int:
     return 512
 
 

@@ -15,9 +15,10 @@ import math
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
+from diffusers import DiffusionPipeline
 from safetensors import safe_open
 
 from arcflow.config import Dtype, Fit, Model
@@ -145,7 +146,7 @@ def shortened(model: Model, fit: Chosen, device: torch.device) -> Model:
     return replace(model, quantize=quantize, text_bits=bits if device.type == "cuda" else None)
 
 
-def fitted(pipe: Any, fit: Chosen, device: torch.device) -> Any:
+def fitted(pipe: DiffusionPipeline, fit: Chosen, device: torch.device) -> DiffusionPipeline:
     """The same pipeline, on its device. What goes on it (an adapter) comes before, unless everything is on the card."""
     if fit == "group":
         pipe.enable_group_offload(

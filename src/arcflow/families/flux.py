@@ -1,8 +1,7 @@
 """FLUX.1: its row, its conditioning and its autoencoder."""
 
-from typing import Any
-
 import torch
+from diffusers import DiffusionPipeline
 from torch import Tensor
 
 from arcflow import paper
@@ -10,7 +9,7 @@ from arcflow.families.conditioning import Cond
 from arcflow.families.family import TIME_EMBEDDERS, Family, as_keywords
 
 
-def _encode(pipe: Any, prompts: list[str], length: int, device: Any) -> Cond:
+def _encode(pipe: DiffusionPipeline, prompts: list[str], length: int, device: str | torch.device | None) -> Cond:
     embeds, pooled, _ = pipe.encode_prompt(prompt=prompts, prompt_2=None, max_sequence_length=length, device=device)
     return {"encoder_hidden_states": embeds, "pooled_projections": pooled}
 
@@ -23,17 +22,17 @@ def _places(text: Cond, rows: int, columns: int) -> Cond:
     return {"txt_ids": embeds.new_zeros(embeds.shape[1], 3), "img_ids": img_ids.flatten(0, 1)}
 
 
-def _text_length(pipe: Any) -> int:
+def _text_length(pipe: DiffusionPipeline) -> int:
     return min(512, pipe.tokenizer_2.model_max_length)
 
 
-def _to_vae(pipe: Any, latents: Tensor) -> Tensor:
+def _to_vae(pipe: DiffusionPipeline, latents: Tensor) -> Tensor:
     config = pipe.vae.config
     latents = latents / config.scaling_factor + (config.shift_factor or 0.0)
     return pipe.vae.decode(latents.to(pipe.vae.device, pipe.vae.dtype), return_dict=False)[0]
 
 
-def _from_vae(pipe: Any, images: Tensor) -> Tensor:
+def _from_vae(pipe: DiffusionPipeline, images: Tensor) -> Tensor:
     config = pipe.vae.config
     return (pipe.vae.encode(images).latent_dist.mode() - (config.shift_factor or 0.0)) * config.scaling_factor
 

@@ -1,8 +1,7 @@
 """FLUX.2: its row, its conditioning and its autoencoder."""
 
-from typing import Any
-
 import torch
+from diffusers import DiffusionPipeline
 from einops import rearrange
 from torch import Tensor
 
@@ -10,7 +9,7 @@ from arcflow.families.conditioning import Cond
 from arcflow.families.family import TIME_EMBEDDERS, Family, as_keywords, reads_512_tokens
 
 
-def _encode(pipe: Any, prompts: list[str], length: int, device: Any) -> Cond:
+def _encode(pipe: DiffusionPipeline, prompts: list[str], length: int, device: str | torch.device | None) -> Cond:
     embeds, _ = pipe.encode_prompt(prompt=prompts, max_sequence_length=length, device=device)
     return {"encoder_hidden_states": embeds}
 
@@ -24,7 +23,7 @@ def _places(text: Cond, rows: int, columns: int) -> Cond:
     return {"txt_ids": cells(1, 1, 1, embeds.shape[1]), "img_ids": cells(1, rows, columns, 1)}
 
 
-def _to_vae(pipe: Any, latents: Tensor) -> Tensor:
+def _to_vae(pipe: DiffusionPipeline, latents: Tensor) -> Tensor:
     vae = pipe.vae
     latents = rearrange(latents, "b c (h p) (w q) -> b (c p q) h w", p=2, q=2).to(vae.device, vae.dtype)
     mean, std = vae.bn.running_mean, (vae.bn.running_var + vae.config.batch_norm_eps).sqrt()
@@ -32,7 +31,7 @@ def _to_vae(pipe: Any, latents: Tensor) -> Tensor:
     return vae.decode(rearrange(latents, "b (c p q) h w -> b c (h p) (w q)", p=2, q=2), return_dict=False)[0]
 
 
-def _from_vae(pipe: Any, images: Tensor) -> Tensor:
+def _from_vae(pipe: DiffusionPipeline, images: Tensor) -> Tensor:
     vae = pipe.vae
     latents = rearrange(vae.encode(images).latent_dist.mode(), "b c (h p) (w q) -> b (c p q) h w", p=2, q=2)
     mean, std = vae.bn.running_mean, (vae.bn.running_var + vae.config.batch_norm_eps).sqrt()

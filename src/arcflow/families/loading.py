@@ -7,9 +7,10 @@ stand on a device of their own (`model.text_device`). Libraries: bitsandbytes an
 import importlib
 import re
 from pathlib import Path
-from typing import Any
 
 import torch
+from diffusers import DiffusionPipeline, PipelineQuantizationConfig
+from diffusers.quantizers.quantization_config import QuantizationConfigMixin
 from peft.tuners.lora import LoraLayer
 
 from arcflow.config import Model
@@ -18,31 +19,30 @@ from arcflow.system.packages import need
 from arcflow.system.processes import Ranks
 
 
-def load_pipe(model: Model, text: bool = True) -> Any:
+def load_pipe(model: Model, text: bool = True) -> DiffusionPipeline:
     """The teacher's pipeline: the small one of the package, a folder, or one from the Hub; without `text` its text
     encoders stay where they are. A LoRA of the user's own is part of the teacher."""
-    from diffusers.pipelines.pipeline_utils import DiffusionPipeline
-
     base = model.base
     if base == "world":
         from arcflow.world.teacher import teacher_folder  # only this base needs it
 
         base = str(teacher_folder())
     with hub.explained(model.base):
-        return _load(DiffusionPipeline, base, model, text)
+        return _load(base, model, text)
 
 
-def _load(kind: Any, base: str, model: Model, text: bool) -> Any:
-    parts: Any = kind.load_config(base) if model.text_bits or not text else {}
+def _load(base: str, model: Model, text: bool) -> DiffusionPipeline:
+    parts = list(map(str, DiffusionPipeline.load_config(base))) if model.text_bits or not text else []
     encoders = [name for name in parts if name.startswith("text_encoder")]
-    more: dict[str, Any] = {} if text else {n: None for n in parts if n.startswith(("text_encoder", "tokenizer"))}
-    if short := _stored_short(model, encoders if text else []):
-        more["quantization_config"] = short
-    pipe: Any = kind.from_pretrained(base, dtype=getattr(torch, model.dtype), **more)
+    left_out = [] if text else [name for name in parts if name.startswith(("text_encoder", "tokenizer"))]
+    short = _stored_short(model, encoders if text else [])
+    quantized = {} if short is None else {"quantization_config": short}
+    dtype = getattr(torch, model.dtype)
+    pipe = DiffusionPipeline.from_pretrained(base, dtype=dtype, **dict.fromkeys(left_out), **quantized)
     return _with_lora(pipe, model.teacher_lora) if model.teacher_lora else pipe
 
 
-def _with_lora(pipe: Any, name: str) -> Any:
+def _with_lora(pipe: DiffusionPipeline, name: str) -> DiffusionPipeline:
     """The same pipeline with a LoRA of the user's own on it, all of it or none. It is switched on, and not trained."""
     if not Path(name).exists() and not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name):
         raise ValueError(f"no LoRA {name!r}: expected a file, a folder or a Hub id; check model.teacher_lora")
@@ -71,16 +71,17 @@ def _with_lora(pipe: Any, name: str) -> Any:
     return pipe
 
 
-def _stored_short(model: Model, encoders: list[str]) -> Any | None:
+def _stored_short(model: Model, encoders: list[str]) -> PipelineQuantizationConfig | None:
     """What diffusers needs to know to keep the transformer, or the text encoders, in few bits."""
     if model.quantize == "none" and (model.text_bits is None or not encoders):
         return None
     _check_libraries(model, bool(encoders))
     import diffusers
     import transformers
+    from transformers.utils.quantization_config import QuantizationConfigMixin as TransformersConfig
 
     compute = getattr(torch, model.dtype)
-    mapping: dict[str, Any] = {}
+    mapping: dict[str, QuantizationConfigMixin | TransformersConfig] = {}
     if model.quantize == "nf4":
         mapping["transformer"] = diffusers.BitsAndBytesConfig(
             load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=compute
@@ -97,7 +98,7 @@ def _stored_short(model: Model, encoders: list[str]) -> Any | None:
         mapping |= dict.fromkeys(encoders, short)
     elif model.text_bits == 8:
         mapping |= dict.fromkeys(encoders, transformers.BitsAndBytesConfig(load_in_8bit=True))
-    return diffusers.PipelineQuantizationConfig(quant_mapping=mapping)
+    return diffusers.PipelineQuantizationConfig(quant_mapping=mapping)  # type: ignore[arg-type]  # its alias is ambiguous
 
 
 def _check_libraries(model: Model, encoders: bool) -> None:
@@ -111,7 +112,7 @@ def _check_libraries(model: Model, encoders: bool) -> None:
         raise ValueError(f"{asked}: expected a GPU, without which bitsandbytes' weights are not made; take int8")
 
 
-def settle(pipe: Any, model: Model, device: torch.device, ranks: Ranks) -> Any:
+def settle(pipe: DiffusionPipeline, model: Model, device: torch.device, ranks: Ranks) -> DiffusionPipeline:
     """The same pipeline, on its device but for a network that is yet to be shared out, or that came short. What is not
     trained is in evaluation mode: it draws no random numbers."""
     for name, part in pipe.components.items():

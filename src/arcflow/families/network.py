@@ -4,10 +4,9 @@ Above this file a model is two callables of (x, sigma, cond). `call` rounds time
 they cast 1000 sigma to the dtype of the latents before dividing it again (in bfloat16 761.9 becomes 760), so that
 teacher, student and pipeline see the same number."""
 
-from typing import Any
-
 import numpy as np
 import torch
+from diffusers import DiffusionPipeline
 from einops import rearrange
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
@@ -32,7 +31,7 @@ def call(
 
 
 def encode_prompts(
-    pipe: Any,
+    pipe: DiffusionPipeline,
     prompts: list[str],
     *,
     height: int,
@@ -47,14 +46,19 @@ def encode_prompts(
 
 
 @torch.no_grad()
-def encode_text(pipe: Any, prompts: list[str], max_sequence_length: int | None = None, device: Any = None) -> Cond:
+def encode_text(
+    pipe: DiffusionPipeline,
+    prompts: list[str],
+    max_sequence_length: int | None = None,
+    device: str | torch.device | None = None,
+) -> Cond:
     """What the pipeline's text encoders make of prompts, a row for each: conditioning without picture and guidance.
     `device` is theirs, if it is not that of the pipeline."""
     family = family_of(pipe.transformer)
     return family.encode(pipe, prompts, max_sequence_length or family.text_length(pipe), device)
 
 
-def place(pipe: Any, text: Cond, *, height: int, width: int, guidance: float | None = None) -> Cond:
+def place(pipe: DiffusionPipeline, text: Cond, *, height: int, width: int, guidance: float | None = None) -> Cond:
     """Conditioning made whole: encoded prompts, for images of this size, at this guidance."""
     family = family_of(pipe.transformer)
     cond = text | family.places(text, *_grid(pipe, height, width))
@@ -65,7 +69,7 @@ def place(pipe: Any, text: Cond, *, height: int, width: int, guidance: float | N
     return cond
 
 
-def noise(pipe: Any, seeds: list[int], height: int, width: int) -> Float[Tensor, "batch tokens width"]:
+def noise(pipe: DiffusionPipeline, seeds: list[int], height: int, width: int) -> Float[Tensor, "batch tokens width"]:
     """Starting latents, float32 on the CPU: sample i is what the stock pipeline (in float32) draws from
     `torch.Generator("cpu").manual_seed(seeds[i])`, whatever the rest of the batch."""
     rows, columns = _grid(pipe, height, width)
@@ -77,7 +81,7 @@ def noise(pipe: Any, seeds: list[int], height: int, width: int) -> Float[Tensor,
 
 @torch.no_grad()
 def decode(
-    pipe: Any, x: Float[Tensor, "batch tokens channels"], height: int, width: int
+    pipe: DiffusionPipeline, x: Float[Tensor, "batch tokens channels"], height: int, width: int
 ) -> UInt8[np.ndarray, "batch height width 3"]:
     """Images of packed latents, by the pipeline's own autoencoder."""
     rows, columns = _grid(pipe, height, width)
@@ -93,7 +97,7 @@ def decode(
 
 @torch.no_grad()
 def encode_pictures(
-    pipe: Any, images: UInt8[np.ndarray, "batch height width 3"]
+    pipe: DiffusionPipeline, images: UInt8[np.ndarray, "batch height width 3"]
 ) -> Float[Tensor, "batch tokens channels"]:
     """Packed latents of pictures, by the pipeline's own autoencoder; float32."""
     unit = torch.from_numpy(images).permute(0, 3, 1, 2).to(pipe.vae.device, pipe.vae.dtype) / 127.5 - 1
@@ -106,7 +110,7 @@ def _to_uint8(images: Float[Tensor, "batch 3 height width"]) -> UInt8[np.ndarray
     return (rearrange(unit, "b c h w -> b h w c").cpu().numpy() * 255).round().astype(np.uint8)
 
 
-def _grid(pipe: Any, height: int, width: int) -> tuple[int, int]:
+def _grid(pipe: DiffusionPipeline, height: int, width: int) -> tuple[int, int]:
     """Rows and columns of tokens: a token covers 2 x 2 latent pixels."""
     patch = 2 * pipe.vae_scale_factor
     if height % patch or width % patch or min(height, width) < patch:

@@ -1,15 +1,14 @@
 """Qwen-Image: its row, its conditioning and its autoencoder."""
 
-from typing import Any
-
 import torch
+from diffusers import DiffusionPipeline
 from torch import Tensor
 
 from arcflow.families.conditioning import Cond
-from arcflow.families.family import TIME_EMBEDDERS, Family, reads_512_tokens
+from arcflow.families.family import TIME_EMBEDDERS, Arguments, Family, reads_512_tokens
 
 
-def _arguments(cond: Cond) -> dict[str, Any]:
+def _arguments(cond: Cond) -> Arguments:
     mask = cond["encoder_hidden_states_mask"]
     return {
         "encoder_hidden_states": cond["encoder_hidden_states"],
@@ -19,7 +18,7 @@ def _arguments(cond: Cond) -> dict[str, Any]:
     }
 
 
-def _encode(pipe: Any, prompts: list[str], length: int, device: Any) -> Cond:
+def _encode(pipe: DiffusionPipeline, prompts: list[str], length: int, device: str | torch.device | None) -> Cond:
     embeds, mask = pipe.encode_prompt(prompt=prompts, max_sequence_length=length, device=device)
     mask = torch.ones(embeds.shape[:2], device=embeds.device) if mask is None else mask
     return {"encoder_hidden_states": embeds, "encoder_hidden_states_mask": mask.bool()}
@@ -29,14 +28,14 @@ def _places(text: Cond, rows: int, columns: int) -> Cond:
     return {"img_shapes": torch.tensor([[1, rows, columns]] * len(text["encoder_hidden_states"]))}
 
 
-def _to_vae(pipe: Any, latents: Tensor) -> Tensor:
+def _to_vae(pipe: DiffusionPipeline, latents: Tensor) -> Tensor:
     config = pipe.vae.config
     latents = latents.to(pipe.vae.device, pipe.vae.dtype)
     mean, std = (torch.tensor(v).to(latents)[:, None, None] for v in (config.latents_mean, config.latents_std))
     return pipe.vae.decode((latents / (1.0 / std) + mean).unsqueeze(2), return_dict=False)[0][:, :, 0]
 
 
-def _from_vae(pipe: Any, images: Tensor) -> Tensor:
+def _from_vae(pipe: DiffusionPipeline, images: Tensor) -> Tensor:
     config = pipe.vae.config
     latents = pipe.vae.encode(images.unsqueeze(2)).latent_dist.mode()[:, :, 0]
     mean, std = (torch.tensor(v).to(latents)[:, None, None] for v in (config.latents_mean, config.latents_std))

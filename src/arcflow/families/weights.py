@@ -2,7 +2,7 @@
 
 import copy
 import re
-from typing import Any
+from typing import overload
 
 import torch
 from diffusers.models.modeling_utils import get_parameter_dtype
@@ -28,7 +28,7 @@ def lora_names(transformer: nn.Module, targets: Targets = "feed_forward") -> lis
         return []
     family = family_of(transformer)
     wanted = family.lora_targets if targets == "feed_forward" else EVERY_LINEAR
-    blocks: Any = transformer.transformer_blocks
+    blocks = list(transformer.get_submodule("transformer_blocks").children())
     skip = family.lora_skip.replace("{last}", str(len(blocks) - 1))
     linears = [name for name, module in transformer.named_modules() if isinstance(module, nn.Linear)]
     names = [name.removesuffix(".base_layer") for name in linears if ".lora_" not in name]
@@ -43,7 +43,7 @@ def compute_dtype(transformer: nn.Module) -> torch.dtype:
     return _dtype_of(base if isinstance(base, nn.Module) else embedder)
 
 
-def _dtype_of(linear: Any) -> torch.dtype:
+def _dtype_of(linear: nn.Module) -> torch.dtype:
     declared = getattr(linear, "compute_dtype", None)  # GGUF, and bitsandbytes in 4 bits
     dtype = declared or get_parameter_dtype(linear)
     return dtype if dtype.is_floating_point else torch.bfloat16  # bitsandbytes in 8 bits, without a bias
@@ -54,12 +54,21 @@ def quantized(module: nn.Module) -> bool:
     return any(type(parameter) not in (nn.Parameter, DTensor) for parameter in module.parameters())
 
 
-def dense(module: nn.Module) -> Any:
+@overload
+def dense(module: nn.Linear) -> nn.Linear: ...
+
+
+@overload
+def dense(module: nn.Module) -> nn.Module: ...
+
+
+def dense(module: nn.Module) -> nn.Module:
     """A copy in float32, quantized Linears as plain ones."""
     if isinstance(module, nn.Linear):
-        linear: Any = nn.utils.skip_init(
+        linear = nn.utils.skip_init(
             nn.Linear, module.in_features, module.out_features, module.bias is not None, device=module.weight.device
         )
+        assert isinstance(linear, nn.Linear)  # skip_init says a module
         with torch.no_grad():
             linear.weight.copy_(whole(_weight(module)))
             if module.bias is not None:

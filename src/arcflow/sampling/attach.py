@@ -11,6 +11,9 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+from diffusers import ModelMixin
+from diffusers.schedulers.scheduling_utils import SchedulerMixin
+
 from arcflow.sampling.scheduler import ArcFlowScheduler
 from arcflow.student import layers
 from arcflow.student.adapter import draft_adapter, read_info
@@ -41,10 +44,10 @@ def attach(pipe: Any, path: str | Path, *, fuse: bool = False, guidance: bool = 
     state.head.integrates = True
     state.meant = _meant(pipe, transformer, info, guidance)
     scheduler = ArcFlowScheduler(info.modes, info.shift, info.final_step_scale, info.pixels, trained_steps=info.fewest)
-    scheduler.stock = _stock(pipe, transformer)
+    scheduler.stock = _stock(pipe.scheduler, transformer)
     exchange(transformer, state, fused=fuse)
     transformer.eval()
-    transformer._arcflow_stock = scheduler.stock
+    transformer.__dict__["_arcflow_stock"] = scheduler.stock
     pipe.scheduler = scheduler
     pipe.save_pretrained = layers.refuse_to_save  # before it writes the other parts
     return pipe
@@ -55,7 +58,7 @@ def detach(pipe: Any) -> Any:
     transformer = _transformer(pipe)
     if not isinstance(pipe.scheduler, ArcFlowScheduler) and not hasattr(transformer, "_arcflow_stock"):
         raise ValueError("no adapter is attached to this pipeline; arcflow.attach(pipe, path) puts one on.")
-    stock = _stock(pipe, transformer)
+    stock = _stock(pipe.scheduler, transformer)
     if layers.is_student(transformer):  # else a pipeline that shares the transformer was detached before
         remove(transformer)
         transformer.__dict__.pop("_arcflow_stock", None)
@@ -64,7 +67,7 @@ def detach(pipe: Any) -> Any:
     return pipe
 
 
-def _transformer(pipe: Any) -> Any:
+def _transformer(pipe: object) -> ModelMixin:
     """The pipeline's transformer, under `torch.compile`."""
     transformer = getattr(pipe, "transformer", None)
     if transformer is None or getattr(pipe, "scheduler", None) is None:
@@ -75,14 +78,14 @@ def _transformer(pipe: Any) -> Any:
     return layers.uncompiled(transformer)
 
 
-def _stock(pipe: Any, transformer: Any) -> Any:
+def _stock(now: SchedulerMixin, transformer: ModelMixin) -> SchedulerMixin:
     """The pipeline's own scheduler, from before the first `attach`."""
-    if not isinstance(pipe.scheduler, ArcFlowScheduler):
-        return pipe.scheduler
-    return pipe.scheduler.stock or getattr(transformer, "_arcflow_stock", pipe.scheduler)
+    if not isinstance(now, ArcFlowScheduler):
+        return now
+    return now.stock or getattr(transformer, "_arcflow_stock", now)
 
 
-def _meant(pipe: Any, transformer: Any, info: AdapterInfo, guidance: bool) -> Meant:
+def _meant(pipe: object, transformer: ModelMixin, info: AdapterInfo, guidance: bool) -> Meant:
     """What the adapter expects of this pipeline."""
     embeds = bool(transformer.config.get("guidance_embeds"))
     settings = info.training.get("settings", {}).get("distill", {})
@@ -93,7 +96,7 @@ def _meant(pipe: Any, transformer: Any, info: AdapterInfo, guidance: bool) -> Me
     )
 
 
-def _unguided(pipe: Any) -> str:
+def _unguided(pipe: object) -> str:
     """How this pipeline is told not to guide by a second call."""
     known = inspect.signature(type(pipe).__call__).parameters
     if "true_cfg_scale" in known:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from diffusers import DiffusionPipeline
 from jaxtyping import UInt8
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
@@ -63,7 +64,12 @@ def share_of_work() -> tuple[int, int]:
 
 
 def sample_folder(
-    pipe: Any, recipes: Sequence[Recipe], folder: Path, *, batch_size: int = 8, share: tuple[int, int] = (0, 1)
+    pipe: DiffusionPipeline,
+    recipes: Sequence[Recipe],
+    folder: Path,
+    *,
+    batch_size: int = 8,
+    share: tuple[int, int] = (0, 1),
 ) -> list[Path]:
     """Write every picture that the folder's manifests do not list yet; the paths of the new ones.
 

@@ -13,13 +13,13 @@ is missing.
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import torch
 from diffusers import DiffusionPipeline, FlowMatchEulerDiscreteScheduler
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 from tqdm import tqdm
 
 from arcflow.families import family_of
@@ -29,6 +29,9 @@ from arcflow.system.timing import now
 
 PARTS = ("text_encoder", "transformer", "vae")
 """The parts of a pipeline whose time is reported, in the order they run."""
+
+Told = dict[str, float | int | list[str]]
+"""What a pipeline is told besides prompt and size."""
 
 TRUE_CFG = 4.0
 """Guidance by a second call where nobody says another: of a teacher that embeds none against the empty prompt, and of
@@ -71,7 +74,7 @@ def metered(pipe: DiffusionPipeline) -> Iterator[Meter]:
             handle.remove()
 
 
-def _modules(pipe: Any) -> Iterator[tuple[str, nn.Module]]:
+def _modules(pipe: DiffusionPipeline) -> Iterator[tuple[str, nn.Module]]:
     yield "text_encoder", pipe.text_encoder
     if getattr(pipe, "text_encoder_2", None) is not None:
         yield "text_encoder", pipe.text_encoder_2
@@ -79,14 +82,14 @@ def _modules(pipe: Any) -> Iterator[tuple[str, nn.Module]]:
     yield "vae", pipe.vae.decoder
 
 
-def _meter(meter: Meter, part: str, module: nn.Module) -> list[Any]:
+def _meter(meter: Meter, part: str, module: nn.Module) -> list[RemovableHandle]:
     start = 0.0
 
-    def before(module: nn.Module, inputs: Any) -> None:
+    def before(module: nn.Module, inputs: object) -> None:
         nonlocal start
         start = now()
 
-    def after(module: nn.Module, inputs: Any, output: Any) -> None:
+    def after(module: nn.Module, inputs: object, output: object) -> None:
         meter.seconds[part] += now() - start
         meter.calls[part] += 1
 
@@ -94,7 +97,7 @@ def _meter(meter: Meter, part: str, module: nn.Module) -> list[Any]:
 
 
 @contextmanager
-def euler(pipe: Any, shift: float = SHIFT) -> Iterator[None]:
+def euler(pipe: DiffusionPipeline, shift: float = SHIFT) -> Iterator[None]:
     """Let the stock Euler scheduler drive the pipeline on the fixed-shift grid while the block runs."""
     kept = pipe.scheduler
     pipe.scheduler = FlowMatchEulerDiscreteScheduler(shift=shift, use_dynamic_shifting=False)
@@ -105,7 +108,7 @@ def euler(pipe: Any, shift: float = SHIFT) -> Iterator[None]:
 
 
 @contextmanager
-def _quiet(pipe: Any) -> Iterator[None]:
+def _quiet(pipe: DiffusionPipeline) -> Iterator[None]:
     kept = getattr(pipe, "_progress_bar_config", {})
     pipe.set_progress_bar_config(disable=True)
     try:
@@ -115,7 +118,7 @@ def _quiet(pipe: Any) -> Iterator[None]:
 
 
 def generate(
-    pipe: Any,
+    pipe: DiffusionPipeline,
     prompts: Sequence[str],
     seeds: Sequence[int],
     *,
@@ -158,7 +161,14 @@ def generate(
 
 
 def trajectory(
-    pipe: Any, prompt: str, seed: int, *, steps: int, height: int, width: int, guidance: float | None = None
+    pipe: DiffusionPipeline,
+    prompt: str,
+    seed: int,
+    *,
+    steps: int,
+    height: int,
+    width: int,
+    guidance: float | None = None,
 ) -> Float[Tensor, "steps tokens width"]:
     """The latents of one picture after each step, without the noise it started from."""
     with _quiet(pipe):
@@ -167,21 +177,22 @@ def trajectory(
 
 
 def _call(
-    pipe: Any,
+    pipe: DiffusionPipeline,
     prompts: Sequence[str],
     seeds: Sequence[int],
     steps: int,
     height: int,
     width: int,
-    told: dict[str, Any],
+    told: Told,
 ) -> tuple[np.ndarray, list[Tensor]]:
     path: list[Tensor] = []
 
-    def keep(pipe: Any, step: int, timestep: Any, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    def keep(pipe: DiffusionPipeline, step: int, timestep: object, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         path.append(tensors["latents"].detach().float().cpu())
         return {}
 
-    output = pipe(
+    # diffusers leaves `__call__` to each pipeline
+    output = pipe.__call__(
         prompt=list(prompts),
         height=height,
         width=width,
@@ -195,8 +206,12 @@ def _call(
 
 
 def _arguments(
-    pipe: Any, count: int, guidance: float | None, negative: str | None = None, true_cfg: float | None = None
-) -> dict[str, Any]:
+    pipe: DiffusionPipeline,
+    count: int,
+    guidance: float | None,
+    negative: str | None = None,
+    true_cfg: float | None = None,
+) -> Told:
     """What a pipeline must be told besides prompt and size: its guidance, and no more text than its encoder reads."""
     family = family_of(pipe.transformer)
     learned = layers.is_student(layers.uncompiled(pipe.transformer))
@@ -206,7 +221,7 @@ def _arguments(
         if second is None:  # a student has learned the guided teacher
             second = 1.0 if learned else TRUE_CFG if guidance is None else guidance
         return {"true_cfg_scale": second, **(against if second != 1 or not learned else {})}
-    told: dict[str, Any] = {"max_sequence_length": family.text_length(pipe)}
+    told: Told = {"max_sequence_length": family.text_length(pipe)}
     if pipe.transformer.config.get("guidance_embeds") or not learned:
         told["guidance_scale"] = family.guidance if guidance is None else guidance
     else:

@@ -20,6 +20,7 @@ from arcflow import config
 from arcflow.sampling.options import Drawing, Machine, Subject
 
 if TYPE_CHECKING:
+    import diffusers
     import torch
 
     from arcflow.families.family import Family
@@ -51,7 +52,7 @@ def adapter_of(model: str, adapter: str) -> str:
     return str(folder)
 
 
-def open_pipe(model: str, device: str, dtype: str, lora: str | None = None) -> Any:
+def open_pipe(model: str, device: str, dtype: str, lora: str | None = None) -> "diffusers.DiffusionPipeline":
     """The teacher's pipeline on its device; a LoRA may be part of it."""
     from arcflow.families.loading import load_pipe
     from arcflow.system.devices import torch_device
@@ -94,7 +95,7 @@ class Setup:
     fit: "Chosen"
     fused: bool
 
-    def open(self) -> Any:
+    def open(self) -> "diffusers.DiffusionPipeline":
         """The pipeline, on its device: the base, its LoRA, the adapter."""
         from arcflow.families.fit import fitted, shortened
         from arcflow.families.loading import load_pipe
@@ -359,7 +360,7 @@ def token_of(folder: Path) -> int:
     return 2 * 2 ** (len(vae["block_out_channels"]) - 1) if "block_out_channels" in vae else 16
 
 
-def open_transformer(model: str, family: str) -> Any:
+def open_transformer(model: str, family: str) -> "diffusers.ModelMixin":
     """A base's transformer alone, on the CPU."""
     if model == SHIPPED:
         return open_pipe(model, "cpu", "float32").transformer
@@ -393,7 +394,7 @@ def size_of(model: str, height: int | None, width: int | None) -> tuple[int, int
     return height or side, width or side
 
 
-def check_size(pipe: Any, height: int, width: int) -> None:
+def check_size(pipe: "diffusers.DiffusionPipeline", height: int, width: int) -> None:
     """Refuse a size that the pipeline's tokens do not fill: it would draw another one in silence."""
     check_side(2 * pipe.vae_scale_factor, height, width)
 

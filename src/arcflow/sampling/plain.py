@@ -2,9 +2,9 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
+from diffusers import DiffusionPipeline
 from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
 from torch import Tensor
 
@@ -18,7 +18,12 @@ PROMPTS = ("a red cube on a blue sphere", "a photo of a cat", "two green balls")
 
 
 def difference(
-    pipe: Any, adapter: str | Path, lora: Path, *, prompts: Sequence[str] = PROMPTS, **settings: Any
+    pipe: DiffusionPipeline,
+    adapter: str | Path,
+    lora: Path,
+    *,
+    prompts: Sequence[str] = PROMPTS,
+    **settings: float | None,
 ) -> float:
     """Root mean square of the difference of the latents, over that of the student's: 0 for the same pictures.
 
@@ -39,8 +44,10 @@ def difference(
     try:
         pipe.scheduler = FlowMatchEulerDiscreteScheduler.from_config(stock_scheduler(info))
         times = raw_times(info)
-        steps = {"num_inference_steps": info.fewest} if times is None else {"sigmas": times}
-        drawn = _latents(pipe, prompts, **steps, **settings)
+        if times is None:
+            drawn = _latents(pipe, prompts, num_inference_steps=info.fewest, **settings)
+        else:
+            drawn = _latents(pipe, prompts, sigmas=times, **settings)
     finally:
         pipe.scheduler = stock
         pipe.delete_adapters(name)
@@ -53,14 +60,16 @@ def drawn_apart(model: str, adapter: str | Path, lora: Path) -> float:
     pipe.set_progress_bar_config(disable=True)
     height, width = size_of(model, None, None)
     guided = family_of(pipe.transformer).guidance
-    settings: dict[str, Any] = {} if guided is None else {"guidance_scale": read_info(adapter).guidance}
-    return difference(pipe, adapter, lora, height=height, width=width, **settings)
+    if guided is None:
+        return difference(pipe, adapter, lora, height=height, width=width)
+    scale = read_info(adapter).guidance
+    return difference(pipe, adapter, lora, height=height, width=width, guidance_scale=scale)
 
 
-def _latents(pipe: Any, prompts: Sequence[str], **settings: Any) -> Tensor:
+def _latents(pipe: DiffusionPipeline, prompts: Sequence[str], **settings: float | list[float] | None) -> Tensor:
     drawn = []
     for seed, prompt in enumerate(prompts):
         generator = torch.Generator("cpu").manual_seed(seed)
         with torch.no_grad():
-            drawn.append(pipe(prompt=prompt, generator=generator, output_type="latent", **settings).images)
+            drawn.append(pipe.__call__(prompt=prompt, generator=generator, output_type="latent", **settings).images)
     return torch.cat(drawn).float().cpu()

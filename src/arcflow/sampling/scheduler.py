@@ -12,7 +12,6 @@ import logging
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -44,7 +43,7 @@ class ArcFlowScheduler(SchedulerMixin, ConfigMixin):
 
     order = 1
     init_noise_sigma = 1.0
-    stock: Any = None
+    stock: SchedulerMixin | None = None
     """The scheduler in whose place `attach` put this one."""
 
     @register_to_config
@@ -246,5 +245,5 @@ class ArcFlowScheduler(SchedulerMixin, ConfigMixin):
         return index
 
 
-def _float32(values: Any) -> np.ndarray:
+def _float32(values: Sequence[float] | np.ndarray | Tensor) -> np.ndarray:
     return np.asarray(values.cpu() if isinstance(values, Tensor) else values, dtype=np.float32)

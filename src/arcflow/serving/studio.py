@@ -14,10 +14,10 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import numpy as np
 import torch
+from diffusers import DiffusionPipeline
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
@@ -54,6 +54,10 @@ EMBEDDINGS = {
 
 READS_PICTURES = ("Kontext", "Edit", "Flux2")
 """In the names of pipelines that read pictures beside the text."""
+
+
+Words = dict[str, object]
+"""What a pipeline is told by name; each takes words of its own."""
 
 
 class Gone(Exception):
@@ -161,14 +165,15 @@ class Studio:
         small = sum(p.numel() for p in self.pipe.transformer.parameters()) <= SMALL
         self.fused = small and not lora
         self.teacher = self._beside(copy.deepcopy(self.pipe.transformer)) if self.fused else None
-        for pipe in (self.pipe, self.teacher):
-            for name, path in setup.styles.items() if pipe is not None else ():
+        pipes = [self.pipe] if self.teacher is None else [self.pipe, self.teacher]
+        for pipe in pipes:
+            for name, path in setup.styles.items():
                 self._load_style(pipe, name, path)
         self.texts = Texts(setup.kept_text)
         self.widths = dict[Order, tuple[int, ...]]()
         self.most = setup.max_batch
         self.attached, self.worn = "", dict[int, tuple[tuple[str, float], ...]]()
-        self.others = dict[tuple[int, Task], Any]()
+        self.others = dict[tuple[int, Task], DiffusionPipeline]()
         for name in [*self.paths][::-1]:  # all of them fit, and the default is on at the end
             self._attach(name)
         self.warm()
@@ -257,7 +262,7 @@ class Studio:
         return True
 
     def _widths(
-        self, plain: Any, order: Order, pieces: Sequence[Piece], texts: Sequence[tuple[Cond, ...]]
+        self, plain: DiffusionPipeline, order: Order, pieces: Sequence[Piece], texts: Sequence[tuple[Cond, ...]]
     ) -> tuple[int, ...]:
         """Batch sizes for orders of this shape, tried out when the first one comes."""
         if order.task == "edit" or self.most == 1:
@@ -275,7 +280,7 @@ class Studio:
 
     def _latents(
         self,
-        pipe: Any,
+        pipe: DiffusionPipeline,
         order: Order,
         pieces: Sequence[Piece],
         texts: Sequence[tuple[Cond, ...]],
@@ -289,7 +294,9 @@ class Studio:
         glimpse = _Glimpse()
         spent = 0.0
 
-        def after(pipe: Any, step: int, timestep: Any, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        def after(
+            pipe: DiffusionPipeline, step: int, timestep: object, tensors: dict[str, Tensor]
+        ) -> dict[str, Tensor]:
             nonlocal spent
             last[:] = [tensors["latents"]]
             if not watch.wanted():
@@ -305,7 +312,7 @@ class Studio:
 
         hook = pipe.transformer.register_forward_hook(glimpse, with_kwargs=True)
         try:
-            pipe(
+            pipe.__call__(
                 height=order.height,
                 width=order.width,
                 num_inference_steps=order.steps,
@@ -320,7 +327,7 @@ class Studio:
             hook.remove()
         return last[0], glimpse.calls, spent
 
-    def _decode(self, pipe: Any, latents: Tensor, order: Order) -> UInt8[np.ndarray, "height width 3"]:
+    def _decode(self, pipe: DiffusionPipeline, latents: Tensor, order: Order) -> UInt8[np.ndarray, "height width 3"]:
         return network.decode(pipe, latents.clone(), order.height, order.width)[0]
 
     # --- words
@@ -334,11 +341,11 @@ class Studio:
         wanted = [piece.prompt] if order.negative is None else [piece.prompt, piece.negative]
         return tuple(self.texts.of(prompt, encode) for prompt in wanted)
 
-    def _words(self, order: Order, pieces: Sequence[Piece], texts: Sequence[tuple[Cond, ...]]) -> dict[str, Any]:
+    def _words(self, order: Order, pieces: Sequence[Piece], texts: Sequence[tuple[Cond, ...]]) -> Words:
         if order.task == "edit":  # its encoder may read the pictures too
             negative = {} if order.negative is None else {"negative_prompt": pieces[0].negative}
             return {"prompt": pieces[0].prompt, **negative}
-        words = dict[str, Any]()
+        words: Words = {}
         for which, before in enumerate(("", "negative_")[: len(texts[0])]):
             conds = [text[which] for text in texts]
             words |= {before + EMBEDDINGS[name]: _stacked([cond[name] for cond in conds]) for name in conds[0]}
@@ -347,7 +354,7 @@ class Studio:
     # --- the pipeline, dressed for an order
 
     @contextmanager
-    def _dressed(self, order: Order) -> Iterator[Any]:
+    def _dressed(self, order: Order) -> Iterator[DiffusionPipeline]:
         """The pipeline with the order's adapter, or with the teacher, and its styles."""
         with ExitStack() as stack:
             pipe = self.pipe
@@ -371,14 +378,14 @@ class Studio:
         attach(self.pipe, self.paths[name], fuse=self.fused, guidance=True)
         self.attached = name
 
-    def _beside(self, transformer: nn.Module) -> Any:
+    def _beside(self, transformer: nn.Module) -> DiffusionPipeline:
         """A pipeline that shares everything but the transformer."""
         parts = {**self.pipe.components, "transformer": transformer, "scheduler": copy.deepcopy(self.pipe.scheduler)}
         pipe = type(self.pipe)(**parts)
         pipe.set_progress_bar_config(disable=True)
         return pipe
 
-    def _of_task(self, pipe: Any, task: Task) -> Any:
+    def _of_task(self, pipe: DiffusionPipeline, task: Task) -> DiffusionPipeline:
         """The stock pipeline of another task, of the same parts."""
         if task in ("generate", "edit"):
             return pipe
@@ -392,7 +399,7 @@ class Studio:
         self.others[key].scheduler = pipe.scheduler
         return self.others[key]
 
-    def _load_style(self, pipe: Any, name: str, path: str) -> None:
+    def _load_style(self, pipe: DiffusionPipeline, name: str, path: str) -> None:
         from arcflow.system import hub
 
         with hub.explained(path):
@@ -403,7 +410,7 @@ class Studio:
                 raise ValueError(f"the style {name!r} ({path}) does not fit {self.setup.model}: {line}") from None
         pipe.disable_lora()
 
-    def _wear(self, pipe: Any, styles: tuple[tuple[str, float], ...]) -> None:
+    def _wear(self, pipe: DiffusionPipeline, styles: tuple[tuple[str, float], ...]) -> None:
         if not self.setup.styles or self.worn.get(id(pipe)) == styles:
             return
         if styles:
@@ -421,14 +428,18 @@ class _Glimpse:
         self.clean: Tensor | None = None
         self.calls = 0
 
-    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+    def __call__(
+        self, module: nn.Module, args: tuple[object, ...], kwargs: Mapping[str, object], output: Sequence[Tensor]
+    ) -> None:
         self.calls += 1
         if self.clean is None:  # a second call in a step is the negative prompt's
-            velocity, x = output[0].float(), kwargs["hidden_states"].float()
-            sigma = kwargs["timestep"].float().reshape(-1, 1, 1)
-            self.clean = x[:, : velocity.shape[1]] - sigma * velocity
+            x, time = kwargs["hidden_states"], kwargs["timestep"]
+            assert isinstance(x, Tensor) and isinstance(time, Tensor)
+            velocity = output[0].float()
+            sigma = time.float().reshape(-1, 1, 1)
+            self.clean = x.float()[:, : velocity.shape[1]] - sigma * velocity
 
-    def steps_left(self, pipe: Any, step: int) -> bool:
+    def steps_left(self, pipe: DiffusionPipeline, step: int) -> bool:
         return step + 1 < pipe.num_timesteps
 
 
@@ -439,7 +450,7 @@ def _shape(order: Order) -> Order:
     return replace(order, task="generate", steps=1, strength=1.0, styles=styles, negative=negative, guidance=None)
 
 
-def _known(pipe: Any) -> Mapping[str, Any]:
+def _known(pipe: DiffusionPipeline) -> Mapping[str, inspect.Parameter]:
     return inspect.signature(type(pipe).__call__).parameters
 
 
@@ -451,7 +462,7 @@ def _stacked(rows: Sequence[Tensor]) -> Tensor:
     return torch.cat(list(rows))
 
 
-def _guided(pipe: Any, order: Order) -> dict[str, float]:
+def _guided(pipe: DiffusionPipeline, order: Order) -> dict[str, float]:
     """Guidance, as the pipeline wants to be told."""
     known, guided = _known(pipe), dict[str, float]()
     if "true_cfg_scale" in known:
@@ -464,7 +475,7 @@ def _guided(pipe: Any, order: Order) -> dict[str, float]:
     return guided
 
 
-def _pictures(pipe: Any, order: Order, pieces: Sequence[Piece]) -> dict[str, Any]:
+def _pictures(pipe: DiffusionPipeline, order: Order, pieces: Sequence[Piece]) -> Words:
     """Pictures and masks of the pieces."""
     if order.task == "generate":
         return {}
@@ -473,7 +484,7 @@ def _pictures(pipe: Any, order: Order, pieces: Sequence[Piece]) -> dict[str, Any
         fixed = {"max_area": order.height * order.width, "_auto_resize": False} if "_auto_resize" in known else {}
         images = list(pieces[0].images)
         return {"image": images if len(images) > 1 else images[0], **fixed}
-    given: dict[str, Any] = {"image": [piece.images[0] for piece in pieces], "strength": order.strength}
+    given: Words = {"image": [piece.images[0] for piece in pieces], "strength": order.strength}
     if order.task == "inpaint":
         given["mask_image"] = [piece.mask for piece in pieces]
     return given
