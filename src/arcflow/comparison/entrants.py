@@ -4,7 +4,7 @@ The first entrant of a study is the one that the others are held against."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Any, get_args
+from typing import get_args
 
 from arcflow import paper, recipes
 from arcflow.comparison.config import Contest, Study
@@ -12,7 +12,7 @@ from arcflow.config import PARTS, Budget
 from arcflow.distillation.method import Method
 from arcflow.methods import arcflow, consistency, dmd2, piflow, progressive, reflow, series, twinflow
 
-Changes = dict[str, Any]
+Changes = dict[str, object]
 """Settings by name, as `dataclasses.replace` takes them."""
 
 PUBLISHED: Changes = {"hold": 0, "decay": PARTS * paper.FLUX_DECAY // paper.FLUX_ITERATIONS}
@@ -55,9 +55,25 @@ def settings(contest: Contest, entrant: Entrant, calls: int, seed: int) -> Budge
     return replace(recipe, run=run, forwards=contest.budget)
 
 
-def arc(name: str = "arcflow", title: str = "ArcFlow", **changes: Any) -> Entrant:
+def arc(
+    name: str = "arcflow",
+    title: str = "ArcFlow",
+    *,
+    distill: Changes | None = None,
+    model: Changes | None = None,
+    optim: Changes | None = None,
+    frozen: tuple[str, ...] = (),
+) -> Entrant:
     """ArcFlow with something changed."""
-    return Entrant(method=arcflow.ARCFLOW, name=name, title=title, **changes)
+    return Entrant(
+        method=arcflow.ARCFLOW,
+        name=name,
+        title=title,
+        distill=distill or {},
+        model=model or {},
+        optim=optim or {},
+        frozen=frozen,
+    )
 
 
 def _methods() -> list[Entrant]:

@@ -13,10 +13,10 @@ import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
+from diffusers import DiffusionPipeline
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
@@ -48,7 +48,7 @@ Judge = Callable[[np.ndarray, Sequence[str]], dict[str, float]]
 
 
 def compare(
-    pipe: Any,
+    pipe: DiffusionPipeline,
     folder: str | Path,
     prompts: Sequence[str],
     *,
@@ -125,7 +125,9 @@ class Tracks:
     """The pictures they arrive at: "teacher", "chords", "arcs"."""
 
 
-def tracks(pipe: Any, folder: str | Path, prompt: str, seed: int, *, height: int, width: int, steps: int = 2) -> Tracks:
+def tracks(
+    pipe: DiffusionPipeline, folder: str | Path, prompt: str, seed: int, *, height: int, width: int, steps: int = 2
+) -> Tracks:
     """The teacher's path, Euler's chords and the student's arcs of one prompt from one noise."""
     eps = noise(pipe, [seed], height, width)
     guidance = read_info(folder).guidance
@@ -146,7 +148,7 @@ def tracks(pipe: Any, folder: str | Path, prompt: str, seed: int, *, height: int
 
 
 @torch.no_grad()
-def _arcs(pipe: Any, cond: conditioning.Cond, eps: Tensor, steps: int, points: int = 33) -> list[Tensor]:
+def _arcs(pipe: DiffusionPipeline, cond: conditioning.Cond, eps: Tensor, steps: int, points: int = 33) -> list[Tensor]:
     grid = step_grid(steps, pipe.scheduler.config.shift, pipe.scheduler.config.final_step_scale).tolist()
     x, arcs = eps.to(pipe.transformer.device), []
     for src, dst in itertools.pairwise(grid):
