@@ -1,8 +1,12 @@
 """Embeddings on disk: the same conditioning, whatever happened while they were made."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -121,6 +125,15 @@ def test_what_cannot_work_is_refused_with_a_remedy(make, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="GB are needed and 0.0 GB free.*--stored float8"):
         make()
     assert not (tmp_path / "cache").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("what", ["caches", "suites"])
+def test_what_is_killed_goes_on_and_nothing_is_lost_doubled_or_half(what):
+    here = {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[2]), *sys.path])}
+    words = [sys.executable, "-m", "benchmarks.killed", "--kills", "3", "--of", what]
+    run = subprocess.run(words, env={**os.environ, **here}, capture_output=True, text=True)
+    assert run.stdout == f"{what}: 3 of 3 killed at work; differing files: none\n", run.stderr
 
 
 def refused(folder, said, **settings):
