@@ -220,6 +220,8 @@ Kept = list[tuple[str, dict[str, Any]]]
 
 def _kept(path: Path, step: int) -> Kept:
     """The lines up to an iteration. A power cut leaves NULs and halves of lines, which are left out."""
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder: expected the log of a run; remove it and run the same command again")
     found = [(line, _record(line)) for line in files.whole_lines(path)] if step else []
     return [(line, record) for line, record in found if record is not None and record["step"] <= step]
 
