@@ -48,7 +48,15 @@ def _run(request: Request, setup: "Setup", share: tuple[int, int]) -> None:
     run.score()
     results = run.results(About(**about(command=f"arcflow {' '.join(sys.argv[1:])}")))
     if results is None:
-        print(f"process {share[0]} of {share[1]} is done; the last one writes {request.folder / 'results.json'}")
+        if share[1] == 1:
+            raise ValueError(
+                f"{request.folder}: pictures or numbers are missing although all was done, so something took them "
+                f"away: expected this command alone in the folder; run it again, it makes what is missing"
+            )
+        print(
+            f"process {share[0]} of {share[1]} is done; the last one writes {request.folder / 'results.json'}. If none "
+            f"is at work any more and it is not there, run the same command again"
+        )
         return
     for name, metric in results.metrics.items():
         print(f"{name:<28}{told(metric)}")
