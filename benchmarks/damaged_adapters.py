@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 from diffusers import FluxTransformer2DModel
-from torch import Tensor, nn
+from torch import Tensor
 
 from arcflow import student
 from arcflow.student import adapter
@@ -168,29 +168,24 @@ DAMAGES: tuple[Callable[[Path, random.Random], None], ...] = (
 )
 
 
-def loaded(net: Any, path: Path, wanted: Told) -> str:
+def loaded(net: Any, path: Path, wanted: Told, before: dict[str, Tensor]) -> str:
     """What a damaged adapter does: "refused", "the same", "other numbers", or what is wrong about it."""
-    before = state_of(net)
     try:
         adapter.load_adapter(net, path)
     except ValueError as error:
         text = str(error)
         if controls(text) or not text:
             return f"wrong: an error of several lines or with control characters: {text!r}"
-        return "refused" if same(state_of(net), before) else "wrong: refused, and the network is another one"
+        return "refused" if same(net.state_dict(), before) else "wrong: refused, and the network is another one"
     except Exception as error:
         return f"wrong: {type(error).__name__}: {error}"
     info, weights = adapter.read_info(path), {k: p.detach().clone() for k, p in student.trainable(net).items()}
     student.remove(net)
-    if not same(state_of(net), before):
+    if not same(net.state_dict(), before):
         return "wrong: taken off, and the network is another one"
     if not all(weight.isfinite().all() for weight in weights.values()):
         return "wrong: weights that are not finite"
     return "the same" if same(weights, wanted[1]) and deciding(info) == wanted[0] else "other numbers"
-
-
-def state_of(net: nn.Module) -> dict[str, Tensor]:
-    return {name: value.clone() for name, value in net.state_dict().items()}
 
 
 def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
@@ -213,6 +208,7 @@ def told_by(net: Any, path: Path) -> Told:
 def study(layout: str, draws: Iterable[int]) -> tuple[Counter[str], list[str]]:
     """(how often what came of it, by damage; what was wrong) for these seeds."""
     counts, wrong, net = Counter[str](), list[str](), network()
+    before = {name: value.clone() for name, value in net.state_dict().items()}
     with tempfile.TemporaryDirectory() as place:
         whole, hurt = Path(place) / "whole", Path(place) / "hurt"
         whole.mkdir()
@@ -226,7 +222,7 @@ def study(layout: str, draws: Iterable[int]) -> tuple[Counter[str], list[str]]:
             weights = next(hurt.glob("*.safetensors"))
             damage = draw.choice(DAMAGES)
             damage(weights, draw)
-            came = loaded(net, hurt / name, wanted)
+            came = loaded(net, hurt / name, wanted, before)
             counts[came.partition(":")[0]] += 1
             if came.startswith("wrong") or (layout in HELD and came == "other numbers"):
                 wrong.append(f"{layout}, {damage.__name__}, seed {seed}: {came}")
