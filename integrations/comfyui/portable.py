@@ -111,7 +111,7 @@ class _Phi(torch.autograd.Function):
 
 def phi(z: Tensor) -> Tensor:
     """expm1(z)/z, with phi(0) = 1 and phi'(0) = 1/2. Exact to rounding for every z, and so is its gradient."""
-    return _Phi.apply(z)
+    return _Phi.apply(z) if torch.is_grad_enabled() else _Phi.forward(z)
 
 
 def split(packed: Tensor, modes: int, pixels: int = 4) -> tuple[Tensor, Tensor, Tensor]:
@@ -177,8 +177,16 @@ def _contract(total: Tensor, w: Tensor, v: Tensor, *out: Tensor) -> Tensor:
     arithmetic, but v is read once where it lies, and that is what the time goes into.
     """
     differences, pairs, mixed = out or (None, None, None)
-    pixels = (-1, total.shape[-1])
     v = v.to(w.dtype)
-    every = torch.bmm(w, torch.sub(v[:, 1:], v[:, :1], out=differences), out=pairs)
+    return contract(total, w, v[:, 0], torch.sub(v[:, 1:], v[:, :1], out=differences), pairs, mixed)
+
+
+def contract(
+    total: Tensor, w: Tensor, first: Tensor, differences: Tensor, pairs: Tensor | None = None, out: Tensor | None = None
+) -> Tensor:
+    """total v_0 + sum_k w_k (v_k - v_0), (tokens, channels, P), of velocities that are given as `first`, (tokens, D),
+    and `differences`, (tokens, K - 1, D)."""
+    pixels = (-1, total.shape[-1])
+    every = torch.bmm(w, differences, out=pairs)
     own = every.unflatten(-1, pixels).diagonal(dim1=-3, dim2=-1)
-    return torch.addcmul(own, v[:, 0].unflatten(-1, pixels), total, out=mixed)
+    return torch.addcmul(own, first.unflatten(-1, pixels), total, out=out)

@@ -130,6 +130,18 @@ def test_one_form_takes_the_place_of_the_other(pipe, tmp_path):
     assert not any("student" in name for name in before)
 
 
+def test_fused_it_is_attached_again_and_saved_as_of_the_same_base(flux, tmp_path):
+    """Its LoRA is merged into the last layer, by which a base is known."""
+    adapter.save_adapter(built(copy.deepcopy(flux.transformer)), tmp_path / "one")
+    arcflow.attach(flux, tmp_path / "one", fuse=True)
+    drawn = sample(flux)
+    arcflow.save_adapter(flux.transformer, tmp_path / "again")
+    for folder in ("one", "again"):
+        arcflow.attach(flux, tmp_path / folder, fuse=True)
+        assert torch.equal(sample(flux), drawn)
+        assert adapter.read_info(tmp_path / folder).fingerprint == adapter.read_info(tmp_path / "one").fingerprint
+
+
 def test_fused_it_is_the_base_with_other_weights(pipe, tmp_path):
     adapter.save_adapter(built(copy.deepcopy(pipe.transformer)), tmp_path)
     stock = sample(pipe)

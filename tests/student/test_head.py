@@ -33,6 +33,18 @@ def test_one_product_gives_the_same_as_three(modes):
     head, x = MomentumHead.from_linear(nn.Linear(12, 8), modes), torch.randn(5, 12)
     assert head(x).shape[-1] == packed_width(modes, 8)
     torch.testing.assert_close(head.packed()(x), head(x))
+    span = torch.tensor(0.4)
+    torch.testing.assert_close(head.packed().mean_velocity(x, span), head.mean_velocity(x, span))
+
+
+def test_equal_velocities_come_out_of_one_product_to_the_last_bit():
+    base, x = nn.Linear(12, 8), torch.randn(2, 5, 12)
+    head = MomentumHead.from_linear(base, 4)
+    with torch.no_grad():
+        head.means.bias.copy_(base.bias.repeat(4))
+        head.loggamma.bias.zero_()
+        packed = head.packed()
+        assert torch.equal(packed.mean_velocity(x, torch.tensor(0.4)), packed(x)[..., :8])
 
 
 def test_a_generator_decides_the_start_and_the_global_one_is_left_alone():

@@ -330,7 +330,9 @@ def sizes_of(transformer: Any) -> dict[str, Any]:
 
 
 def fingerprint_of(transformer: Any) -> list[float]:
-    weight = dense(student_layers.frozen(transformer, family_of(transformer).head)).weight.detach().flatten()
+    linear = student_layers.frozen(transformer, family_of(transformer).head)
+    kept = student_layers.kept_weight(linear)  # of a fused student in coefficients: its LoRA is on the last layer too
+    weight = (dense(linear).weight if kept is None else kept).detach().flatten()
     return weight[:: max(1, weight.numel() // 64)][:64].float().tolist()
 
 

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from arcflow import paper
 from arcflow.momentum import unpack
+from arcflow.portable import BLOCK, contract, phi
 
 
 class Affine(nn.Module):
@@ -100,27 +101,65 @@ class MomentumHead(nn.Module):
 
 
 class PackedHead(nn.Module):
-    """A `MomentumHead` whose three Linears are stacked in packed order; not trainable."""
+    """A `MomentumHead` as one product, not trainable.
+
+    Its outputs stand as a step wants them: v_0, what the other velocities differ from it (so that equal ones come out
+    equal), then gates and momentum factors with the modes last.
+    """
 
     def __init__(self, head: MomentumHead) -> None:
         super().__init__()
         self.modes, self.pixels = head.modes, head.pixels
-        parts = (head.means, head.logweights, head.loggamma)
-        weight = torch.cat([part.weight.detach() for part in parts])
+        self.sizes = (head.width, (head.modes - 1) * head.width, head.modes * head.pixels)
+        weight, bias = (self._rows(head, name) for name in ("weight", "bias"))
         self.all = Affine(weight.shape[1], weight.shape[0], device=weight.device).to(weight.dtype)
         with torch.no_grad():
             self.all.weight.copy_(weight)
-            self.all.bias.copy_(torch.cat([part.bias.detach() for part in parts]))
+            self.all.bias.copy_(bias)
         self.requires_grad_(False)
 
+    @staticmethod
+    def _rows(head: MomentumHead, name: str) -> Tensor:
+        """Weights or biases of the three Linears in the order of the outputs."""
+        means, logits, log_gamma = (
+            getattr(part, name).detach() for part in (head.means, head.logweights, head.loggamma)
+        )
+        v = means.unflatten(0, (head.modes, head.width))
+        logits = logits.unflatten(0, (head.modes, head.pixels)).transpose(0, 1)
+        log_gamma = log_gamma.unflatten(0, (head.modes - 1, head.pixels)).transpose(0, 1)
+        return torch.cat([v[0], (v[1:] - v[0]).flatten(0, 1), logits.flatten(0, 1), log_gamma.flatten(0, 1)])
+
+    def _parts(self, features: Float[Tensor, "*batch features"]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """v_0 (*batch, D), differences (*batch, K - 1, D), logits (*batch, P, K), log factors (*batch, P, K - 1)."""
+        outputs = self.all(features)
+        first, differences, logits, log_gamma = outputs.split([*self.sizes, outputs.shape[-1] - sum(self.sizes)], -1)
+        return (
+            first,
+            differences.unflatten(-1, (self.modes - 1, first.shape[-1])),
+            logits.unflatten(-1, (self.pixels, self.modes)),
+            log_gamma.unflatten(-1, (self.pixels, self.modes - 1)),
+        )
+
     def forward(self, features: Float[Tensor, "*batch features"]) -> Float[Tensor, "*batch packed"]:
-        return self.all(features)
+        first, differences, logits, log_gamma = self._parts(features)
+        others = (differences + first[..., None, :]).flatten(-2)
+        return torch.cat([first, others, logits.mT.flatten(-2), log_gamma.mT.flatten(-2)], -1)
 
     def mean_velocity(
         self, features: Float[Tensor, "*batch features"], span: Float[Tensor, ""]
     ) -> Float[Tensor, "*batch width"]:
-        """As the head's own."""
-        return unpack(self(features), self.modes, self.pixels).mean_velocity(0.0, span)
+        """As the head's own. On a CPU it goes from block to block of tokens, whose outputs stay in its cache."""
+        rows = features.unsqueeze(0).flatten(0, -2)
+        blocks = rows.split(BLOCK) if rows.device.type == "cpu" else (rows,)
+        return torch.cat([self._mean(block, span) for block in blocks]).view(*features.shape[:-1], -1)
+
+    def _mean(self, rows: Float[Tensor, "tokens features"], span: Float[Tensor, ""]) -> Float[Tensor, "tokens width"]:
+        first, differences, logits, log_gamma = self._parts(rows)
+        dtype = torch.promote_types(first.dtype, torch.float32)
+        gates = logits.to(dtype).softmax(-1)
+        bent = gates[..., 1:] * phi(log_gamma.to(dtype) * span)
+        total = (gates[..., 0] + bent.sum(-1))[:, None]
+        return contract(total, bent, first.to(dtype), differences.to(dtype)).flatten(-2)
 
 
 def start_gains(modes: int) -> Float[Tensor, " modes_less_one"]:

@@ -579,6 +579,11 @@ def _lows_of(linear: Any) -> tuple[LowRank | None, ...]:
     return getattr(linear, "_arcflow_low", ())
 
 
+def kept_weight(linear: Any) -> Tensor | None:
+    """The base's own weight of a Linear into which a student's LoRA is merged; None where none is."""
+    return next((low.kept for low in _lows_of(linear) if low is not None and low.kept is not None), None)
+
+
 def _inside(lora: Any) -> Any:
     """What PEFT has put a LoRA around."""
     return lora.base_layer
