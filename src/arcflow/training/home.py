@@ -256,7 +256,7 @@ def read_run(path: Path) -> tuple[Run, dict[str, str]]:
         text = path.read_text("utf-8")
         contents = json.loads(text).get(CONTENTS, {})
         run = from_json(text)
-    except (ValueError, TypeError, AttributeError, RecursionError) as error:
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(
             f"{path} is damaged ({shown(error)}): expected the settings of the run in {path.parent}, whose checkpoints "
             f"are untouched. Put it back; or, if you are sure of the settings, remove it and run the same command"
