@@ -330,9 +330,10 @@ def sizes_of(transformer: Any) -> dict[str, Any]:
 
 
 def fingerprint_of(transformer: Any) -> list[float]:
-    linear = student_layers.frozen(transformer, family_of(transformer).head)
+    linear: Any = student_layers.frozen(transformer, family_of(transformer).head)
     kept = student_layers.kept_weight(linear)  # of a fused student in coefficients: its LoRA is on the last layer too
-    weight = (dense(linear).weight if kept is None else kept).detach().flatten()
+    own: Any = dense(linear).weight if kept is None else kept
+    weight = own.detach().flatten()
     return weight[:: max(1, weight.numel() // 64)][:64].float().tolist()
 
 
