@@ -101,11 +101,6 @@ class Mixture:
         return s.to(self.v.device, self._dtype).reshape(*s.shape, *[1] * (len(batch) - s.ndim + 2))
 
 
-def packed_width(modes: int, width: int, pixels: int = 4) -> int:
-    """Width of a packed token: K velocities, K logits, K-1 log momentum factors."""
-    return modes * width + modes * pixels + (modes - 1) * pixels
-
-
 def unpack(packed: Float[Tensor, "*batch packed"], modes: int, pixels: int = 4) -> Mixture:
     """The mixture that a head packed on the last axis. Views, no copy."""
     return Mixture(*split(packed, modes, pixels))

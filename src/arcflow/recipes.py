@@ -8,6 +8,7 @@ one card needs beside them.
 import dataclasses
 import json
 import shlex
+from collections.abc import Mapping
 from typing import Any
 
 from arcflow import paper
@@ -163,11 +164,11 @@ def _on_one_card(run: Run, **model: Any) -> Run:  # noqa: ANN401
     )
 
 
-def command(settings: dict[str, Any]) -> str:
+def command(settings: Mapping[str, object]) -> str:
     """The command line that makes these settings (all of a run's, but `out`): the nearest recipe and what differs."""
     wanted = flat(settings)
 
-    def differing(recipe: str) -> dict[str, Any]:
+    def differing(recipe: str) -> dict[str, object]:
         there = flat(json.loads(to_json(RECIPES[recipe]())))
         return {name: value for name, value in wanted.items() if there.get(name, value) != value}
 

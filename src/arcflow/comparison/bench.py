@@ -10,7 +10,6 @@ own pictures came from, and keeps a number for each picture, so that everything 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import numpy as np
 import torch
@@ -69,7 +68,7 @@ class Bench:
     def __init__(self, contest: Contest) -> None:
         self.contest = contest
         self.device = torch_device(contest.device)
-        self.pipe: Any = load_pipe(Model(base=contest.model)).to(self.device)
+        self.pipe = load_pipe(Model(base=contest.model)).to(self.device)
         for part in (self.pipe.transformer, self.pipe.vae, self.pipe.text_encoder, self.pipe.text_encoder_2):
             part.eval()
         self.base = self.pipe.transformer

@@ -141,7 +141,7 @@ class PromptData:
             self._plans[key] = torch.randperm(count, generator=shuffle).tolist()
         return self._plans[key]
 
-    def state(self) -> dict[str, Any]:
+    def state(self) -> dict[str, object]:
         """Nothing: the number of the iteration says all."""
         return {}
 
@@ -206,7 +206,7 @@ class PromptStream:
         samples = range(step * self.count, (step + 1) * self.count)
         return Batch(prompts, [seed_of(self.seed, "noise", i) for i in samples], size)
 
-    def state(self) -> dict[str, Any]:
+    def state(self) -> dict[str, object]:
         """Where the next batch comes from; goes into JSON."""
         waiting = [[size, list(texts)] for size, texts in self.waiting.items()]
         return {"step": self.step, "stream": self.stream.state(), "waiting": waiting, "ready": list(self.ready)}

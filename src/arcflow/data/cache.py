@@ -334,7 +334,7 @@ def _claimed(
         raise
 
 
-def _unknown(there: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
+def _unknown(there: Mapping[str, object], wanted: Mapping[str, object]) -> list[str]:
     """Settings that are not compared: encoders that one side does not know, and the model's name where both do, for
     then it may lie elsewhere."""
     known = there.get("encoder") is not None and wanted.get("encoder") is not None

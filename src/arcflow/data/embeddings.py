@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from diffusers import DiffusionPipeline
 from torch import Tensor
 
 from arcflow.config import Run
@@ -21,7 +22,7 @@ Encode = Callable[[list[str], tuple[int, int]], Cond]
 
 
 def encoder(
-    pipe: Any, config: Run, data: Prompts, device: torch.device, ranks: Ranks | None = None
+    pipe: DiffusionPipeline, config: Run, data: Prompts, device: torch.device, ranks: Ranks | None = None
 ) -> tuple[Encode, Cond | None]:
     """What gives the conditioning of prompts, and that of the empty prompt if the teacher is guided with it."""
     against = [""] if config.distill.teacher_cfg > 1 else []
@@ -55,7 +56,7 @@ WIDTHS = {"encoder_hidden_states": "joint_attention_dim", "pooled_projections": 
 """What a transformer's configuration calls the widths of its conditioning."""
 
 
-def stored(pipe: Any, config: Run, device: torch.device, ranks: Ranks) -> Cache:
+def stored(pipe: DiffusionPipeline, config: Run, device: torch.device, ranks: Ranks) -> Cache:
     """The cache that a run names. Raises ValueError if it is not of this model, or not as it was made.
 
     The first process holds the shards against their checksums, and the others find its note.

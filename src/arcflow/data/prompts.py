@@ -17,6 +17,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import ModuleType
 from typing import Any, NamedTuple
 
 from arcflow.config import PROMPT_FILES
@@ -356,6 +357,6 @@ def need_extra(column: str, columns: list[str], where: object) -> None:
         raise ValueError(f"{where} has no column {column!r}: expected one of {columns}; name it with --data.column")
 
 
-def extra(name: str) -> Any:
+def extra(name: str) -> ModuleType:
     """A module that reads data sets, imported; ValueError if it is not installed."""
     return need(name, asked="this list of prompts", install="arcflow[data]")

@@ -99,7 +99,7 @@ class Stream:
         self.rows.load_state_dict(copy.deepcopy(rows))
         self._reader = iter(self.rows)
 
-    def state(self) -> dict[str, Any]:
+    def state(self) -> dict[str, object]:
         """Where the next block begins; goes into JSON."""
         return {"epoch": self.epoch, "place": self.place, "rows": copy.deepcopy(self._at)}
 

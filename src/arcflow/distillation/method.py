@@ -8,10 +8,10 @@ training is in forward-equivalents, one sample once through the transformer. A b
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from arcflow.config import PARTS, Distill
 from arcflow.distillation.objective import Part
@@ -36,7 +36,7 @@ class Cost:
 class Training:
     """What a method may use of the training it is in."""
 
-    net: Any
+    net: nn.Module
     """The transformer, a student already: its base is frozen."""
     average: Ema
     """Of the trained weights; `with average.applied()` the network has them."""

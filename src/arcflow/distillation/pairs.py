@@ -2,11 +2,10 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from arcflow.distillation.policy import Teacher
 from arcflow.distillation.solvers import by_dpmpp
@@ -51,7 +50,7 @@ class Pairs:
 
 
 @contextmanager
-def as_target(net: Any, weights: Ema) -> Iterator[None]:
+def as_target(net: nn.Module, weights: Ema) -> Iterator[None]:
     """The network has these weights, and neither dropout nor gradient, while the block runs. Ask the target before the
     student: weights that move after a call with gradient spoil its backward pass."""
     training = net.training

@@ -14,7 +14,6 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -242,7 +241,7 @@ def plan(
     guidance: float | None,
     version: str,
     fused: bool = False,
-    told: Mapping[str, Any] | None = None,
+    told: Mapping[str, object] | None = None,
 ) -> Run:
     """An evaluation of a suite from what is asked for; nothing is drawn yet.
 

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import torch
 from diffusers import DiffusionPipeline, PipelineQuantizationConfig
-from diffusers.quantizers.quantization_config import QuantizationConfigMixin
 from peft.tuners.lora import LoraLayer
 
 from arcflow.config import Model
@@ -78,10 +77,9 @@ def _stored_short(model: Model, encoders: list[str]) -> PipelineQuantizationConf
     _check_libraries(model, bool(encoders))
     import diffusers
     import transformers
-    from transformers.utils.quantization_config import QuantizationConfigMixin as TransformersConfig
 
     compute = getattr(torch, model.dtype)
-    mapping: dict[str, QuantizationConfigMixin | TransformersConfig] = {}
+    mapping = {}
     if model.quantize == "nf4":
         mapping["transformer"] = diffusers.BitsAndBytesConfig(
             load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=compute
@@ -98,7 +96,7 @@ def _stored_short(model: Model, encoders: list[str]) -> PipelineQuantizationConf
         mapping |= dict.fromkeys(encoders, short)
     elif model.text_bits == 8:
         mapping |= dict.fromkeys(encoders, transformers.BitsAndBytesConfig(load_in_8bit=True))
-    return diffusers.PipelineQuantizationConfig(quant_mapping=mapping)  # type: ignore[arg-type]  # its alias is ambiguous
+    return diffusers.PipelineQuantizationConfig(quant_mapping=mapping)
 
 
 def _check_libraries(model: Model, encoders: bool) -> None:

@@ -19,7 +19,6 @@ shifted as everywhere here. Sources: arXiv 2405.14867, and 2311.18828 for the gr
 import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -58,7 +57,7 @@ class Fake:
     parameters: Sequence[nn.Parameter]
 
 
-def second_network(net: Any) -> Fake:
+def second_network(net: nn.Module) -> Fake:
     """A copy of the student that has its frozen base in common with it and starts from the same weights.
 
     Costs 16 bytes for every trained number (weight, gradient, two moments; in FLUX.1-dev at rank 256 0.65 billion, 10

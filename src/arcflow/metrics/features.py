@@ -150,7 +150,7 @@ def lpips_distance(
     return _in_batches(call, batch_size)
 
 
-def _pretrained(kind: Any, model: str | Path, **more: Any) -> Any:
+def _pretrained(kind: Any, model: str | Path, **more: torch.dtype | str) -> Any:
     try:
         return kind.from_pretrained(model, **more)
     except OSError as error:
@@ -168,7 +168,7 @@ def _in_batches(call: Callable[..., Tensor], batch_size: int) -> Callable[..., T
     """The same for any number of inputs, without gradients, in float32 on the CPU."""
 
     @torch.no_grad()
-    def run(*inputs: Any) -> Tensor:
+    def run(*inputs: Images | Sequence[str]) -> Tensor:
         count = len(inputs[0])
         if not count or any(len(part) != count for part in inputs):
             counts = " and ".join(str(len(part)) for part in inputs)

@@ -1,7 +1,7 @@
 """Confidence intervals: bootstrap over prompts, Student's t over trainings."""
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -51,7 +51,7 @@ def bootstrap(
             "something other than 0 to divide by"
         )
 
-    def ratio(p: np.ndarray, q: np.ndarray, axis: int = -1) -> Any:
+    def ratio(p: np.ndarray, q: np.ndarray, axis: int = -1) -> np.ndarray:
         return p.mean(axis) / q.mean(axis)
 
     drawn = stats.bootstrap(

@@ -9,7 +9,6 @@ import json
 import re
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 from arcflow.student.record import AdapterInfo
 
@@ -54,7 +53,7 @@ def public(info: AdapterInfo) -> AdapterInfo:
     return dataclasses.replace(info, base=named(info.base), teacher_lora=lora, training=training)
 
 
-def public_settings(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def public_settings(settings: Mapping[str, object], prefix: str = "") -> dict[str, object]:
     """Settings of a run without places on this machine."""
     found = {}
     for name, value in settings.items():
@@ -76,6 +75,6 @@ def code(text: str) -> str:
     return json.dumps(text)
 
 
-def fenced(settings: Mapping[str, Any]) -> str:
+def fenced(settings: Mapping[str, object]) -> str:
     """Settings as JSON in which nothing ends a fence or begins a tag."""
     return json.dumps(settings, indent=2).replace("<", "\\u003c").replace("`", "\\u0060")

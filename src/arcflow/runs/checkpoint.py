@@ -403,7 +403,7 @@ def read_record(path: Path) -> dict[str, Any]:
     return content
 
 
-def _check_progress(content: Any, path: Path) -> None:
+def _check_progress(content: object, path: Path) -> None:
     """Every number of the right type and in its range, and the iteration that the folder is named by."""
     if not isinstance(content, dict):
         raise ValueError(f"{RECORD} has no progress")
@@ -416,19 +416,19 @@ def _check_progress(content: Any, path: Path) -> None:
         raise ValueError(f"{RECORD} says iteration {content.get('step')}, but the folder is named {path.name}")
 
 
-def _is_count(value: Any) -> bool:
+def _is_count(value: object) -> bool:
     return type(value) is int and 0 <= value < 1 << 60
 
 
-def _is_number(value: Any) -> bool:
+def _is_number(value: object) -> bool:
     return type(value) is float or (type(value) is int and abs(value) < 1 << 60)
 
 
-def _is_amount(value: Any) -> bool:
-    return _is_number(value) and math.isfinite(value) and value >= 0
+def _is_amount(value: object) -> bool:
+    return isinstance(value, int | float) and _is_number(value) and math.isfinite(value) and value >= 0
 
 
-_FITS: dict[str, Callable[[Any], bool]] = {
+_FITS: dict[str, Callable[[object], bool]] = {
     **dict.fromkeys(("step", "samples", "skipped", "in_a_row"), _is_count),
     **dict.fromkeys(("usual_norm", "seconds"), _is_amount),
     "distance": lambda value: value is None or _is_number(value),

@@ -14,7 +14,7 @@ import secrets
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from PIL import Image
@@ -29,11 +29,22 @@ PAUSE = 10.0
 """Seconds between two tries to write to a disk that has refused a line."""
 
 
+@runtime_checkable
+class Curves(Protocol):
+    """What a run uses of TensorBoard's writer."""
+
+    def add_scalar(self, tag: str, scalar_value: float, global_step: int) -> None: ...
+
+    def add_image(self, tag: str, img_tensor: np.ndarray, global_step: int, *, dataformats: str) -> None: ...
+
+    def close(self) -> None: ...
+
+
 class Tracker:
     """A run of Weights & Biases or trackio, whose interfaces are alike. `tracker.txt` in the run folder has a name for
     it that no other run has, so that it is taken up with the folder."""
 
-    def __init__(self, name: str, folder: Path, settings: dict[str, Any]) -> None:
+    def __init__(self, name: str, folder: Path, settings: dict[str, object]) -> None:
         self.name, self.library = name, need(name, asked=f"tracker = {name!r}", install=name)
         kept = folder / "tracker.txt"
         own = _stored_name(kept)
@@ -83,7 +94,7 @@ class Lines:
         files.write_text(path, kept)
         self.handle = os.open(path, os.O_WRONLY | os.O_APPEND | getattr(os, "O_BINARY", 0))
 
-    def add(self, record: Mapping[str, Any]) -> None:
+    def add(self, record: Mapping[str, object]) -> None:
         line = (json.dumps(record) + "\n").encode()
         self.count += 1
         self.hash.update(line)
@@ -125,7 +136,7 @@ class Log:
         step: int,
         log: Callable[[str], None] = print,
         tracker: Tracker | None = None,
-        mark: Mapping[str, Any] | None = None,
+        mark: Mapping[str, object] | None = None,
     ) -> None:
         """Open the log and cut off what comes after the checkpoint at `step`: at 0 there is none, and all is cut.
 
@@ -158,7 +169,7 @@ class Log:
         self._draw(step, {f"speed/{name}": value for name, value in values.items()})
 
     def _draw(self, step: int, values: dict[str, float | int]) -> None:
-        def draw(curves: Any) -> None:
+        def draw(curves: Curves) -> None:
             for name, value in values.items():
                 curves.add_scalar(name, value, step)
 
@@ -176,7 +187,7 @@ class Log:
         self._to_curves(lambda curves: curves.add_image(HELD_OUT, picture, step, dataformats="HWC"))
         self._to_tracker(lambda tracker: tracker.picture(step, picture))
 
-    def _to_curves(self, draw: Callable[[Any], None]) -> None:
+    def _to_curves(self, draw: Callable[[Curves], None]) -> None:
         if self.curves:
             try:
                 draw(self.curves)
@@ -195,7 +206,7 @@ class Log:
                 )
                 self.tracker = None
 
-    def sync(self) -> dict[str, Any]:
+    def sync(self) -> dict[str, int | str]:
         """What the log says of itself, once all lines so far are on the disk. Raises OSError if it takes them not."""
         self.file.sync()
         return {"lines": self.file.count, "sha256": self.file.hash.hexdigest()}
@@ -238,7 +249,7 @@ def _text(kept: Kept) -> str:
     return "".join(f"{line}\n" for line, _ in kept)
 
 
-def _look(path: Path, kept: Kept, mark: Mapping[str, Any] | None, log: Callable[[str], None]) -> None:
+def _look(path: Path, kept: Kept, mark: Mapping[str, object] | None, log: Callable[[str], None]) -> None:
     """Tell what a log lacks, or has changed, since the checkpoint was made."""
     if mark is None:
         lacking = not kept  # of before; that there are lines at all is all that is known
@@ -254,7 +265,7 @@ def _look(path: Path, kept: Kept, mark: Mapping[str, Any] | None, log: Callable[
         )
 
 
-def _tensorboard(folder: Path, step: int, log: Callable[[str], None]) -> Any | None:
+def _tensorboard(folder: Path, step: int, log: Callable[[str], None]) -> Curves | None:
     if importlib.util.find_spec("tensorboard") is None:
         log('no TensorBoard here, curves go to log.jsonl only: pip install "arcflow[tensorboard]" to have them')
         return None

@@ -16,13 +16,16 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 from importlib import resources
-from typing import Annotated, Any
+from typing import Annotated
 
+import numpy as np
 from fastapi import Body, Depends, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse, StreamingResponse
+from jaxtyping import UInt8
 from PIL import Image
 from pydantic import ValidationError
+from pydantic_core import ErrorDetails
 from starlette.datastructures import FormData, UploadFile
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -34,6 +37,17 @@ from arcflow.serving.errors import Refused, refusal
 from arcflow.serving.order import Order, Picture, Piece, Task
 from arcflow.serving.pictures import MOST_BYTES, fitted, from_data_uri, holes, read_picture, written
 from arcflow.serving.studio import TEACHER, Offer, taken
+
+Json = dict[str, object]
+"""What an answer or a request says."""
+
+Pixels = UInt8[np.ndarray, "height width 3"]
+
+News = Future[Picture] | tuple[int, Pixels]
+"""Of one picture of a stream: that it is done, or the steps taken and what it would be."""
+
+Event = tuple[int, News]
+"""Place of a picture in its stream, and its news."""
 
 MOST_JSON = 1 << 20
 """Bytes of a request without pictures."""
@@ -111,12 +125,12 @@ def create_app(engine: Engine, *, api_key: str | None = None, limits: Limits | N
         return await desk.answer(request, asked, order, pieces, "image_edit")
 
     @app.get("/v1/models", dependencies=guarded, tags=["OpenAI"])
-    async def models() -> dict[str, Any]:
+    async def models() -> Json:
         """The adapters by name, and the teacher."""
         return {"object": "list", "data": [_model(name, desk.born) for name in _offer(engine).models]}
 
     @app.get("/v1/models/{name}", dependencies=guarded, tags=["OpenAI"])
-    async def model(name: str) -> dict[str, Any]:
+    async def model(name: str) -> Json:
         """One of them."""
         return _model(_named(_offer(engine), name), desk.born)
 
@@ -132,7 +146,7 @@ def create_app(engine: Engine, *, api_key: str | None = None, limits: Limits | N
         return Response(engine.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
     @app.get("/info", tags=["operation"])
-    async def info() -> dict[str, Any]:
+    async def info() -> Json:
         """What can be drawn: models with their steps, styles, sizes, tasks."""
         offer = _offer(engine)
         return {
@@ -269,15 +283,15 @@ class Desk:
     async def _streamed(
         self, request: Request, asked: schema.Asked, order: Order, pieces: list[Piece], event: str
     ) -> StreamingResponse:
-        loop, events = asyncio.get_running_loop(), asyncio.Queue[tuple[int, Any]]()
+        loop, events = asyncio.get_running_loop(), asyncio.Queue[Event]()
 
-        def tell(place: int, news: Any) -> None:
+        def tell(place: int, news: News) -> None:
             try:
                 loop.call_soon_threadsafe(events.put_nowait, (place, news))
             except RuntimeError:  # the loop has ended, and with it the client
                 pass
 
-        def glimpse(place: int, step: int, image: Any) -> None:
+        def glimpse(place: int, step: int, image: Pixels) -> None:
             if step <= (asked.partial_images or 0):
                 tell(place, (step, image))
 
@@ -317,7 +331,9 @@ class Desk:
         headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
         return StreamingResponse(lines(), media_type="text/event-stream", headers=headers)
 
-    async def _partial(self, asked: schema.Asked, order: Order, piece: Piece, step: int, image: Any, event: str) -> str:
+    async def _partial(
+        self, asked: schema.Asked, order: Order, piece: Piece, step: int, image: Pixels, event: str
+    ) -> str:
         file = await asyncio.to_thread(written, image, asked.output_format, asked.output_compression, {})
         return _event(
             f"{event}.partial_image",
@@ -379,7 +395,7 @@ def _named(offer: Offer, name: str) -> str:
     return name
 
 
-def _model(name: str, born: int) -> dict[str, Any]:
+def _model(name: str, born: int) -> Json:
     return {"id": name, "object": "model", "created": born, "owned_by": "arcflow"}
 
 
@@ -427,7 +443,7 @@ async def _edit(request: Request) -> tuple[schema.Edit, list[Image.Image], Image
     return asked, images, mask
 
 
-def _from_json(body: bytes) -> tuple[dict[str, Any], list[bytes], list[bytes]]:
+def _from_json(body: bytes) -> tuple[Json, list[bytes], list[bytes]]:
     try:
         fields = json.loads(body)
     except ValueError:
@@ -445,7 +461,7 @@ def _from_json(body: bytes) -> tuple[dict[str, Any], list[bytes], list[bytes]]:
     return fields, files, masks
 
 
-def _address(image: Any) -> str:
+def _address(image: object) -> str:
     """A picture in JSON: words, or an object with them under `image_url`."""
     text = image.get("image_url") if isinstance(image, dict) else image
     if not isinstance(text, str):
@@ -453,8 +469,8 @@ def _address(image: Any) -> str:
     return text
 
 
-async def _from_form(form: FormData) -> tuple[dict[str, Any], list[bytes], list[bytes]]:
-    fields, files, masks = dict[str, Any](), list[bytes](), list[bytes]()
+async def _from_form(form: FormData) -> tuple[Json, list[bytes], list[bytes]]:
+    fields, files, masks = Json(), list[bytes](), list[bytes]()
     for name, value in form.multi_items():
         if isinstance(value, UploadFile):
             data = await value.read(MOST_BYTES + 1)
@@ -489,7 +505,7 @@ async def _waited(request: Request, jobs: Sequence[Job]) -> list[Picture]:
         together.cancel()
 
 
-async def _news(request: Request, events: asyncio.Queue[tuple[int, Any]]) -> tuple[int, Any]:
+async def _news(request: Request, events: asyncio.Queue[Event]) -> Event:
     """The next of the events, as long as the client is there."""
     while True:
         try:
@@ -503,7 +519,7 @@ class Left(Exception):
     """The client has gone; nobody reads the answer."""
 
 
-def _facts(asked: schema.Asked, order: Order) -> dict[str, Any]:
+def _facts(asked: schema.Asked, order: Order) -> Json:
     return {
         "size": f"{order.width}x{order.height}",
         "quality": asked.quality if asked.quality in ("low", "medium", "high") else "auto",
@@ -512,20 +528,20 @@ def _facts(asked: schema.Asked, order: Order) -> dict[str, Any]:
     }
 
 
-def _cost(picture: Picture) -> dict[str, Any]:
+def _cost(picture: Picture) -> Json:
     """What a picture took; seconds are those of its batch."""
     seconds = {part: round(value, 6) for part, value in (*picture.seconds.items(), ("waited", picture.waited))}
     return {"seconds": seconds, "batch": picture.batch, "calls": picture.calls}
 
 
-def _usage(pictures: Sequence[Picture]) -> dict[str, Any]:
+def _usage(pictures: Sequence[Picture]) -> Json:
     """Tokens that the network read and made: positions of text and of picture."""
     read, made = (sum(getattr(p, name) for p in pictures) for name in ("text_tokens", "image_tokens"))
     details = {"text_tokens": read, "image_tokens": 0}
     return {"input_tokens": read, "output_tokens": made, "total_tokens": read + made, "input_tokens_details": details}
 
 
-def _event(name: str, body: Mapping[str, Any]) -> str:
+def _event(name: str, body: Mapping[str, object]) -> str:
     return f"event: {name}\ndata: {json.dumps({'type': name, **body})}\n\n"
 
 
@@ -563,7 +579,7 @@ def _tell_errors(app: FastAPI) -> None:
         app.add_exception_handler(kind, told)
 
 
-def _invalid(errors: Sequence[Mapping[str, Any]]) -> Refused:
+def _invalid(errors: Sequence[ErrorDetails]) -> Refused:
     """The first thing that is wrong with the fields."""
     first = errors[0]
     where = [str(part) for part in first["loc"] if part != "body"]

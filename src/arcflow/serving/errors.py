@@ -5,7 +5,6 @@ The official client tries again on 408, 409, 429 and from 500 on, after `Retry-A
 """
 
 from collections.abc import Mapping
-from typing import Any
 
 from fastapi.responses import JSONResponse
 
@@ -28,7 +27,7 @@ class Refused(Exception):
         self.status, self.param, self.code, self.headers = status, param, code, dict(headers or {})
 
     @property
-    def body(self) -> dict[str, Any]:
+    def body(self) -> dict[str, object]:
         kinds = {401: "authentication_error", 429: "rate_limit_error"}
         kind = kinds.get(self.status, "server_error" if self.status >= 500 else "invalid_request_error")
         return {"error": {"message": str(self), "type": kind, "param": self.param, "code": self.code}}

@@ -5,7 +5,6 @@ import binascii
 import io
 import json
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
@@ -78,7 +77,7 @@ def _flat(picture: Image.Image) -> Image.Image:
 
 
 def written(
-    image: UInt8[np.ndarray, "height width 3"], kind: str, compression: int, recipe: Mapping[str, Any]
+    image: UInt8[np.ndarray, "height width 3"], kind: str, compression: int, recipe: Mapping[str, object]
 ) -> bytes:
     """A picture file; a PNG carries its recipe as text. Equal pictures of equal recipes are equal files."""
     file = io.BytesIO()

@@ -6,7 +6,7 @@ them, so that a misspelt one is noticed.
 """
 
 import json
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
@@ -56,7 +56,7 @@ class Asked(BaseModel):
 
     @field_validator("lora", mode="before")
     @classmethod
-    def _read_lora(cls, value: Any) -> Any:
+    def _read_lora(cls, value: object) -> object:
         if isinstance(value, str):  # a form has only words
             try:
                 return json.loads(value)

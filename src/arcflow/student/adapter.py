@@ -7,10 +7,10 @@ import dataclasses
 import json
 import re
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import Tensor
+from diffusers import ModelMixin
+from torch import Tensor, nn
 
 from arcflow.families import family_of
 from arcflow.families.weights import compute_dtype
@@ -39,7 +39,7 @@ from arcflow.system.packages import version_of
 from arcflow.system.processes import whole, writes
 
 
-def load_adapter(transformer: Any, folder: str | Path, *, dtype: torch.dtype | None = None) -> Any:
+def load_adapter(transformer: nn.Module, folder: str | Path, *, dtype: torch.dtype | None = None) -> ModelMixin:
     """The same transformer, now the student that the adapter describes, in evaluation mode; an adapter it already
     carries is replaced. LoRA weights take `dtype`, the base's unless given; head and norm are float32."""
     transformer = student_layers.uncompiled(transformer)
@@ -47,7 +47,9 @@ def load_adapter(transformer: Any, folder: str | Path, *, dtype: torch.dtype | N
     return transformer.eval()
 
 
-def draft_adapter(transformer: Any, folder: str | Path, *, dtype: torch.dtype | None = None) -> student_layers.State:
+def draft_adapter(
+    transformer: ModelMixin, folder: str | Path, *, dtype: torch.dtype | None = None
+) -> student_layers.State:
     """The student that an adapter describes, ready to be put on this transformer, which is left alone."""
     found = found_at(folder)
     info = found.info
@@ -74,7 +76,7 @@ def draft_adapter(transformer: Any, folder: str | Path, *, dtype: torch.dtype | 
 
 
 def save_adapter(
-    transformer: Any, folder: str | Path, *, info: AdapterInfo | None = None, layout: Layout = "arcflow"
+    transformer: nn.Module, folder: str | Path, *, info: AdapterInfo | None = None, layout: Layout = "arcflow"
 ) -> Path:
     """The folder, with the student's adapter in it; or a file that is one by itself, if the name ends in .safetensors.
     Each file appears whole or not at all. All processes among which a network is shared out must call; the first one
@@ -137,7 +139,7 @@ def read_info(path: str | Path) -> AdapterInfo:
     return found_at(path).info
 
 
-def describe(transformer: Any, info: AdapterInfo | None = None) -> AdapterInfo:
+def describe(transformer: ModelMixin, info: AdapterInfo | None = None) -> AdapterInfo:
     """`info`, completed by what the student itself tells."""
     family, state = family_of(transformer), student_layers.state_of(transformer)
     info = info or AdapterInfo()

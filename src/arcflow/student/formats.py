@@ -14,9 +14,10 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
+from diffusers import ModelMixin
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
@@ -111,7 +112,7 @@ def _own_record(weights: Path) -> AdapterInfo | None:
     return None if content is None else record.info_of(content, weights)
 
 
-def _own_content(weights: Path) -> dict[str, Any] | None:
+def _own_content(weights: Path) -> dict[str, object] | None:
     with _opened(weights) as file:
         text = (file.metadata() or {}).get(RECORD)
     return None if text is None else record.parse(text, weights)
@@ -124,7 +125,7 @@ def metadata_of(tensors: dict[str, Tensor], info: AdapterInfo) -> dict[str, str]
     return {RECORD: json.dumps({**content, "sha256": {CONTENT: _content_digest(tensors, content)}})}
 
 
-def _content_digest(tensors: dict[str, Tensor], content: dict[str, Any]) -> str:
+def _content_digest(tensors: dict[str, Tensor], content: dict[str, object]) -> str:
     """SHA-256 over a record but for its checksum, and over name, type, shape and bytes of every tensor."""
     total = hashlib.sha256(json.dumps({**content, "sha256": {}}).encode())
     for name, tensor in sorted(tensors.items()):
@@ -133,7 +134,7 @@ def _content_digest(tensors: dict[str, Tensor], content: dict[str, Any]) -> str:
     return total.hexdigest()
 
 
-def _published_info(content: dict[str, Any], told: Path, weights: Path) -> AdapterInfo:
+def _published_info(content: dict[str, object], told: Path, weights: Path) -> AdapterInfo:
     families = {family.published: family for family in FAMILIES if family.published}
     name = content.get("_class_name")
     if not isinstance(name, str) or name not in families or "num_gaussians" not in content:
@@ -155,7 +156,7 @@ def _published_info(content: dict[str, Any], told: Path, weights: Path) -> Adapt
     return record.info_of(fields, told)
 
 
-def checked_tensors(transformer: Any, found: Found) -> dict[str, Tensor]:
+def checked_tensors(transformer: ModelMixin, found: Found) -> dict[str, Tensor]:
     """The adapter's tensors by name, once base, names and shapes are as they should be."""
     weights, info, _ = found
     family = family_of(transformer)
@@ -212,7 +213,7 @@ def _changed(weights: Path) -> ValueError:
     )
 
 
-def _check_base(transformer: Any, family: Family, found: Found) -> None:
+def _check_base(transformer: ModelMixin, family: Family, found: Found) -> None:
     info = found.info
     if info.family != family.name:
         raise ValueError(
@@ -271,7 +272,7 @@ def _header(weights: Path) -> dict[str, _Stored]:
 
 
 @contextmanager
-def _opened(weights: Path) -> Iterator[Any]:
+def _opened(weights: Path) -> Iterator[safe_open]:
     try:
         with safe_open(weights, "pt") as file:
             yield file
@@ -302,7 +303,7 @@ def check_published(info: AdapterInfo) -> None:
         )
 
 
-def published_config(transformer: Any, info: AdapterInfo) -> dict[str, Any]:
+def published_config(transformer: ModelMixin, info: AdapterInfo) -> dict[str, object]:
     """What stands in the published layout's config.json."""
     check_published(info)
     family = family_of(transformer)
@@ -312,7 +313,7 @@ def published_config(transformer: Any, info: AdapterInfo) -> dict[str, Any]:
         "_diffusers_version": version_of("diffusers"),
         **info.sizes,
         # the authors write the packed width, where the base has the latents'
-        "out_channels": narrow and student_layers.frozen(transformer, family.head).out_features,
+        "out_channels": narrow and student_layers.base_linear(transformer, family.head).out_features,
         "num_gaussians": info.modes,
         "logweights_channels": info.pixels,
     }
@@ -325,14 +326,14 @@ def published_tensors(tensors: dict[str, Tensor], info: AdapterInfo) -> dict[str
     return {name: tensor.half() for name, tensor in scaled.items()}
 
 
-def sizes_of(transformer: Any) -> dict[str, Any]:
+def sizes_of(transformer: ModelMixin) -> dict[str, object]:
     return {name: transformer.config[name] for name in SIZES if name in transformer.config}
 
 
-def fingerprint_of(transformer: Any) -> list[float]:
-    linear: Any = student_layers.frozen(transformer, family_of(transformer).head)
+def fingerprint_of(transformer: ModelMixin) -> list[float]:
+    linear = student_layers.base_linear(transformer, family_of(transformer).head)
     kept = student_layers.kept_weight(linear)  # of a fused student in coefficients: its LoRA is on the last layer too
-    own: Any = dense(linear).weight if kept is None else kept
+    own = dense(linear).weight if kept is None else kept
     weight = own.detach().flatten()
     return weight[:: max(1, weight.numel() // 64)][:64].float().tolist()
 

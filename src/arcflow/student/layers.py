@@ -10,12 +10,13 @@ Linears, therefore find what they expect, and nothing that is done to them touch
 one can be taken off and put on again, bit for bit.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, no_type_check
 
 import torch
+from diffusers import ModelMixin
 from jaxtyping import Float
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
@@ -37,7 +38,7 @@ class LowRank(nn.Module):
         self.down, self.up, self.scale = nn.Parameter(down), nn.Parameter(up), scale
         self.dropout = nn.Dropout(dropout) if dropout else nn.Identity()
         self.teacher = False
-        self.kept: nn.Parameter | None
+        self.kept: Tensor | None
         self.register_parameter("kept", None)
         self.seen: tuple[float, ...] = ()
 
@@ -53,7 +54,7 @@ class LowRank(nn.Module):
         change = F.linear(F.linear(rows, self.down), self.up).view(out.shape)
         return torch.add(out, change, alpha=self.scale).to(out.dtype)
 
-    def _apply(self, fn: Any, recurse: bool = True) -> "LowRank":
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "LowRank":
         return super()._apply(wide(fn), recurse)
 
 
@@ -104,14 +105,14 @@ class Tuned(nn.Linear):
         for name, module in super().named_modules(memo, prefix, remove_duplicate):
             yield name, _veiled(module) if module is self.frozen else module
 
-    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+    def _save_to_state_dict(self, destination: dict[str, Tensor], prefix: str, keep_vars: bool) -> None:
         # loaders of LoRAs look the base's weights up by these names
         for name in ("weight", "bias"):
             value = getattr(self, name)
             if value is not None:
                 destination[f"{prefix}{name}"] = value if keep_vars else value.detach()
 
-    def _load_from_state_dict(self, *_: Any) -> None:
+    def _load_from_state_dict(self, *_: object) -> None:
         """Nothing: both Linears load what is theirs."""
 
 
@@ -171,14 +172,14 @@ class Fork(nn.Module):
         self.frozen, self.tuned = frozen, tuned
         self.teacher = False
 
-    def forward(self, *inputs: Any, **named: Any) -> Any:
+    def forward(self, *inputs: object, **named: object) -> object:
         if self.teacher:
             return self.frozen(*inputs, **named)
         dtype = next(self.tuned.parameters()).dtype
         return self.tuned(*(_cast(x, dtype) for x in inputs), **{name: _cast(x, dtype) for name, x in named.items()})
 
 
-def _cast(value: Any, dtype: torch.dtype) -> Any:
+def _cast(value: object, dtype: torch.dtype) -> object:
     return value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
 
 
@@ -290,8 +291,8 @@ def learn(transformer: nn.Module) -> None:
 
 
 def _watch(
-    transformer: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    transformer: nn.Module, inputs: tuple[object, ...], named: dict[str, Any]
+) -> tuple[tuple[object, ...], dict[str, Any]]:
     """Before each call: the span of the coming step, if the head is to integrate over it."""
     state: State = transformer._arcflow  # type: ignore[assignment]
     if state.head.teacher:
@@ -312,7 +313,9 @@ def _watch(
     return inputs, named
 
 
-def _widened(norm: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def _widened(
+    norm: nn.Module, inputs: tuple[object, ...], named: dict[str, object]
+) -> tuple[tuple[object, ...], dict[str, object]]:
     """Before the norm: its inputs in the dtype of the tuned weights, as these are wider than the base's."""
     tuned = next((module for module in norm.modules() if isinstance(module, Tuned)), None)
     if tuned is None or tuned.teacher:
@@ -321,7 +324,7 @@ def _widened(norm: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) ->
     return tuple(_cast(x, dtype) for x in inputs), {name: _cast(x, dtype) for name, x in named.items()}
 
 
-def refuse_to_save(*_: Any, **__: Any) -> None:
+def refuse_to_save(*_: object, **__: object) -> None:
     """In the place of `save_pretrained`."""
     raise ValueError(
         "a student is on this transformer, and what would be written could not be loaded: keep the student with "
@@ -442,7 +445,7 @@ def norm_linears(transformer: nn.Module) -> list[str]:
     return [f"{norm}.{name}" for name in dict.fromkeys(plain)]
 
 
-def frozen(transformer: nn.Module, name: str) -> Any:
+def frozen(transformer: nn.Module, name: str) -> nn.Module:
     """The base's own module where a student may have a twin."""
     module = transformer.get_submodule(name)
     if isinstance(module, Fork):
@@ -450,29 +453,30 @@ def frozen(transformer: nn.Module, name: str) -> Any:
     return base_linear(transformer, name) if isinstance(module, nn.Linear | BaseTunerLayer) else module
 
 
-def module_of(transformer: nn.Module, name: str) -> Any:
+def module_of(transformer: nn.Module, name: str) -> nn.Module:
     """The module of this name: `get_submodule`, at a fifth of its time, for what is asked at every picture."""
-    module: Any = transformer
+    module = transformer
     for part in name.split("."):
         module = module._modules.get(part) or getattr(module, part)
     return module
 
 
-def base_linear(transformer: nn.Module, name: str) -> Any:
+def base_linear(transformer: nn.Module, name: str) -> nn.Linear:
     """The base's own Linear of this name, under a user's LoRA and the student's twin."""
     module = module_of(transformer, name)
     while isinstance(module, BaseTunerLayer | Tuned):
         module = module.frozen if isinstance(module, Tuned) else _inside(module)
-    return module
+    return module  # type: ignore[return-value]  # every name asked for is a Linear's
 
 
 def _replace(transformer: nn.Module, name: str, new: nn.Module) -> None:
     """Put a module in the place of a Linear (or of its twin), under a user's LoRA on it."""
     parent, _, leaf = name.rpartition(".")
-    around: Any = transformer.get_submodule(parent)
-    module: Any = getattr(around, leaf)
+    around = transformer.get_submodule(parent)
+    module: nn.Module = getattr(around, leaf)
     while isinstance(module, BaseTunerLayer):
-        around, leaf = module, "base_layer"
+        around = module  # PEFT's layer, which is a module too
+        leaf = "base_layer"
         module = _inside(module)
     setattr(around, leaf, new)
 
@@ -492,19 +496,19 @@ def _extras(transformer: nn.Module, name: str) -> nn.Module:
     return block.get_submodule("student")
 
 
-def _connect(linear: Any, *lows: LowRank | None) -> None:
-    linear._arcflow_low = lows
+def _connect(linear: nn.Module, *lows: LowRank | None) -> None:
+    linear._arcflow_low = lows  # type: ignore[assignment]
     add_at_calls(linear, True)
 
 
-def _disconnect(module: Any) -> None:
+def _disconnect(module: nn.Module) -> None:
     if "_arcflow_low" in module.__dict__:
         del module._arcflow_low
         add_at_calls(module, False)
     module.__dict__.pop("_arcflow_joined", None)
 
 
-def add_at_calls(linear: Any, adds: bool) -> None:
+def add_at_calls(linear: nn.Module, adds: bool) -> None:
     """Whether a Linear adds its LoRA at every call; one that is merged does not, and is called like a plain one."""
     for key in [key for key, hook in linear._forward_hooks.items() if hook is _add_low_rank]:
         del linear._forward_hooks[key]
@@ -550,7 +554,7 @@ def separate(transformer: nn.Module) -> Iterator[None]:
 
 def _check_head_free(transformer: nn.Module) -> None:
     """A user's LoRA on the last layer adds a velocity, which a packed path has no place for."""
-    layer: Any = getattr(transformer, family_of(transformer).head)
+    layer = getattr(transformer, family_of(transformer).head)
     if isinstance(layer, BaseTunerLayer) and not layer.disable_adapters and layer.active_adapters:
         raise ValueError(
             f"the LoRA {layer.active_adapters} sits on {family_of(transformer).head!r} and adds to a velocity, but a "
@@ -575,30 +579,30 @@ def _check_whole(transformer: nn.Module, state: State) -> None:
         )
 
 
-def _lows_of(linear: Any) -> tuple[LowRank | None, ...]:
+def _lows_of(linear: nn.Module) -> tuple[LowRank | None, ...]:
     return getattr(linear, "_arcflow_low", ())
 
 
-def kept_weight(linear: Any) -> Tensor | None:
+def kept_weight(linear: nn.Module) -> Tensor | None:
     """The base's own weight of a Linear into which a student's LoRA is merged; None where none is."""
     return next((low.kept for low in _lows_of(linear) if low is not None and low.kept is not None), None)
 
 
-def _inside(lora: Any) -> Any:
+def _inside(lora: Any) -> nn.Module:
     """What PEFT has put a LoRA around."""
     return lora.base_layer
 
 
-def _under_lora(module: Any) -> Any:
+def _under_lora(module: nn.Module) -> nn.Module:
     """A module without a user's LoRA around it."""
     while isinstance(module, BaseTunerLayer):
         module = _inside(module)
     return module
 
 
-def uncompiled(transformer: Any) -> Any:
+def uncompiled(transformer: nn.Module) -> ModelMixin:
     """The module that `torch.compile` has wrapped, or this one."""
-    return getattr(transformer, "_orig_mod", transformer)
+    return getattr(transformer, "_orig_mod", transformer)  # type: ignore[return-value]  # a model of diffusers
 
 
 def forget_compiled(transformer: nn.Module) -> None:

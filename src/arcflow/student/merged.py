@@ -8,7 +8,6 @@ import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from safetensors import safe_open
 from torch import Tensor
@@ -23,7 +22,7 @@ WHOLE = (".safetensors", ".ckpt", ".pt", ".bin", ".gguf")
 """How files end that may lie beside a pipeline with the whole model in them: the base's, which nobody needs here."""
 
 
-def write_merged(base: Path, out: Path, factors: Mapping[str, Factors], scheduler: Mapping[str, Any]) -> Path:
+def write_merged(base: Path, out: Path, factors: Mapping[str, Factors], scheduler: Mapping[str, object]) -> Path:
     """The folder, with a pipeline in it: that of `base`, a LoRA added into its transformer, and this scheduler.
 
     Raises:

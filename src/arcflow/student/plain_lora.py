@@ -7,7 +7,7 @@ steps. What that loses has to be measured (`sampling.plain`).
 """
 
 from collections.abc import Mapping
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -105,7 +105,7 @@ def named(factors: Mapping[str, Factors], keys: Keys) -> dict[str, Tensor]:
     return tensors
 
 
-def stock_scheduler(info: AdapterInfo) -> dict[str, Any]:
+def stock_scheduler(info: AdapterInfo) -> dict[str, object]:
     """Configuration of diffusers' own Euler scheduler that walks the student's grid, whatever the resolution."""
     return {
         "_class_name": "FlowMatchEulerDiscreteScheduler",

@@ -55,7 +55,7 @@ class AdapterInfo:
     """Guidance embedding it was trained with; None: the family's."""
     teacher_lora: str | None = None
     """A LoRA that was part of the teacher: the pipeline needs it too, before this adapter."""
-    sizes: dict[str, Any] = field(default_factory=dict)
+    sizes: dict[str, object] = field(default_factory=dict)
     """* The base's sizes (`formats.SIZES`)."""
     fingerprint: list[float] = field(default_factory=list)
     """* Some weights of the base's last layer, to tell it from another of the same sizes; empty: not known."""
@@ -78,7 +78,7 @@ class AdapterInfo:
         return tuple(tuple(step_grid(n, self.shift, self.final_step_scale).tolist()) for n in counts)
 
 
-def read(path: Path) -> dict[str, Any]:
+def read(path: Path) -> dict[str, object]:
     """The JSON object in a record's file, its fields not yet checked.
 
     Raises:
@@ -93,7 +93,7 @@ def read(path: Path) -> dict[str, Any]:
     return parse(path.read_bytes(), path)
 
 
-def parse(text: bytes | str, path: Path) -> dict[str, Any]:
+def parse(text: bytes | str, path: Path) -> dict[str, object]:
     """The JSON object that a text holds; `path` is where it was found."""
     try:
         content = json.loads(text, object_pairs_hook=_once)
@@ -106,7 +106,7 @@ def parse(text: bytes | str, path: Path) -> dict[str, Any]:
     return content
 
 
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _once(pairs: list[tuple[str, object]]) -> dict[str, object]:
     content = dict(pairs)
     if len(content) < len(pairs):
         names = [name for name, _ in pairs]
@@ -114,7 +114,7 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return content
 
 
-def info_of(content: Mapping[str, Any], path: Path) -> AdapterInfo:
+def info_of(content: Mapping[str, object], path: Path) -> AdapterInfo:
     """The record that a file's content makes, every field checked.
 
     Raises:
@@ -163,7 +163,7 @@ def agree(told: AdapterInfo, own: AdapterInfo, path: Path, weights: Path) -> Non
             )
 
 
-Check = tuple[Callable[[Any], bool], str]
+Check = tuple[Callable[[object], bool], str]
 """(whether a value of a record is right, what is expected, in words)"""
 
 
@@ -172,8 +172,10 @@ def _whole(least: int, most: int) -> Check:
 
 
 def _number(least: float, most: float, *, above: bool = False) -> Check:
-    def fits(value: Any) -> bool:
-        if type(value) not in (int, float) or not abs(value) <= most:  # not a number is never at most
+    def fits(value: object) -> bool:
+        if type(value) is not int and type(value) is not float:
+            return False
+        if not abs(value) <= most:  # not a number is never at most
             return False
         return least < value if above else least <= value
 
@@ -181,7 +183,7 @@ def _number(least: float, most: float, *, above: bool = False) -> Check:
 
 
 def _text(most: int) -> Check:
-    def fits(value: Any) -> bool:
+    def fits(value: object) -> bool:
         return type(value) is str and len(value) <= most and not controls(value)
 
     return fits, f"a text of at most {most} characters, without control characters"
@@ -195,7 +197,7 @@ def _or_null(check: Check) -> Check:
 def _list(check: Check, most: int) -> Check:
     fits, expected = check
 
-    def all_fit(value: Any) -> bool:
+    def all_fit(value: object) -> bool:
         return type(value) is list and len(value) <= most and all(map(fits, value))
 
     return all_fit, f"a list of at most {most}, each {expected}"
@@ -205,7 +207,7 @@ def _object(check: Check, most: int) -> Check:
     named, _ = _text(100)
     fits, expected = check
 
-    def all_fit(value: Any) -> bool:
+    def all_fit(value: object) -> bool:
         return type(value) is dict and len(value) <= most and all(named(k) and fits(v) for k, v in value.items())
 
     return all_fit, f"an object of at most {most} entries, each {expected}"
@@ -219,7 +221,7 @@ def _one_of(*values: str) -> Check:
     return lambda value: type(value) is str and value in values, f"one of {', '.join(map(repr, values))}"
 
 
-def _harmless(value: Any) -> bool:
+def _harmless(value: object) -> bool:
     """Whether no text in a JSON value holds control characters, but for tabs and ends of lines."""
     if isinstance(value, dict):
         return all(_harmless(name) and _harmless(one) for name, one in value.items())
@@ -228,7 +230,7 @@ def _harmless(value: Any) -> bool:
     return not isinstance(value, str) or not controls(value.replace("\n", " ").replace("\t", " "))
 
 
-def _is_training(value: Any) -> bool:
+def _is_training(value: object) -> bool:
     if type(value) is not dict or not _harmless(value):
         return False
     settings = value.get("settings", {})

@@ -12,7 +12,7 @@ import threading
 import warnings
 import weakref
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -92,7 +92,7 @@ def ask(sigma: float | None) -> Step:
     raise _nobody(sigma)
 
 
-def _driver() -> Any:
+def _driver() -> object:
     """The scheduler of the pipeline from whose call this thread comes, if its transformer is a student: a run that was
     aborted leaves a scheduler at a step, and what starts there next may be driven by another."""
     frame = sys._getframe(1)

@@ -4,7 +4,6 @@ import ctypes
 import os
 import sys
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
 
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -39,7 +38,7 @@ def torch_device(name: str) -> torch.device:
     return torch.device(f"cuda:{os.environ['LOCAL_RANK']}" if several else name)
 
 
-def attention(device: torch.device) -> AbstractContextManager[Any]:
+def attention(device: torch.device) -> AbstractContextManager[object]:
     """On a GPU any but cuDNN's, which PyTorch may prefer: its backward pass fails on an H100 (FLUX, PyTorch 2.11)."""
     own = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
     return sdpa_kernel(own) if device.type == "cuda" else nullcontext()

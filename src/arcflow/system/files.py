@@ -95,7 +95,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in whole_lines(path)]
 
 
-def write_lines(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
+def write_lines(path: Path, records: Iterable[Mapping[str, object]]) -> None:
     """Write records as JSON lines, whole or not at all."""
     write_text(path, "".join(json.dumps(record) + "\n" for record in records))
 
@@ -111,7 +111,7 @@ def text_digest(content: object, digits: int = 64) -> str:
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:digits]
 
 
-def differing(there: Mapping[str, Any], wanted: Mapping[str, Any], free: Collection[str] = ()) -> str:
+def differing(there: Mapping[str, object], wanted: Mapping[str, object], free: Collection[str] = ()) -> str:
     """The settings that are not the same in both, in words; empty if there are none. `free` ones may differ."""
     names = [name for name in wanted if name not in free and there.get(name) != wanted[name]]
     return "; ".join(f"{name}: {there.get(name)!r} there, {wanted[name]!r} now" for name in names)
@@ -122,7 +122,7 @@ def claim(
     text: str,
     *,
     holds: str,
-    settings: Callable[[str], Mapping[str, Any]] = json.loads,
+    settings: Callable[[str], Mapping[str, object]] = json.loads,
     free: Collection[str] = (),
     write: bool = True,
 ) -> None:

@@ -22,7 +22,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import TypedDict, cast
 
 LOCK = ".lock"
 """Name of the file in an owned folder."""
@@ -34,12 +34,26 @@ SILENCE = 60.0
 """Seconds without one after which another machine's owner counts as gone."""
 
 
+class Record(TypedDict):
+    """What an owner writes of itself."""
+
+    pid: int
+    host: str
+    machine: str
+    """What tells machines apart, and starts of one."""
+    work: str
+    command: str
+    since: str
+    token: str
+    """What no other owner has."""
+
+
 class Owner:
     """A process that has a folder to itself."""
 
-    def __init__(self, folder: Path, handle: int, record: dict[str, Any]) -> None:
+    def __init__(self, folder: Path, handle: int, record: Record) -> None:
         self.folder, self.handle, self.record = folder, handle, record
-        self.taken_by: dict[str, Any] | None = None
+        self.taken_by: Record | None = None
         self.ended = threading.Event()
         self.thread = threading.Thread(target=self._beat, name="owner", daemon=True)
 
@@ -120,14 +134,14 @@ def owned_share(folder: Path, share: tuple[int, int], work: str) -> Iterator[Non
         yield
 
 
-def read_owner(folder: Path) -> dict[str, Any] | None:
+def read_owner(folder: Path) -> Record | None:
     """Who has written its name into a folder: `pid`, `host`, `machine`, `work`, `command`, `since` and `token`."""
     try:
         record = json.loads((folder / LOCK).read_text("utf-8"))
     except (OSError, ValueError, RecursionError):
         return None
     named = isinstance(record, dict) and all(isinstance(record.get(k), str) for k in ("host", "machine", "token"))
-    return record if named else None
+    return cast(Record, record) if named else None
 
 
 def _take(folder: Path, work: str, remedy: str) -> Owner:
@@ -136,7 +150,7 @@ def _take(folder: Path, work: str, remedy: str) -> Owner:
         there, locks = read_owner(folder), _lock(handle) is not None
         if there and (there["machine"] != _machine() or not locks):
             _await_silence(folder, there, work, remedy)
-        record = {
+        record: Record = {
             "pid": os.getpid(),
             "host": platform.node(),
             "machine": _machine(),
@@ -197,7 +211,7 @@ def _lock(handle: int) -> bool | None:
     return True
 
 
-def _await_silence(folder: Path, there: dict[str, Any], work: str, remedy: str) -> None:
+def _await_silence(folder: Path, there: Record, work: str, remedy: str) -> None:
     """Wait until another machine's owner has given no sign of life for long enough; refuse if it gives one."""
     last, age = _sign(folder), _age(folder)
     if age < SILENCE:
@@ -231,11 +245,11 @@ def _machine() -> str:
         return platform.node()
 
 
-def _name(record: dict[str, Any]) -> str:
+def _name(record: Record) -> str:
     return f"process {record.get('pid')} on {record['host']!r} (since {record.get('since')}: {record.get('command')!r})"
 
 
-def _refusal(folder: Path, there: dict[str, Any] | None, work: str, remedy: str) -> ValueError:
+def _refusal(folder: Path, there: Record | None, work: str, remedy: str) -> ValueError:
     who = f"{_name(there)} {there.get('work', work)} there" if there else f"another process {work} there"
     return ValueError(f"{folder} is in use, {who}: expected to be alone; wait until it has ended, or {remedy}")
 

@@ -4,12 +4,13 @@ import importlib
 import platform
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
+from types import ModuleType
 from typing import Any
 
 import torch
 
 
-def need(module: str, *, asked: str, install: str) -> Any:
+def need(module: str, *, asked: str, install: str) -> ModuleType:
     """An optional module, imported.
 
     Raises:
@@ -42,7 +43,7 @@ class About:
     command: str
 
 
-def about(**more: Any) -> dict[str, Any]:
+def about(**more: str | int) -> dict[str, Any]:
     """What the numbers were made with: versions, machine, and whatever the caller adds."""
     packages = ("arcflow", "torch", "diffusers", "transformers", "peft")
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or platform.machine()

@@ -44,9 +44,9 @@ class Ranks:
     count: int = 1
     mesh: DeviceMesh | None = None
     """(copies, processes to a copy); None where each has a copy of its own."""
-    side: Any = None
+    side: dist.ProcessGroup | None = None
     """A process group (gloo) for the thread that reads prompts."""
-    files: Any = None
+    files: dist.ProcessGroup | None = None
     """One for the thread that writes checkpoints."""
 
     @property
@@ -102,7 +102,7 @@ class Ranks:
         dist.all_reduce(total)
         vector_to_parameters(total / self.count, gradients)
 
-    def agree(self, make: Callable[[], T], group: Any = None) -> T:
+    def agree(self, make: Callable[[], T], group: dist.ProcessGroup | None = None) -> T:
         """What `make` gives on the first process, for all; it must be something that can be pickled.
 
         Raises:

@@ -18,6 +18,9 @@ T = TypeVar("T")
 
 ABSENT = dataclasses.MISSING
 
+Kind = Any
+"""A type as an annotation has it: a class, a union, a literal, a generic alias. They have no type in common."""
+
 
 def read(kind: type[T], path: Path) -> T:
     """The record in a JSON file.
@@ -58,7 +61,7 @@ def plain(value: object) -> object:
     return value
 
 
-def _built(kind: Any, content: Any, where: str) -> Any:
+def _built(kind: Kind, content: object, where: str) -> Any:
     if dataclasses.is_dataclass(kind):
         return _fields(kind, content, where)
     origin, inside = get_origin(kind), get_args(kind)
@@ -82,7 +85,7 @@ def _built(kind: Any, content: Any, where: str) -> Any:
     return content
 
 
-def _fields(kind: Any, content: Any, where: str) -> Any:
+def _fields(kind: Kind, content: object, where: str) -> object:
     if not isinstance(content, dict):
         raise ValueError(f"{where.removesuffix('.')} is {content!r:.60}; expected an object with {_names(kind)}")
     hints = get_type_hints(kind)
@@ -96,15 +99,15 @@ def _fields(kind: Any, content: Any, where: str) -> Any:
     return kind(**{name: _built(hints[name], part, f"{where}{name}.") for name, part in content.items()})
 
 
-def _names(kind: Any) -> str:
+def _names(kind: Kind) -> str:
     return ", ".join(one.name for one in dataclasses.fields(kind))
 
 
-def _required(kind: Any) -> set[str]:
+def _required(kind: Kind) -> set[str]:
     return {one.name for one in dataclasses.fields(kind) if one.default is ABSENT and one.default_factory is ABSENT}
 
 
-def _closest(kinds: Iterable[Any], content: Any) -> Any:
+def _closest(kinds: Iterable[Kind], content: object) -> Kind:
     """Of several kinds the one that a content is, or misses by the fewest keys."""
     if content is None and NoneType in kinds:
         return NoneType
@@ -112,14 +115,14 @@ def _closest(kinds: Iterable[Any], content: Any) -> Any:
     if not isinstance(content, dict):
         return some[0]
 
-    def apart(kind: Any) -> int:
+    def apart(kind: Kind) -> int:
         names = {one.name for one in dataclasses.fields(kind)} if dataclasses.is_dataclass(kind) else set()
         return len(set(content) - names) + len((_required(kind) if names else set()) - set(content))
 
     return min(some, key=apart)
 
 
-def _key(kind: Any, key: str, where: str) -> Any:
+def _key(kind: Kind, key: str, where: str) -> str | int:
     if kind is not int:
         return key
     if not key.isdecimal() or str(int(key)) != key:

@@ -6,7 +6,7 @@ their own, `speed.jsonl`, beside the log that does not.
 
 import time
 from collections.abc import Callable
-from typing import Any, ParamSpec, TypeVar
+from typing import ParamSpec, TypeVar
 
 import torch
 
@@ -16,12 +16,15 @@ P = ParamSpec("P")
 
 T = TypeVar("T")
 
+Moment = float | torch.cuda.Event
+"""On the clock of the CPU, or in the work of a GPU."""
+
 
 class Speed:
     """Times calls of the parts it is given, and sums them up by line."""
 
     def __init__(self, device: torch.device) -> None:
-        self.device, self.spans = device, dict[str, list[tuple[Any, Any]]]()
+        self.device, self.spans = device, dict[str, list[tuple[Moment, Moment]]]()
         self.since = time.perf_counter()
 
     def of(self, part: str, call: Callable[P, T]) -> Callable[P, T]:
@@ -40,7 +43,7 @@ class Speed:
         """Since the last line: seconds per iteration, samples per second, the share of each part and of the rest,
         which is the student's, and the peak of the memory in GiB."""
         seconds, self.since = time.perf_counter() - self.since, time.perf_counter()
-        shares = {part: sum(self._between(*span) for span in spans) / seconds for part, spans in self.spans.items()}
+        shares = {part: sum(_between(*span) for span in spans) / seconds for part, spans in self.spans.items()}
         for spans in self.spans.values():
             spans.clear()
         return {
@@ -51,18 +54,21 @@ class Speed:
             "memory_gib": peak_memory(self.device) / 2**30,
         }
 
-    def _now(self) -> Any:
+    def _now(self) -> Moment:
         if self.device.type != "cuda":
             return time.perf_counter()
         event = torch.cuda.Event(enable_timing=True)
         event.record()
         return event
 
-    def _between(self, start: Any, end: Any) -> float:
-        if self.device.type != "cuda":
-            return end - start
+
+def _between(start: Moment, end: Moment) -> float:
+    """Seconds from one moment to another of the same kind."""
+    if isinstance(start, torch.cuda.Event) and isinstance(end, torch.cuda.Event):
         end.synchronize()
         return start.elapsed_time(end) / 1000
+    assert isinstance(start, float) and isinstance(end, float)
+    return end - start
 
 
 def now() -> float:

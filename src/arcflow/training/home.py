@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -211,8 +210,8 @@ def _claim(folder: Path, config: Run, contents: dict[str, str], say: Callable[[s
 
 def _compare(
     folder: Path,
-    there: Mapping[str, Any],
-    mine: Mapping[str, Any],
+    there: Mapping[str, object],
+    mine: Mapping[str, object],
     known: Mapping[str, str],
     contents: Mapping[str, str],
     say: Callable[[str], None],

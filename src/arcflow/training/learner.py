@@ -11,9 +11,9 @@ They differ in the objective, in the batches, in what they measure and in when t
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
-from typing import Any
 
 import torch
+from diffusers import ModelMixin
 from torch import Generator, Tensor, nn
 
 from arcflow import student
@@ -21,7 +21,7 @@ from arcflow.config import Run
 from arcflow.data.batches import micro_batches
 from arcflow.data.prefetch import Sample
 from arcflow.distillation.objective import Part, distill, teacher_ratio
-from arcflow.distillation.policy import Student, Teacher
+from arcflow.distillation.policy import Policy, Student, Teacher
 from arcflow.distillation.walk import guided, sampler_grid
 from arcflow.families.conditioning import Cond, rows
 from arcflow.runs.checkpoint import Progress
@@ -36,7 +36,7 @@ Losing = Callable[[Sample, Draws], Iterable[Part]]
 """(samples, their random numbers) -> losses, each for a backward pass of its own before the next is asked for."""
 
 
-def build_student(net: Any, config: Run, ranks: Ranks) -> dict[str, nn.Parameter]:
+def build_student(net: ModelMixin, config: Run, ranks: Ranks) -> dict[str, nn.Parameter]:
     """The trainable parameters, once head and LoRA are on the transformer and it is shared out."""
     model, start = config.model, Generator().manual_seed(seed_of(config.seed, "student"))
     student.build(
@@ -57,10 +57,10 @@ def build_student(net: Any, config: Run, ranks: Ranks) -> dict[str, nn.Parameter
     return student.trainable(processes.shard(net, ranks))
 
 
-def views(net: Any, negative: Cond | None = None, scale: float = 1.0) -> tuple[Student, Teacher]:
+def views(net: nn.Module, negative: Cond | None = None, scale: float = 1.0) -> tuple[Student, Teacher]:
     """The network as the two callables that everything else sees; the teacher under true guidance with `negative`."""
 
-    def walker(x: Tensor, sigma: Tensor, cond: Cond) -> Any:
+    def walker(x: Tensor, sigma: Tensor, cond: Cond) -> Policy:
         return student.predict(net, x, sigma, cond)
 
     def teacher(x: Tensor, sigma: Tensor, cond: Cond) -> Tensor:
@@ -81,7 +81,7 @@ class Learner:
         self.losses = Losses()
 
     @classmethod
-    def on(cls, net: Any, run: Run, ranks: Ranks | None = None, frozen: Sequence[str] = ()) -> "Learner":
+    def on(cls, net: ModelMixin, run: Run, ranks: Ranks | None = None, frozen: Sequence[str] = ()) -> "Learner":
         """The student that is built on `net`, in place, as `run.model` says.
 
         `frozen` parts of its head ("logweights", "loggamma") keep the values that they start with.

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from diffusers import DiffusionPipeline
 from tqdm import tqdm
 
 from arcflow import families
@@ -47,7 +48,7 @@ from arcflow.training.learner import Learner, arcflow_objective, sample_draws, v
 from arcflow.training.validation import Gauge
 
 
-def train(config: Run, pipe: Any = None, log: Callable[[str], None] = tqdm.write) -> Path:
+def train(config: Run, pipe: DiffusionPipeline | None = None, log: Callable[[str], None] = tqdm.write) -> Path:
     """Distill, and return the run folder: `adapter/`, `log.jsonl`, `run.json`, `checkpoints/`.
 
     A run that is already in the folder is taken up where it stopped, by as many processes as `torchrun` starts now.
@@ -71,7 +72,7 @@ def _silent(message: str) -> None:
 
 def _train(
     config: Run,
-    pipe: Any,
+    pipe: DiffusionPipeline | None,
     device: torch.device,
     ranks: Ranks,
     log: Callable[[str], None],
@@ -295,7 +296,9 @@ def dropout_seed(seed: int, step: int, rank: int) -> int:
     return seed_of(seed, "dropout", step, rank) if rank else seed_of(seed, "dropout", step)
 
 
-def feed_of(pipe: Any, data: Prompts, encode: Encode, config: Run, device: torch.device, ranks: Ranks) -> Feed:
+def feed_of(
+    pipe: DiffusionPipeline, data: Prompts, encode: Encode, config: Run, device: torch.device, ranks: Ranks
+) -> Feed:
     """This process's part of every batch. One process reads the prompts, so that a streamed data set is read once."""
     mine = ranks.rows(config.optim.batch)
 
@@ -311,7 +314,7 @@ def feed_of(pipe: Any, data: Prompts, encode: Encode, config: Run, device: torch
     return Feed(make, device, ahead=not in_memory)
 
 
-def save_adapter(net: Any, folder: Path, config: Run, progress: Progress) -> None:
+def save_adapter(net: torch.nn.Module, folder: Path, config: Run, progress: Progress) -> None:
     """Write the adapter with everything needed to sample rightly, and the record of its training."""
     settings = json.loads(to_json(config))
     settings.pop("out")  # a folder of this machine

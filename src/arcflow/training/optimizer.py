@@ -3,7 +3,6 @@
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -33,7 +32,7 @@ def adamw(parameters: dict[str, torch.nn.Parameter], optim: Optim) -> torch.opti
     return torch.optim.AdamW(groups, betas=optim.betas, weight_decay=optim.weight_decay, fused=fused)
 
 
-def _eight_bit(parameters: Parameters) -> Any:
+def _eight_bit(parameters: Parameters) -> Callable[..., torch.optim.Optimizer]:
     if in_parts(parameters.values()):
         raise ValueError(
             "optim.bits = 8 needs whole weights, not parts: expected one process to a copy; set shard to 1"

@@ -8,10 +8,10 @@ everything they depend on.
 import hashlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
+from diffusers import DiffusionPipeline
 from jaxtyping import UInt8
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
@@ -70,7 +70,9 @@ class Gauge:
         sigmas = sampler_grid(steps, self.distill)
         return self._all([arcs(walker, self.x[p], rows(self.cond, p), sigmas) for p in self.parts])
 
-    def pictures(self, pipe: Any, count: int, size: tuple[int, int]) -> UInt8[np.ndarray, "rows columns 3"]:
+    def pictures(
+        self, pipe: DiffusionPipeline, count: int, size: tuple[int, int]
+    ) -> UInt8[np.ndarray, "rows columns 3"]:
         """The first held-out pictures side by side: the teacher's above, below them the student's as last measured."""
         drawn = [np.concatenate(list(decode(pipe, end[:count], *size)), 1) for end in (self.end, self.latest)]
         return np.concatenate(drawn)

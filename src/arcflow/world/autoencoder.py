@@ -13,11 +13,11 @@ not the encoder's.
 import math
 import random
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL
+from diffusers import AutoencoderKL, ModelMixin
+from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from jaxtyping import Float
 from torch import Tensor
 
@@ -40,7 +40,7 @@ STRENGTHS = (3.0, 1.5, 1.5, 2.0, 2.0, 2.5, 2.5)
 
 def build_autoencoder() -> AutoencoderKL:
     """An untrained autoencoder: 8 times smaller, no quantisation convolutions, as FLUX.1's."""
-    config: Any = {
+    config = {
         "down_block_types": ("DownEncoderBlock2D",) * 4,
         "up_block_types": ("UpDecoderBlock2D",) * 4,
         "block_out_channels": (16, 32, 64, 64),
@@ -103,17 +103,17 @@ def to_images(x: Float[Tensor, "count 3 64 64"]) -> np.ndarray:
     return ((x.float().clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()
 
 
-def posterior(model: Any, x: Float[Tensor, "count 3 64 64"]) -> Any:
+def posterior(model: ModelMixin, x: Float[Tensor, "count 3 64 64"]) -> DiagonalGaussianDistribution:
     """The encoder's distribution of latents, a `DiagonalGaussianDistribution`."""
     return model.encode(x, return_dict=False)[0]
 
 
-def encode(model: Any, x: Float[Tensor, "count 3 64 64"]) -> Float[Tensor, "count 8 8 8"]:
+def encode(model: ModelMixin, x: Float[Tensor, "count 3 64 64"]) -> Float[Tensor, "count 8 8 8"]:
     """Standardised latents, without the posterior's noise."""
     return (posterior(model, x).mode().float() - model.config.shift_factor) * model.config.scaling_factor
 
 
-def decode(model: Any, z: Float[Tensor, "count 8 8 8"]) -> Float[Tensor, "count 3 64 64"]:
+def decode(model: ModelMixin, z: Float[Tensor, "count 8 8 8"]) -> Float[Tensor, "count 3 64 64"]:
     """Pictures of standardised latents."""
     return model.decode(z / model.config.scaling_factor + model.config.shift_factor, return_dict=False)[0]
 
@@ -126,7 +126,7 @@ def pixel_loss(output: Tensor, target: Tensor) -> Tensor:
     return (weight * (error.square() + 0.3 * error.abs())).mean()
 
 
-def autoencoder_loss(model: AutoencoderKL, x: Tensor, plain: Tensor) -> Tensor:
+def autoencoder_loss(model: ModelMixin, x: Tensor, plain: Tensor) -> Tensor:
     """Stage one: encoder and decoder together, the mean held near the plain map, the deviation near a constant."""
     latents = posterior(model, x)
     spread = (latents.logvar.float() / 2 - math.log(POSTERIOR_STD)).square().mean()
