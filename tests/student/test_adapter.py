@@ -285,7 +285,7 @@ def test_a_damaged_adapter_leaves_the_one_before_in_place(pipe, tmp_path):
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_a_wrong_base_is_named(flux, tmp_path, layout):
+def test_a_wrong_base_is_named(flux, tmp_path, layout, unchecked):
     adapter.save_adapter(distilled(flux.transformer), tmp_path, layout=layout)
     with pytest.raises(ValueError, match="family 'flux'.* base is a QwenImageTransformer2DModel.*Load the base"):
         arcflow.load_adapter(qwen_transformer(), tmp_path)

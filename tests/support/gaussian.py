@@ -72,7 +72,7 @@ class Affine(nn.Module):
 
 
 def training(net=None):
-    return Training(net, Ema(dict(net.named_parameters()) if net else {}), Cost())
+    return Training(net or nn.Identity(), Ema(dict(net.named_parameters()) if net else {}), Cost())
 
 
 def learn(method: Method, config: Distill, *, teacher=teacher, iterations=150, batch=64, lr=0.1, net=None):

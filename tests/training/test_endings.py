@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
@@ -229,6 +229,12 @@ def test_a_disk_that_stays_full_ends_in_a_sentence_and_the_run_goes_on_when_ther
     assert_goes_on_to(whole, tmp_path)
 
 
+def library(**names):
+    module = ModuleType("wandb")
+    vars(module).update(names)
+    return module
+
+
 def tracker(where):
     """A stand-in for wandb that fails there."""
     calls = []
@@ -240,7 +246,7 @@ def tracker(where):
 
     run = SimpleNamespace(log=log, finish=fails(TimeoutError("no upload")) if where == "finish" else lambda: None)
     begin = fails(RuntimeError("timed out")) if where == "init" else lambda **_: run
-    return SimpleNamespace(init=begin, Image=lambda picture: None)
+    return library(init=begin, Image=lambda picture: None)
 
 
 @pytest.mark.parametrize("where", ["log", "finish"])

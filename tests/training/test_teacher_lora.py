@@ -98,7 +98,8 @@ def test_the_adapter_goes_on_a_pipeline_with_that_lora_and_says_so(shelf, styled
         arcflow.attach(open_base(shelf), folder / "adapter")
     card = (model_card.export(str(folder / "adapter"), folder / "out") / "README.md").read_text()
     before, after = card.index("pipe.load_lora_weights("), card.index("arcflow.attach(")
-    assert before < after and f"| LoRA of the teacher, needed with it | {shelf / 'style'} |" in card
+    assert before < after
+    assert "| LoRA of the teacher, needed with it | style |" in card and str(shelf) not in card
 
 
 def test_the_command_line_samples_with_that_lora(shelf, styled, tmp_path, capsys):

@@ -12,7 +12,7 @@ import sys
 import time
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
@@ -422,7 +422,9 @@ def test_the_curves_go_to_a_tracker_too(tmp_path, monkeypatch):
     run = SimpleNamespace(
         log=lambda values, step: lines.append({**values, "step": step}), finish=lambda: lines.append(0)
     )
-    library = SimpleNamespace(init=lambda **given: settings.append(given) or run, Image=lambda picture: picture.shape)
+    library = ModuleType("trackio")
+    library.init = lambda **given: settings.append(given) or run
+    library.Image = lambda picture: picture.shape
     monkeypatch.setitem(sys.modules, "trackio", library)
     folder = train(config(tmp_path / "run", tracker="trackio", optim__iterations=2), tiny_pipe(), quiet)
     ((given,), own), end = (settings, (folder / "tracker.txt").read_text()), lines.pop()

@@ -51,7 +51,7 @@ def bootstrap(
             "something other than 0 to divide by"
         )
 
-    def ratio(p: np.ndarray, q: np.ndarray, axis: int = -1) -> np.ndarray:
+    def ratio(p: np.ndarray, q: np.ndarray, axis: int = -1) -> np.ndarray | np.floating:
         return p.mean(axis) / q.mean(axis)
 
     drawn = stats.bootstrap(

@@ -23,7 +23,7 @@ def difference(
     lora: Path,
     *,
     prompts: Sequence[str] = PROMPTS,
-    **settings: float | None,
+    **settings: int | float | None,
 ) -> float:
     """Root mean square of the difference of the latents, over that of the student's: 0 for the same pictures.
 
@@ -66,7 +66,7 @@ def drawn_apart(model: str, adapter: str | Path, lora: Path) -> float:
     return difference(pipe, adapter, lora, height=height, width=width, guidance_scale=scale)
 
 
-def _latents(pipe: DiffusionPipeline, prompts: Sequence[str], **settings: float | list[float] | None) -> Tensor:
+def _latents(pipe: DiffusionPipeline, prompts: Sequence[str], **settings: int | float | list[float] | None) -> Tensor:
     drawn = []
     for seed, prompt in enumerate(prompts):
         generator = torch.Generator("cpu").manual_seed(seed)
