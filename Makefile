@@ -1,20 +1,24 @@
-# demo: train and compare (under ten minutes)   test: every CPU test   check: format, lint, types, direction of imports
+# demo: train and compare (under ten minutes)   test: the CPU tests   long: those of half a minute and more
+# check: format, lint, types, direction of imports
 # docs: the site, into site/; a link or a name that is not there fails   bench: timings
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 OUT ?= out/demo
 
-.PHONY: demo test check docs bench format
+.PHONY: demo test long check docs bench format
 
 demo: $(STAMP)
 	$(BIN)/arcflow demo --out $(OUT)
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -n auto -m "not slow and not gpu"
+	$(BIN)/python -m pytest -n auto -m "not slow and not long and not gpu"
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m "slow and not gpu"
 	$(BIN)/pip install -q -c constraints.txt --no-deps --upgrade --target .venv/quantized torchao bitsandbytes gguf optimum-quanto
 	PYTHONPATH=.venv/quantized $(BIN)/python -m pytest tests/families/test_quantized.py tests/docs/test_guides.py
+
+long: $(STAMP)
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "long and not gpu"
 
 check: $(STAMP)
 	$(BIN)/ruff format --check .

@@ -25,7 +25,7 @@ def test_the_share_that_is_trained_is_that_of_the_published_adapters() -> None:
     }
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_memory_that_is_planned_with_is_what_the_benchmark_computes() -> None:
     from arcflow.families.memory import MODELS
     from benchmarks.memory import parts_of_all
@@ -49,7 +49,7 @@ def test_a_larger_card_takes_a_faster_way_and_every_way_has_a_guide() -> None:
         )
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(("recipe", "card"), [("flux-24gb", 24), ("flux-48gb", 48)])
 def test_a_recipe_for_a_card_fits_it(recipe, card) -> None:
     """Computed at the true shapes; what `docs/training.md` says in its table."""

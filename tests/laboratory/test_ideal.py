@@ -162,7 +162,7 @@ def test_a_path_without_the_segments_ends_is_refused(curved):
         ideal_errors(curved, SIGMAS, modes=1, steps=2, shift=2.0)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_on_the_small_flux_the_class_of_paths_is_not_what_keeps_students_from_the_teacher():
     """A straight line that knew each path would end closer than Euler does, and four modes nearly right."""
     from benchmarks.ideal import teacher_paths

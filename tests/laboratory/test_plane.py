@@ -122,7 +122,7 @@ def test_a_straight_student_that_says_what_the_teacher_says_is_euler():
     torch.testing.assert_close(walked(straight, x, 4), arcs(straight, x, {}, step_grid(4)))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_two_bent_steps_beat_two_straight_ones_and_those_of_the_teacher():
     teacher, x = circle(), noise(1000, draws(7))
     ends, more = exact(teacher, x, step_grid(64)), {"steps": 2, "iterations": 500, "batch": 256, "lr": 1e-2}

@@ -181,7 +181,7 @@ def test_a_student_learns_the_mean_and_spread_of_the_data_in_any_number_of_calls
     assert all(ends(pupil, steps) == pytest.approx((MEAN, NARROW), abs=0.03) for steps in (1, 2, 3))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_student_that_knows_nothing_learns_it_too():
     pupil = trained(Small(), 2000, 0.005)
     assert all(ends(pupil, steps) == pytest.approx((MEAN, NARROW), abs=0.04) for steps in (1, 2))

@@ -381,7 +381,7 @@ def test_joined_projections_draw_the_same_and_come_apart(pipe, two_steps, when):
 # Compiled
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("story", ["whole", "blocks"])
 def test_compiled_it_draws_the_same(story):
     """In a process of its own: what checks shapes in tests cannot be compiled."""

@@ -43,7 +43,7 @@ def test_tiles_of_the_autoencoder(attached):
     torch.testing.assert_close(sample(attached, output_type="pt"), plain)  # one tile holds this picture
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning", "ignore::FutureWarning")
 @pytest.mark.parametrize("pipe", ["flux"], indirect=True)
 def test_compiled_blocks_draw_the_same_and_take_a_second_lora(attached, tmp_path):

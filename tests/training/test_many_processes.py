@@ -73,7 +73,7 @@ def length(gradient):
     return torch.stack([value.norm() for value in gradient.values()]).norm()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("shard", [2, 1], ids=["one copy (FSDP)", "a copy each"])
 def test_a_run_is_taken_up_by_another_number_of_processes(tmp_path, shard):
     alone = curve(train(run_of(tmp_path / "1"), tiny_pipe(), quiet))

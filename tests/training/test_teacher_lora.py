@@ -156,7 +156,7 @@ def test_compiling_without_a_compiler_is_refused_before_any_work(monkeypatch, tm
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.skipif(not any(map(shutil.which, ("c++", "g++", "clang++"))), reason="torch.compile needs a C++ compiler")
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning", "ignore::FutureWarning")
 def test_a_compiled_student_learns_the_same(shelf, tmp_path):

@@ -211,7 +211,7 @@ def test_a_run_on_stored_embeddings_needs_no_text_encoder(run, tmp_path):
     assert mine == pytest.approx(theirs, rel=1e-3)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_run_killed_twenty_times_ends_with_the_same_bits(tmp_path):
     here = {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[2]), *sys.path])}
     run = subprocess.run(

@@ -116,7 +116,7 @@ def test_an_interrupted_stage_ends_in_the_same_bits(tmp_path: Path, monkeypatch:
     assert torch.equal(run(tmp_path / "killed"), whole)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_all_stages_one_after_the_other_with_their_probes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("arcflow.world.pretrain.SAVE_EVERY", 0.0)
     monkeypatch.setattr("arcflow.world.pretrain.PROBED", 6)

@@ -11,7 +11,7 @@ one can be taken off and put on again, bit for bit.
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, no_type_check
 
@@ -126,8 +126,10 @@ def _veiled(module: nn.Module) -> nn.Module:
     return veiled
 
 
-def as_wide_as_it_is(like: Tensor) -> torch.autocast:
+def as_wide_as_it_is(like: Tensor) -> AbstractContextManager[object]:
     """Without autocast: the student's own weights are float32, and its path is integrated in float32."""
+    if like.is_meta:  # shapes alone, for which there is no autocast
+        return nullcontext()
     return torch.autocast(like.device.type, enabled=False)
 
 
