@@ -31,7 +31,7 @@ def met(action):
         (OSError(errno.ENOSPC, "No space left on device"), "no space left on the disk .*another folder with --out"),
         (SafetensorError('Error: Io(Os { message: "No space left on device" })'), "no space left on the disk"),
         (OSError(errno.EROFS, "Read-only file system", "/ro/x"), "/ro/x may not be read or written"),
-        (PermissionError(errno.EACCES, "Permission denied", "/root/x"), "/root/x may not .*change its permissions"),
+        (PermissionError(errno.EACCES, "Permission denied", "/data/x"), "/data/x may not .*change its permissions"),
         (FileNotFoundError(errno.ENOENT, "No such file", "a/b"), "no file or folder a/b: check the path"),
         (FileExistsError(errno.EEXIST, "File exists", "a"), "a is in the way"),
         (OSError(errno.EMFILE, "Too many open files"), "ulimit -n"),

@@ -119,10 +119,10 @@ def draft(
         bends = CoefficientHead(base.in_features, modes, base.out_features, grids, base.weight.device)
         head = BentHead(base, bends)
     else:
-        head = Head(base, MomentumHead.from_linear(_dense_linear(base), modes, family.pixels, generator))
+        head = Head(base, MomentumHead.from_linear(dense(base), modes, family.pixels, generator))
         for name in norm_linears(transformer):
             linear = base_linear(transformer, name)
-            tuned[name] = Tuned(linear, _affine(_dense_linear(linear)))
+            tuned[name] = Tuned(linear, _affine(dense(linear)))
     tuned[family.head] = head
     size = {"rank": rank, "alpha": alpha} if lows else {"rank": 0, "alpha": 0.0}
     return State(
@@ -167,11 +167,6 @@ def _low_rank(linear: nn.Linear, rank: int, scale: float, dropout: float, genera
     device = linear.weight.device
     down = torch.randn(rank, linear.in_features, generator=generator) / rank
     return LowRank(down.to(device), torch.zeros(linear.out_features, rank, device=device), scale, dropout)
-
-
-def _dense_linear(linear: nn.Linear) -> nn.Linear:
-    """A copy in float32."""
-    return dense(linear)
 
 
 def _affine(linear: nn.Linear) -> Affine:
