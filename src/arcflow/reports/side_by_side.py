@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from arcflow.evaluation.results import Evaluation
+from arcflow.evaluation.results import Evaluation, Result
 from arcflow.evaluation.side_by_side import Tracks
 from arcflow.metrics.intervals import share_interval
 from arcflow.reports.page import EULER, FAINT, STUDENT, TEACHER, Picture, canvas, render, write_page
@@ -124,31 +124,25 @@ def _pictures(
 
 def _numbers(results: Evaluation) -> Table:
     skills = list(results.teacher_50.accuracy)
-    lines = [
-        Line.of(
-            _title(row),
-            result.nfe,
-            f"{result.mse_to_teacher:.4f}",
-            *(f"{result.accuracy[skill]:.1%}" for skill in skills),
-            ours=_ours(row),
-        )
-        for row, result in results.rows.items()
-    ]
-    return Table(["", "calls", "distance", *(skill.replace("_", " ") for skill in skills)], lines)
+    heads = ["distance", *(skill.replace("_", " ") for skill in skills)]
+    return _table(
+        results, heads, lambda one: [f"{one.mse_to_teacher:.4f}", *(f"{one.accuracy[skill]:.1%}" for skill in skills)]
+    )
 
 
 def _times(results: Evaluation) -> Table:
-    lines = [
-        Line.of(
-            _title(row),
-            result.nfe,
-            *(f"{1000 * result.seconds[part]:.2f}" for part in PARTS),
-            f"{1000 * result.seconds_per_image:.2f}",
-            ours=_ours(row),
-        )
-        for row, result in results.rows.items()
-    ]
-    return Table(["", "calls", *(PART_TITLES[part] for part in PARTS), "together"], lines)
+    heads = [*(PART_TITLES[part] for part in PARTS), "together"]
+    return _table(
+        results,
+        heads,
+        lambda one: [f"{1000 * t:.2f}" for t in (*(one.seconds[part] for part in PARTS), one.seconds_per_image)],
+    )
+
+
+def _table(results: Evaluation, heads: list[str], cells: Callable[[Result], list[str]]) -> Table:
+    """A line for each row of an evaluation: its title, its calls, and these cells."""
+    lines = [Line.of(_title(row), one.nfe, *cells(one), ours=_ours(row)) for row, one in results.rows.items()]
+    return Table(["", "calls", *heads], lines)
 
 
 def short_table(results: Evaluation) -> Table:
