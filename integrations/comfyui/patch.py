@@ -7,7 +7,6 @@ and warns of grids and guidance that the adapter was not distilled for.
 
 import logging
 import math
-import re
 from typing import Any
 
 import comfy.lora
@@ -17,7 +16,7 @@ from torch import Tensor, nn
 
 from .adapter import PREFIX, Adapter
 from .layers import Bent, FluxLast, Head, QwenNorm, bent
-from .portable import unshift_sigma
+from .portable import flux2_name, unshift_sigma
 
 LOGGER = logging.getLogger(__name__)
 
@@ -34,20 +33,6 @@ LAST = {"flux": "final_layer.linear", "flux2": "final_layer.linear", "qwen_image
 
 EULER = ("sample_euler",)
 """Samplers that take plain Euler steps ('ddim' is this one in ComfyUI)."""
-
-FLUX2 = (
-    (r"^transformer_blocks\.(\d+)\.ff\.linear_in$", r"double_blocks.\1.img_mlp.0"),
-    (r"^transformer_blocks\.(\d+)\.ff\.linear_out$", r"double_blocks.\1.img_mlp.2"),
-    (r"^transformer_blocks\.(\d+)\.ff_context\.linear_in$", r"double_blocks.\1.txt_mlp.0"),
-    (r"^transformer_blocks\.(\d+)\.ff_context\.linear_out$", r"double_blocks.\1.txt_mlp.2"),
-    (r"^single_transformer_blocks\.(\d+)\.attn\.to_qkv_mlp_proj$", r"single_blocks.\1.linear1"),
-    (r"^single_transformer_blocks\.(\d+)\.attn\.to_out$", r"single_blocks.\1.linear2"),
-    (r"^time_guidance_embed\.timestep_embedder\.linear_1$", "time_in.in_layer"),
-    (r"^time_guidance_embed\.timestep_embedder\.linear_2$", "time_in.out_layer"),
-    (r"^time_guidance_embed\.guidance_embedder\.linear_1$", "guidance_in.in_layer"),
-    (r"^time_guidance_embed\.guidance_embedder\.linear_2$", "guidance_in.out_layer"),
-)
-"""Layers of FLUX.2 by their names in diffusers and in ComfyUI."""
 
 OFF = 0.05
 """Raw time by which a grid may miss the even one before a warning."""
@@ -138,13 +123,6 @@ def _add_lora(model: Any, adapter: Adapter, strength: float) -> None:
             f"{len(added)} of the {len(lora) // 2} LoRA layers of {adapter.name} found their place in this model. "
             f"Adapter and model do not belong together, or this ComfyUI names layers in another way: update both."
         )
-
-
-def flux2_name(name: str) -> str:
-    """ComfyUI's name of a layer of FLUX.2 by the one in diffusers; attention, whose parts it joins, keeps its own."""
-    for pattern, replacement in FLUX2:
-        name = re.sub(pattern, replacement, name)
-    return name
 
 
 def _sampling(model: Any, shift: float) -> nn.Module:

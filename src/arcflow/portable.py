@@ -1,4 +1,4 @@
-"""What a sampler needs of a student's path, with torch alone: the grid, and the mean velocity over a step.
+"""What a sampler needs of a student's path, with torch alone: the grid, the mean velocity over a step, and names.
 
 Programs that cannot install this package (ComfyUI, vLLM-Omni, SGLang) carry a copy of this file; `momentum` and `path`
 read the same functions, so each formula stands once. Equations are numbered as in docs/math.md. Of a tensor (*batch,
@@ -6,6 +6,7 @@ modes, width), `modes` is K, `width` D, the numbers of a token, channel-major; g
 values a mode, one for each latent pixel of the token, shared by its channels.
 """
 
+import re
 from math import comb
 from typing import Any, TypeVar
 
@@ -20,6 +21,20 @@ BLOCK = 1024
 
 ROUNDING = 1e-4
 """Noise levels this near are the same point of a grid."""
+
+FLUX2 = (
+    (r"^transformer_blocks\.(\d+)\.ff\.linear_in$", r"double_blocks.\1.img_mlp.0"),
+    (r"^transformer_blocks\.(\d+)\.ff\.linear_out$", r"double_blocks.\1.img_mlp.2"),
+    (r"^transformer_blocks\.(\d+)\.ff_context\.linear_in$", r"double_blocks.\1.txt_mlp.0"),
+    (r"^transformer_blocks\.(\d+)\.ff_context\.linear_out$", r"double_blocks.\1.txt_mlp.2"),
+    (r"^single_transformer_blocks\.(\d+)\.attn\.to_qkv_mlp_proj$", r"single_blocks.\1.linear1"),
+    (r"^single_transformer_blocks\.(\d+)\.attn\.to_out$", r"single_blocks.\1.linear2"),
+    (r"^time_guidance_embed\.timestep_embedder\.linear_1$", "time_in.in_layer"),
+    (r"^time_guidance_embed\.timestep_embedder\.linear_2$", "time_in.out_layer"),
+    (r"^time_guidance_embed\.guidance_embedder\.linear_1$", "guidance_in.in_layer"),
+    (r"^time_guidance_embed\.guidance_embedder\.linear_2$", "guidance_in.out_layer"),
+)
+"""Layers of FLUX.2 by their names in diffusers and in its authors' files, which ComfyUI keeps."""
 
 Time = TypeVar("Time", float, Tensor)
 
@@ -190,3 +205,10 @@ def contract(
     every = torch.bmm(w, differences, out=pairs)
     own = every.unflatten(-1, pixels).diagonal(dim1=-3, dim2=-1)
     return torch.addcmul(own, first.unflatten(-1, pixels), total, out=out)
+
+
+def flux2_name(name: str) -> str:
+    """The authors' name of a layer of FLUX.2 by diffusers' own; attention, whose parts they join, keeps the latter."""
+    for pattern, replacement in FLUX2:
+        name = re.sub(pattern, replacement, name)
+    return name

@@ -18,7 +18,7 @@ from arcflow.path import step_grid
 from arcflow.reports import model_card
 from arcflow.sampling.plain import difference
 from arcflow.student import adapter, formats
-from arcflow.student.plain_lora import LORA, Keys, factors_of, named, raw_times, stock_scheduler
+from arcflow.student.plain_lora import LORA, Factors, Keys, factors_of, named, raw_times, stock_scheduler
 from tests.support.pipelines import SIDE, draws, fresh, perturb, sample
 
 NO_ARCFLOW = """
@@ -120,12 +120,21 @@ def test_the_file_is_no_larger_than_the_adapter(flux, tmp_path):
         assert "arcflow.attach" not in text and "load_lora_weights" in text and "1, 0.7619, 0" in text
 
 
+def test_comfyui_has_its_own_names_for_layers_of_flux2():
+    factors = Factors(torch.zeros(1, 2), torch.zeros(2, 1))
+    names = ["time_guidance_embed.timestep_embedder.linear_1", "single_transformer_blocks.3.attn.to_out", "proj_out"]
+    others = ["diffusion_model.time_in.in_layer", "diffusion_model.single_blocks.3.linear2", "transformer.proj_out"]
+    named_ones = named(dict.fromkeys(names, factors), "comfyui")
+    assert set(named_ones) == {f"{name}.lora_{side}.weight" for name in others for side in "AB"}
+
+
 def test_the_other_names_hold_the_same_factors(flux, tmp_path):
     made = in_coefficients(flux, tmp_path / "adapter")
-    one, other = (
+    one, same, other = (
         load_file(model_card.export(str(made), tmp_path / keys, layout="lora", keys=keys) / LORA[keys])
         for keys in get_args(Keys)
     )
+    assert set(one) == set(same)  # of FLUX.1, whose names in diffusers ComfyUI knows
     names = {name.removesuffix(".lora_A.weight") for name in one if name.endswith("lora_A.weight")}
     assert {"transformer.norm_out.linear", "transformer.proj_out"} <= names
     for name in names:

@@ -1,7 +1,10 @@
 """The same random student twice: in diffusers, driven by this project, and as files that ComfyUI's nodes load."""
 
 import dataclasses
+import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +14,8 @@ import comfy.model_patcher
 import comfy.sample
 import comfy.supported_models
 import comfy.utils
+import host
 import torch
-from arcflow_nodes.patch import flux2_name
 from einops import rearrange
 from torch import Tensor, nn
 
@@ -21,6 +24,7 @@ from arcflow.config import Form
 from arcflow.families import family_of
 from arcflow.families.conditioning import Cond
 from arcflow.path import step_grid
+from arcflow.portable import flux2_name
 from arcflow.student.adapter import save_adapter
 from tests.support import pipelines
 
@@ -55,11 +59,18 @@ class Case:
         return rearrange(flat, "b c (h p) (w q) -> b (h w) (c p q)", p=self.patch, q=self.patch)
 
     @torch.no_grad()
-    def ours(self, x: Tensor, grid: Tensor) -> Tensor:
-        """Tokens at the end of a grid of noise levels, by our own exact step."""
+    def ours(self, x: Tensor, grid: Tensor, more: Callable[[Tensor, float], dict[str, Any]] | None = None) -> Tensor:
+        """Tokens at the end of a grid of noise levels, by our own exact step. `more` is what the network is given
+        besides, for latents at a noise level; as many tokens as `x` has come out."""
         x = x.float()
         for here, there in zip(grid[:-1].tolist(), grid[1:].tolist(), strict=True):
-            x = x - student.predict(self.net, x, here, self.cond).displacement(0.0, here - there)
+            given = {} if more is None else more(x, here)
+            hook = self.net.register_forward_pre_hook(partial(_besides, given), with_kwargs=True)
+            try:
+                path = student.predict(self.net, x, here, self.cond)
+            finally:
+                hook.remove()
+            x = x - path.displacement(0.0, here - there)[:, : x.shape[1]]
         return x
 
     @torch.no_grad()
@@ -102,6 +113,10 @@ class Case:
         )
 
 
+def _besides(given: dict[str, Any], net: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict]:
+    return args, kwargs | given
+
+
 def apart(a: Tensor, b: Tensor) -> float:
     """Greatest difference over the size of the greatest value."""
     return float((a - b).abs().max() / b.abs().max())
@@ -112,11 +127,13 @@ def grid(steps: int) -> Tensor:
     return step_grid(steps)
 
 
-def made(name: str, home: Path, form: Form = "mixture") -> Case:
-    """A case of this family, its files in a folder."""
+def made(name: str, home: Path, form: Form = "mixture", quantized: str | None = None) -> Case:
+    """A case of this family, its files in a folder; its base as a type of GGUF files has it, if given."""
     torch.manual_seed(0)
     net = TRANSFORMERS[name]()
-    model = model_of(name, net)
+    if quantized:
+        _round(net, quantized)
+    model = model_of(name, net, computed=torch.float32 if quantized else None, quantized=quantized)
     student.build(net, modes=4, rank=4, form=form).eval()
     pipelines.perturb(net, 0.2)
     adapter = save_adapter(net, home / "student.safetensors")
@@ -136,21 +153,79 @@ def made(name: str, home: Path, form: Form = "mixture") -> Case:
 
 @torch.no_grad()
 def model_of(
-    name: str, net: nn.Module, stored: torch.dtype = torch.float32, computed: torch.dtype | None = None
+    name: str,
+    net: nn.Module,
+    stored: torch.dtype = torch.float32,
+    computed: torch.dtype | None = None,
+    quantized: str | None = None,
 ) -> Any:
-    """ComfyUI's model with the weights of a network of diffusers, in a type, and computing in another one if given."""
+    """ComfyUI's model with the weights of a network of diffusers, in a type, and computing in another one if given;
+    or in a quantized type of GGUF files, read by ComfyUI-GGUF."""
     kind, sizes = SIZES[name](net.config)
-    config = kind(sizes)
-    config.latent_format = comfy.latent_formats.LatentFormat()
-    config.latent_format.latent_channels = sizes["in_channels"]
-    if name == "qwen_image":
-        config.latent_format.latent_dimensions = 3
-    config.set_inference_dtype(stored, computed)
-    model = config.get_model({}, "")
-    weights = _renamed(model.diffusion_model.state_dict(), net.state_dict(), name, sizes)
-    model.diffusion_model.load_state_dict(weights)
     cpu = torch.device("cpu")
-    return comfy.model_patcher.ModelPatcher(model.eval(), cpu, cpu)
+
+    def empty(operations: Any = None) -> Any:
+        config = kind(sizes)
+        config.custom_operations = operations
+        config.latent_format = comfy.latent_formats.LatentFormat()
+        config.latent_format.latent_channels = sizes["in_channels"]
+        if name == "qwen_image":
+            config.latent_format.latent_dimensions = 3
+        config.set_inference_dtype(stored, computed)
+        return config.get_model({}, "").eval()
+
+    model = empty()
+    weights = _renamed(model.diffusion_model.state_dict(), net.state_dict(), name, sizes)
+    if not quantized:
+        model.diffusion_model.load_state_dict(weights)
+        return comfy.model_patcher.ModelPatcher(model, cpu, cpu)
+    operations = host.gguf_nodes().ops.GGMLOps()
+    operations.Linear.dequant_dtype = computed  # float16 in the loader, unless its advanced form is told another one
+    model = empty(operations)
+    with tempfile.TemporaryDirectory() as home:
+        weights = in_gguf(weights, quantized, name, Path(home) / "base.gguf")
+        model.diffusion_model.load_state_dict(weights)
+    return host.gguf_nodes().nodes.GGUFModelPatcher.clone(comfy.model_patcher.ModelPatcher(model, cpu, cpu))
+
+
+@torch.no_grad()
+def _round(net: nn.Module, kind: str) -> None:
+    """Give a network the weights that a GGUF file of it holds."""
+    from gguf import GGMLQuantizationType
+    from gguf.quants import dequantize, quantize
+
+    quantized = GGMLQuantizationType[kind]
+    for weight in net.parameters():
+        if _fits(weight, quantized):
+            weight.copy_(torch.from_numpy(dequantize(quantize(weight.numpy(), quantized), quantized)))
+
+
+def _fits(weight: Tensor, kind: Any) -> bool:
+    """Whether it is a matrix whose rows are whole blocks."""
+    from gguf.constants import GGML_QUANT_SIZES
+
+    return weight.ndim == 2 and weight.shape[1] % GGML_QUANT_SIZES[kind][0] == 0
+
+
+def in_gguf(weights: dict[str, Tensor], kind: str, name: str, path: Path) -> dict[str, Tensor]:
+    """Weights as ComfyUI-GGUF reads them from a file: matrices quantized, if their rows can be, the rest in float32."""
+    from gguf import GGMLQuantizationType, GGUFWriter
+    from gguf.quants import quantize
+
+    quantized = GGMLQuantizationType[kind]
+    writer = GGUFWriter(path, "qwen_image" if name == "qwen_image" else "flux")
+    for key, weight in weights.items():
+        values = weight.float().numpy()
+        if _fits(weight, quantized):
+            writer.add_tensor(key, quantize(values, quantized), raw_dtype=quantized)
+        else:
+            writer.add_tensor(key, values)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    read = host.gguf_nodes().loader.gguf_sd_loader(path)
+    return read[0] if isinstance(read, tuple) else read
 
 
 def _renamed(

@@ -25,7 +25,7 @@ PACKAGES = (
     "torchvision==0.28.0 torchsde==0.2.6 trampoline==0.1.2 av==18.1.0 aiohttp==3.14.5 aiohappyeyeballs==2.7.1 "
     "aiosignal==1.4.0 attrs==26.1.0 frozenlist==1.8.0 multidict==7.2.1 propcache==0.5.4 yarl==1.25.1 idna==3.20 "
     "pydantic-settings==2.16.3 python-dotenv==1.2.4 typing-inspection==0.4.5 requests==2.34.2 urllib3==2.8.0 "
-    "charset-normalizer==3.5.3 certifi==2026.10.19.post1"
+    "charset-normalizer==3.5.3 certifi==2026.10.19.post1 gguf==0.19.0"
 ).split()
 """Each by its version and without what it depends on, which this environment has: PyTorch above all."""
 

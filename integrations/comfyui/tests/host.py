@@ -15,6 +15,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[3]
 
+GGUF_NODES = "COMFYUI_GGUF_PATH"
+"""Names a folder of the ComfyUI-GGUF nodes, if they are not among ComfyUI's custom nodes."""
+
 MADE = ROOT / ".venv" / "comfyui"
 """Where `get.py` puts it, unless told otherwise."""
 
@@ -75,10 +78,28 @@ def start(path: Path) -> None:
 
 def nodes(name: str = "arcflow_nodes") -> types.ModuleType:
     """This package as ComfyUI loads it: by its path."""
-    home = Path(__file__).parents[1]
+    return _package(Path(__file__).parents[1], name)
+
+
+def _package(home: Path, name: str) -> types.ModuleType:
     spec = importlib.util.spec_from_file_location(name, home / "__init__.py", submodule_search_locations=[str(home)])
     assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     spec.loader.exec_module(module)
     return module
+
+
+def gguf_folder() -> Path | None:
+    """The ComfyUI-GGUF nodes to test with."""
+    base = folder()
+    path = Path(os.environ.get(GGUF_NODES) or (base or ROOT) / "custom_nodes" / "ComfyUI-GGUF")
+    return path if (path / "loader.py").is_file() and importlib.util.find_spec("gguf") is not None else None
+
+
+def gguf_nodes() -> types.ModuleType:
+    """The ComfyUI-GGUF nodes as ComfyUI loads them."""
+    path = gguf_folder()
+    if path is None:
+        raise FileNotFoundError(f"no ComfyUI-GGUF: name its folder in {GGUF_NODES}, and install the package gguf")
+    return sys.modules.get("gguf_nodes") or _package(path, "gguf_nodes")

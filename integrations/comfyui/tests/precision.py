@@ -3,7 +3,8 @@
     python integrations/comfyui/tests/precision.py
 
 The shipped adapter on the small world's teacher, KSampler (euler, simple, 2 steps). The student's own last layer is
-float32 in all of them; its LoRA is merged into the weights by ComfyUI, in their type.
+float32 in all of them; its LoRA is merged into the weights by ComfyUI, in their type, but for GGUF files, where
+ComfyUI-GGUF (if there, see `host`) adds it at each call.
 """
 
 import json
@@ -52,11 +53,15 @@ def measured() -> dict[str, dict[str, float]]:
         "bfloat16, computed in float32": (torch.bfloat16, torch.float32),
         "bfloat16": (torch.bfloat16, None),
         "fp8 (e4m3), computed in float32": (torch.float8_e4m3fn, torch.float32),
+        "fp8 (e4m3), computed in bfloat16": (torch.float8_e4m3fn, torch.bfloat16),
     }
     drawn = {}
     with torch.inference_mode():
         for name, (stored, computed) in types.items():
             drawn[name] = latents(pipe, patched(model_of("flux", pipe.transformer, stored, computed), adapter))
+        for kind in ("Q8_0", "Q5_1", "Q4_0") if host.gguf_folder() else ():
+            base = model_of("flux", pipe.transformer, quantized=kind)
+            drawn[f"GGUF {kind}, computed in float32"] = latents(pipe, patched(base, adapter))
     tokens = {name: rearrange(x, "b c (h p) (w q) -> b (h w) (c p q)", p=2, q=2) for name, x in drawn.items()}
     pictures = {name: network.decode(pipe, x, 64, 64).astype(float) for name, x in tokens.items()}
     wanted, right = drawn["float32"], pictures["float32"]

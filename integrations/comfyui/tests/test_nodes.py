@@ -3,17 +3,22 @@
 import copy
 import logging
 
+import comfy.controlnet
+import comfy.ops
 import comfy.samplers
 import comfy.sd
+import host
 import pytest
 import torch
 from arcflow_nodes import nodes as ours
 from arcflow_nodes.adapter import read
 from arcflow_nodes.patch import patched
-from cases import Case, apart, grid
+from cases import Case, apart, grid, made
+from comfy.ldm.flux.controlnet import ControlNetFlux
 from comfy_api.v0_0_2 import io
 from comfy_extras.nodes_custom_sampler import Guider_Basic
 from comfy_extras.nodes_model_advanced import ModelSamplingAuraFlow
+from einops import rearrange
 from peft import LoraConfig, get_peft_model_state_dict
 from safetensors import safe_open
 from safetensors.torch import save_file
@@ -69,14 +74,11 @@ def test_a_style_on_the_last_layer_of_a_student_in_coefficients_counts_once(coef
 
 
 def test_a_plain_lora_draws_the_student_with_stock_nodes_alone(coefficients):
-    """Load LoRA, ModelSamplingAuraFlow at the adapter's shift, KSampler: nothing of this package."""
+    """`export --layout lora --keys comfyui` in Load LoRA, ModelSamplingAuraFlow at the adapter's shift, KSampler."""
     case = coefficients
     found = find(case.adapter)
     factors = factors_of(tensors_of(found), found.info)
-    model, _ = comfy.sd.load_lora_for_models(case.model, None, named(factors, "diffusers"), 1.0, 0.0)
-    placed = len(model.patches)
-    if case.name == "flux2" and placed < len(factors):
-        pytest.xfail(f"this ComfyUI has no place for {len(factors) - placed} of {len(factors)} layers of FLUX.2")
+    model, _ = comfy.sd.load_lora_for_models(case.model, None, named(factors, "comfyui"), 1.0, 0.0)
     (model,) = ModelSamplingAuraFlow().patch_aura(model, 3.2)
     assert apart(case.sample(model, 2), case.ours(case.tokens(case.noise), grid(2))) < CLOSE
 
@@ -276,9 +278,98 @@ def test_a_reference_picture_beside_the_drawn_one(case):
     text, more = case.conditioning()[0]
     reference = torch.randn(case.noise.shape, generator=torch.Generator().manual_seed(9))
     model = student_of(case)
-    plain = case.sample(model, 2)
-    with_one = case.sample(model, 2, positive=[[text, {**more, "reference_latents": [reference]}]])
-    assert with_one.shape == plain.shape and with_one.isfinite().all() and apart(with_one, plain) > 1e-3
+    drawn = case.sample(model, 2, positive=[[text, {**more, "reference_latents": [reference]}]])
+    beside = case.tokens(reference)
+
+    def given(x, sigma):
+        where = {"img_shapes": [[(1, 4, 4), (1, 4, 4)]]}
+        if case.name != "qwen_image":
+            here = case.cond["img_ids"]
+            away = torch.zeros_like(here)
+            away[..., 0] = 10 if case.name == "flux2" else 1
+            where = {"img_ids": torch.cat([here, here + away], here.ndim - 2)}
+        return {"hidden_states": torch.cat([x, beside], 1), **where}
+
+    assert apart(drawn, case.ours(case.tokens(case.noise), grid(2), given)) < CLOSE
+    assert apart(drawn, case.sample(model, 2)) > 1e-3
+
+
+@pytest.mark.parametrize("strength", [1.0, 0.5])
+def test_a_controlnet_of_flux(flux, strength):
+    """A real one of ComfyUI's, tiny: what it adds in the blocks goes through the last layer as the rest does."""
+    sizes = {name: value for name, value in flux.model.model.model_config.unet_config.items() if name != "dtype"}
+    torch.manual_seed(11)
+    operations = comfy.ops.disable_weight_init
+    net = ControlNetFlux(control_latent_channels=16, operations=operations, dtype=torch.float32, **sizes)
+    with torch.no_grad():
+        for weight in net.parameters():
+            weight.copy_(0.2 * torch.randn(weight.shape))
+    net.dtype = torch.float32
+    cpu = torch.device("cpu")
+    control = comfy.controlnet.ControlNet(net, extra_conds=["y", "guidance"], load_device=cpu)
+    hint = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(12))
+    text, more = flux.conditioning()[0]
+    told = {"control": control.set_cond_hint(hint, strength), "control_apply_to_uncond": True}
+    model = student_of(flux)
+    drawn = flux.sample(model, 2, positive=[[text, {**more, **told}]])
+
+    def given(x, sigma):
+        latents = rearrange(x, "b (h w) (c p q) -> b c (h p) (w q)", h=4, p=2, q=2)
+        guidance = flux.cond["guidance"]
+        time = torch.full((1,), sigma)
+        added = net(latents, time, text, y=more["pooled_output"], guidance=guidance, hint=hint)
+        double, single = (
+            [strength * one for one in added[key][:count]]
+            for key, count in (("input", sizes["depth"]), ("output", sizes["depth_single_blocks"]))
+        )
+        return {"controlnet_block_samples": double, "controlnet_single_block_samples": single}
+
+    assert apart(drawn, flux.ours(flux.tokens(flux.noise), grid(2), given)) < CLOSE
+    assert apart(drawn, flux.sample(model, 2)) > 1e-3
+
+
+class Added(comfy.controlnet.ControlBase):
+    """Adds the same to the first block whatever it is given."""
+
+    def __init__(self, what):
+        super().__init__()
+        self.what = what
+
+    def get_control(self, *args):
+        return {"input": [self.what], "output": []}
+
+    def copy(self):
+        return self
+
+
+def test_a_controlnet_of_qwen_image(case):
+    if case.name != "qwen_image":
+        pytest.skip("FLUX.1 has a real one; FLUX.2 takes none in diffusers")
+    sizes = case.net.config
+    width = sizes.num_attention_heads * sizes.attention_head_dim
+    what = torch.randn(1, 16, width, generator=torch.Generator().manual_seed(12))
+    text, more = case.conditioning()[0]
+    told = {"control": Added(what), "control_apply_to_uncond": True}
+    drawn = case.sample(student_of(case), 2, positive=[[text, {**more, **told}]])
+    samples = [what] + [torch.zeros_like(what)] * (sizes.num_layers - 1)
+    expected = case.ours(case.tokens(case.noise), grid(2), lambda x, sigma: {"controlnet_block_samples": samples})
+    assert apart(drawn, expected) < CLOSE
+    assert apart(drawn, case.ours(case.tokens(case.noise), grid(2))) > 1e-3
+
+
+@pytest.mark.skipif(
+    host.gguf_folder() is None,
+    reason=f"no ComfyUI-GGUF: name its folder in {host.GGUF_NODES}, and install the package gguf",
+)
+@pytest.mark.parametrize("form", ["mixture", "coefficients"])
+def test_a_base_of_a_gguf_file(form, tmp_path):
+    """The weights that the file gives back are the base; ours draws with the same ones in diffusers."""
+    case = made("flux", tmp_path / form, form, quantized="Q8_0")
+    drawn = case.sample(student_of(case), 2)
+    assert apart(drawn, case.ours(case.tokens(case.noise), grid(2))) < CLOSE
+    plain = case.sample(case.model, 2)
+    assert not torch.equal(plain, drawn) and torch.equal(case.sample(student_of(case), 2), drawn)
+    assert torch.equal(case.sample(case.model, 2), plain)
 
 
 def test_two_adapters_are_refused(case):

@@ -25,9 +25,9 @@ class Export:
     """"arcflow" keeps all that sampling needs in a folder, "file" in one `adapter.safetensors`, "published" is what the
     authors' code reads (float16). Two need no arcflow to be used: "lora" is the student at the least number of steps it
     was trained for, as a plain LoRA, "merged" the base's whole folder with that in it."""
-    keys: Literal["diffusers", "kohya"] = "diffusers"
-    """Names in a plain LoRA's file: "diffusers" is what diffusers and ComfyUI read, "kohya" the other ones that ComfyUI
-    and kin know for FLUX.1."""
+    keys: Literal["diffusers", "comfyui", "kohya"] = "diffusers"
+    """Names in a plain LoRA's file: "diffusers" is what diffusers reads, and ComfyUI for FLUX.1 and Qwen-Image;
+    "comfyui" is what it reads for FLUX.2; "kohya" the other ones that ComfyUI and kin know for FLUX.1."""
     bound: float = 0.01
     """Loss of a plain LoRA at most, for a student that is a mixture: relative difference of the latents. One in
     coefficients (model.form) loses nothing."""

@@ -17,12 +17,17 @@ from torch.nn import functional as F
 from arcflow.families import FAMILIES
 from arcflow.momentum import Mixture
 from arcflow.path import step_grid, tau_grid
+from arcflow.portable import flux2_name
 from arcflow.student.record import AdapterInfo
 
-Keys = Literal["diffusers", "kohya"]
+Keys = Literal["diffusers", "comfyui", "kohya"]
 
-LORA = {"diffusers": "pytorch_lora_weights.safetensors", "kohya": "lora_kohya.safetensors"}
-"""Name of the file: the one that diffusers looks for, and one that says what it holds."""
+LORA = {
+    "diffusers": "pytorch_lora_weights.safetensors",
+    "comfyui": "lora_comfyui.safetensors",
+    "kohya": "lora_kohya.safetensors",
+}
+"""Name of the file: the one that diffusers looks for, and two that say what they hold."""
 
 
 class Factors(NamedTuple):
@@ -90,13 +95,16 @@ def _low_rank(change: Float[Tensor, "width features"], rank: int) -> Factors:
 
 
 def named(factors: Mapping[str, Factors], keys: Keys) -> dict[str, Tensor]:
-    """The tensors of a LoRA file: `transformer.<name>.lora_A.weight` as diffusers writes it, or
+    """The tensors of a LoRA file: `transformer.<name>.lora_A.weight` as diffusers writes it; the same, with ComfyUI's
+    own names for those layers of FLUX.2 that it does not know by theirs in diffusers; or
     `lora_transformer_<name>.lora_down.weight` with an alpha, kohya's way with diffusers' names (FLUX.1 in ComfyUI)."""
     tensors: dict[str, Tensor] = {}
     for name, (down, up) in factors.items():
-        if keys == "diffusers":
-            tensors[f"transformer.{name}.lora_A.weight"] = down.contiguous()
-            tensors[f"transformer.{name}.lora_B.weight"] = up.contiguous()
+        if keys != "kohya":
+            other = flux2_name(name) if keys == "comfyui" else name
+            place = f"transformer.{name}" if other == name else f"diffusion_model.{other}"
+            tensors[f"{place}.lora_A.weight"] = down.contiguous()
+            tensors[f"{place}.lora_B.weight"] = up.contiguous()
         else:
             flat = f"lora_transformer_{name.replace('.', '_')}"
             tensors[f"{flat}.lora_down.weight"] = down.contiguous()
