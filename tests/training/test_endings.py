@@ -24,7 +24,7 @@ from arcflow.runs.checkpoint import RECORD, broken
 from arcflow.system import files, signals
 from arcflow.system.owner import owned
 from arcflow.system.signals import Insisted, Stopped, stop_signals
-from arcflow.training import loop
+from arcflow.training.learner import Learner
 from arcflow.training.loop import train
 from arcflow.training.validation import Gauge
 from tests.support.trainings import config, quiet, tiny_pipe
@@ -168,7 +168,7 @@ def test_an_error_of_the_machine_is_no_loss(tmp_path, whole, error):
 @pytest.mark.slow
 def test_an_error_in_the_middle_of_a_step_keeps_the_checkpoint_before(tmp_path, whole, monkeypatch):
     """Some weights have moved and some have not: that is nothing to be saved."""
-    real, said = loop.Learner.update, []
+    real, said = Learner.update, []
 
     def half(learner, progress):
         if progress.step == 3:
@@ -176,7 +176,7 @@ def test_an_error_in_the_middle_of_a_step_keeps_the_checkpoint_before(tmp_path, 
             raise RuntimeError("the device is gone")
         return real(learner, progress)
 
-    monkeypatch.setattr(loop.Learner, "update", half)
+    monkeypatch.setattr(Learner, "update", half)
     with pytest.raises(RuntimeError, match="the device is gone"):
         train(settings(tmp_path, save_every=2), tiny_pipe(), said.append)
     assert steps(tmp_path) == [2] and "iteration 2 of 5 is saved" in said[-1]

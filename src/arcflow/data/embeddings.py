@@ -13,7 +13,7 @@ from arcflow.config import Run
 from arcflow.data.batches import Prompts
 from arcflow.data.cache import Cache
 from arcflow.data.identity import encoder_digest
-from arcflow.families import network
+from arcflow.families import family_of, network
 from arcflow.families.conditioning import Cond
 from arcflow.system.processes import Ranks
 
@@ -39,9 +39,11 @@ def encoder(
     elif config.data.cache:
         text = Table(text, known)
 
+    family, guidance = family_of(pipe.transformer), config.distill.guidance
+
     def encode(prompts: list[str], size: tuple[int, int]) -> Cond:
         cond = {name: value.to(device) for name, value in text(prompts).items()}
-        return network.place(pipe, cond, height=size[0], width=size[1], guidance=config.distill.guidance)
+        return network.place(pipe, cond, height=size[0], width=size[1], guidance=guidance, family=family)
 
     return encode, encode(against, data.held_out.size) if against else None
 

@@ -2,7 +2,9 @@
 
 Above this file a model is two callables of (x, sigma, cond). `call` rounds time exactly as the stock pipelines do:
 they cast 1000 sigma to the dtype of the latents before dividing it again (in bfloat16 761.9 becomes 760), so that
-teacher, student and pipeline see the same number."""
+teacher, student and pipeline see the same number.
+
+`family` is that of the network, for those who know it already; who leaves it out has it looked up at every call."""
 
 import numpy as np
 import torch
@@ -13,14 +15,20 @@ from torch import Tensor, nn
 
 from arcflow.families import family_of
 from arcflow.families.conditioning import Cond
+from arcflow.families.family import Family
 from arcflow.families.weights import compute_dtype
 
 
 def call(
-    transformer: nn.Module, x: Float[Tensor, "batch tokens width"], sigma: float | Float[Tensor, " batch"], cond: Cond
+    transformer: nn.Module,
+    x: Float[Tensor, "batch tokens width"],
+    sigma: float | Float[Tensor, " batch"],
+    cond: Cond,
+    family: Family | None = None,
 ) -> Float[Tensor, "batch tokens out"]:
     """Raw output of the network at noise level `sigma`, with the stock pipeline's casts."""
-    family, dtype = family_of(transformer), compute_dtype(transformer)
+    family = family or family_of(transformer)
+    dtype = compute_dtype(transformer, family)
     time = torch.as_tensor(sigma, dtype=torch.float32, device=x.device).expand(len(x)) * 1000
     return transformer(
         hidden_states=x.to(dtype),
@@ -58,9 +66,17 @@ def encode_text(
     return family.encode(pipe, prompts, max_sequence_length or family.text_length(pipe), device)
 
 
-def place(pipe: DiffusionPipeline, text: Cond, *, height: int, width: int, guidance: float | None = None) -> Cond:
+def place(
+    pipe: DiffusionPipeline,
+    text: Cond,
+    *,
+    height: int,
+    width: int,
+    guidance: float | None = None,
+    family: Family | None = None,
+) -> Cond:
     """Conditioning made whole: encoded prompts, for images of this size, at this guidance."""
-    family = family_of(pipe.transformer)
+    family = family or family_of(pipe.transformer)
     cond = text | family.places(text, *_grid(pipe, height, width))
     if pipe.transformer.config.get("guidance_embeds"):
         embeds = text["encoder_hidden_states"]
@@ -69,11 +85,14 @@ def place(pipe: DiffusionPipeline, text: Cond, *, height: int, width: int, guida
     return cond
 
 
-def noise(pipe: DiffusionPipeline, seeds: list[int], height: int, width: int) -> Float[Tensor, "batch tokens width"]:
+def noise(
+    pipe: DiffusionPipeline, seeds: list[int], height: int, width: int, family: Family | None = None
+) -> Float[Tensor, "batch tokens width"]:
     """Starting latents, float32 on the CPU: sample i is what the stock pipeline (in float32) draws from
     `torch.Generator("cpu").manual_seed(seeds[i])`, whatever the rest of the batch."""
     rows, columns = _grid(pipe, height, width)
-    p = 2 if family_of(pipe.transformer).packs else 1
+    family = family or family_of(pipe.transformer)
+    p = 2 if family.packs else 1
     shape = (pipe.transformer.config.in_channels // p**2, p * rows, p * columns)
     draws = [torch.randn(shape, generator=torch.Generator("cpu").manual_seed(seed)) for seed in seeds]
     return rearrange(torch.stack(draws), "b c (h p) (w q) -> b (h w) (c p q)", p=p, q=p)
@@ -97,11 +116,12 @@ def decode(
 
 @torch.no_grad()
 def encode_pictures(
-    pipe: DiffusionPipeline, images: UInt8[np.ndarray, "batch height width 3"]
+    pipe: DiffusionPipeline, images: UInt8[np.ndarray, "batch height width 3"], family: Family | None = None
 ) -> Float[Tensor, "batch tokens channels"]:
     """Packed latents of pictures, by the pipeline's own autoencoder; float32."""
     unit = torch.from_numpy(images).permute(0, 3, 1, 2).to(pipe.vae.device, pipe.vae.dtype) / 127.5 - 1
-    latents = family_of(pipe.transformer).from_vae(pipe, unit).float()
+    family = family or family_of(pipe.transformer)
+    latents = family.from_vae(pipe, unit).float()
     return rearrange(latents, "b c (h p) (w q) -> b (h w) (c p q)", p=2, q=2)
 
 

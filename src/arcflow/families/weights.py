@@ -11,7 +11,7 @@ from torch.distributed.tensor import DTensor
 
 from arcflow.config import Targets
 from arcflow.families import family_of
-from arcflow.families.family import EVERY_LINEAR
+from arcflow.families.family import EVERY_LINEAR, Family
 from arcflow.system.processes import whole
 
 JOINED = {
@@ -36,9 +36,10 @@ def lora_names(transformer: nn.Module, targets: Targets = "feed_forward") -> lis
     return [name for name in own if re.fullmatch(wanted, name) and not re.fullmatch(skip, name)]
 
 
-def compute_dtype(transformer: nn.Module) -> torch.dtype:
+def compute_dtype(transformer: nn.Module, family: Family | None = None) -> torch.dtype:
     """The dtype the network computes in, whatever its weights are stored as (8 or 4 bits, layerwise casting)."""
-    embedder = getattr(transformer, family_of(transformer).embedder)
+    family = family or family_of(transformer)
+    embedder = getattr(transformer, family.embedder)
     base = getattr(embedder, "frozen", None)  # a student may have tuned it too; in quanto it is a flag
     return _dtype_of(base if isinstance(base, nn.Module) else embedder)
 

@@ -12,7 +12,6 @@ import torch
 from diffusers import ModelMixin
 from torch import Tensor, nn
 
-from arcflow.families import family_of
 from arcflow.families.weights import compute_dtype
 from arcflow.student import layers as student_layers
 from arcflow.student import record
@@ -71,7 +70,7 @@ def draft_adapter(
         for name, parameter in student_layers.parameters_of(state).items():
             parameter.copy_(tensors[name])
     for low in state.lows.values():
-        low.to(dtype or compute_dtype(transformer))
+        low.to(dtype or compute_dtype(transformer, state.family))
     return state
 
 
@@ -141,7 +140,7 @@ def read_info(path: str | Path) -> AdapterInfo:
 
 def describe(transformer: ModelMixin, info: AdapterInfo | None = None) -> AdapterInfo:
     """`info`, completed by what the student itself tells."""
-    family, state = family_of(transformer), student_layers.state_of(transformer)
+    state = student_layers.state_of(transformer)
     info = info or AdapterInfo()
     if state.grids and state.grids != info.grids:
         own, told = ([[round(level, 4) for level in grid] for grid in grids] for grids in (state.grids, info.grids))
@@ -152,14 +151,14 @@ def describe(transformer: ModelMixin, info: AdapterInfo | None = None) -> Adapte
     return dataclasses.replace(
         info,
         base=info.base or str(getattr(transformer.config, "_name_or_path", "") or ""),
-        family=family.name,
+        family=state.family.name,
         modes=state.modes,
         pixels=state.pixels,
         rank=state.rank,
         alpha=state.alpha,
         targets=state.targets,
         form=state.form,
-        guidance=family.guidance if info.guidance is None else info.guidance,
+        guidance=state.family.guidance if info.guidance is None else info.guidance,
         sizes=sizes_of(transformer),
         fingerprint=fingerprint_of(transformer),
         versions={name: version_of(name) for name in ("arcflow", "torch", "diffusers", "peft")},

@@ -126,8 +126,8 @@ def draft(
     tuned[family.head] = head
     size = {"rank": rank, "alpha": alpha} if lows else {"rank": 0, "alpha": 0.0}
     return State(
+        family=family,
         modes=modes,
-        pixels=family.pixels,
         targets=targets,
         form=form,
         lows=lows,

@@ -24,6 +24,7 @@ from torch.nn import functional as F
 
 from arcflow.config import Form, Targets
 from arcflow.families import family_of
+from arcflow.families.family import Family
 from arcflow.families.weights import JOINED, lora_names
 from arcflow.student.coefficients import CoefficientHead, Grids
 from arcflow.student.head import MomentumHead, PackedHead, wide
@@ -193,8 +194,9 @@ class _Extras(nn.Module):
 class State:
     """What a student consists of; hangs on its transformer as `_arcflow`."""
 
+    family: Family
+    """What its base is; asked once, when the student is made."""
     modes: int
-    pixels: int
     targets: Targets
     form: Form
     rank: int
@@ -212,6 +214,11 @@ class State:
     fused: bool = False
     trainable_before: list[nn.Parameter] = field(default_factory=list)
     training_before: bool = False
+
+    @property
+    def pixels(self) -> int:
+        """Latent pixels per token."""
+        return self.family.pixels
 
     @property
     def grids(self) -> Grids:
@@ -239,7 +246,7 @@ def put_on(transformer: nn.Module, state: State) -> None:
     state.attentions = [module for module in around if hasattr(module, "fuse_projections")]
     transformer._arcflow = state  # type: ignore[assignment]
     transformer.register_forward_pre_hook(_watch, with_kwargs=True)
-    norm = transformer.get_submodule(family_of(transformer).norm)
+    norm = transformer.get_submodule(state.family.norm)
     norm.register_forward_pre_hook(_widened, with_kwargs=True)
     transformer.save_pretrained = refuse_to_save  # type: ignore[assignment]
     _join(transformer)
@@ -265,7 +272,7 @@ def take_off(transformer: nn.Module) -> State:
         block._modules.pop("student", None)
     for module, hook in (
         (transformer, _watch),
-        (transformer.get_submodule(family_of(transformer).norm), _widened),
+        (transformer.get_submodule(state.family.norm), _widened),
     ):
         for key in [key for key, known in module._forward_pre_hooks.items() if known is hook]:
             del module._forward_pre_hooks[key]
@@ -311,7 +318,7 @@ def _watch(
         if timestep is not None:
             return inputs, {**named, "timestep": timestep}
     else:
-        _check_head_free(transformer)
+        _check_head_free(transformer, state.family.head)
     return inputs, named
 
 
@@ -554,12 +561,12 @@ def separate(transformer: nn.Module) -> Iterator[None]:
             attention.fuse_projections()  # type: ignore[operator]
 
 
-def _check_head_free(transformer: nn.Module) -> None:
+def _check_head_free(transformer: nn.Module, head: str) -> None:
     """A user's LoRA on the last layer adds a velocity, which a packed path has no place for."""
-    layer = getattr(transformer, family_of(transformer).head)
+    layer = getattr(transformer, head)
     if isinstance(layer, BaseTunerLayer) and not layer.disable_adapters and layer.active_adapters:
         raise ValueError(
-            f"the LoRA {layer.active_adapters} sits on {family_of(transformer).head!r} and adds to a velocity, but a "
+            f"the LoRA {layer.active_adapters} sits on {head!r} and adds to a velocity, but a "
             f"whole path was asked for: expected that layer free. Switch it off (pipe.set_adapters([]))."
         )
 

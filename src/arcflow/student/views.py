@@ -45,7 +45,7 @@ def predict(
     state = state_of(transformer)
     integrates, state.head.integrates = state.head.integrates, False
     try:
-        packed = call(transformer, x, sigma, cond)
+        packed = call(transformer, x, sigma, cond, state.family)
     finally:
         state.head.integrates = integrates
     if state.form == "coefficients":
@@ -58,8 +58,9 @@ def teacher_velocity(
     transformer: nn.Module, x: Float[Tensor, "batch tokens width"], sigma: float | Tensor, cond: Cond
 ) -> Float[Tensor, "batch tokens width"]:
     """The teacher's velocity at noise level `sigma`, float32, without gradient."""
+    family = state_of(transformer).family
     with teacher(transformer):
-        return call(transformer, x, sigma, cond).float()
+        return call(transformer, x, sigma, cond, family).float()
 
 
 def _switches(transformer: nn.Module) -> list[LowRank | Tuned | Fork]:

@@ -16,36 +16,24 @@ import time
 from collections.abc import Callable
 from contextlib import closing, nullcontext
 from pathlib import Path
-from typing import Any
 
 import torch
 from diffusers import DiffusionPipeline
 from tqdm import tqdm
 
-from arcflow import families
 from arcflow.config import Run, check, to_json
-from arcflow.data.batches import Prompts, open_prompts
-from arcflow.data.embeddings import Encode, encoder
-from arcflow.data.pictures import read_pictures
-from arcflow.data.prefetch import Feed, Sample
 from arcflow.distillation.objective import teacher_ratio
-from arcflow.families import network
-from arcflow.families.loading import load_pipe, settle
-from arcflow.runs.checkpoint import Checkpoints, Mark, Progress
-from arcflow.runs.log import Log, Tracker
 from arcflow.student import adapter, formats
 from arcflow.student.layers import learn
 from arcflow.system import processes
 from arcflow.system.devices import attention, torch_device
-from arcflow.system.errors import first_line, sentence
-from arcflow.system.packages import need
-from arcflow.system.processes import OnAll, Ranks
+from arcflow.system.errors import first_line
+from arcflow.system.processes import OnAll
 from arcflow.system.seeds import seed_of
-from arcflow.system.signals import Insisted, Stopped, stop_signals
-from arcflow.system.timing import Speed
-from arcflow.training.home import claim, contents_of, home, keep_held_out, prompts_of
-from arcflow.training.learner import Learner, arcflow_objective, sample_draws, views
-from arcflow.training.validation import Gauge
+from arcflow.system.signals import Insisted, Stopped, Wishes, stop_signals
+from arcflow.training.home import home
+from arcflow.training.learner import arcflow_objective, sample_draws
+from arcflow.training.opened import Training, open_run
 
 
 def train(config: Run, pipe: DiffusionPipeline | None = None, log: Callable[[str], None] = tqdm.write) -> Path:
@@ -63,229 +51,129 @@ def train(config: Run, pipe: DiffusionPipeline | None = None, log: Callable[[str
     with processes.start(device, config.shard) as ranks, attention(device):
         say = log if ranks.first else _silent
         with home(config.out, ranks) as lost:
-            return _train(config, pipe, device, ranks, say, lost)
+            run = open_run(config, pipe, device, ranks, say, lost)
+            _to_the_end(run)
+            return run.folder
 
 
 def _silent(message: str) -> None:
     pass
 
 
-def _train(
-    config: Run,
-    pipe: DiffusionPipeline | None,
-    device: torch.device,
-    ranks: Ranks,
-    log: Callable[[str], None],
-    lost: Callable[[], str | None],
-) -> Path:
-    started = time.monotonic()
-    optim, mine, speed = config.optim, ranks.rows(config.optim.batch), Speed(device)
-    data = open_prompts(prompts_of(config), seed=config.seed, batch=optim.batch)
-    if data.message:
-        log(data.message)
-    folder = claim(config, ranks, contents_of(data), write=False)
-    if config.tracker != "none":
-        need(config.tracker, asked=f"tracker = {config.tracker!r}", install=config.tracker)
-
-    pipe = load_pipe(config.model, not config.data.embeddings) if pipe is None else pipe
-    encode, negative = encoder(settle(pipe, config.model, device, ranks), config, data, device, ranks)
-    contents = contents_of(data, pipe.transformer, config.data.embeddings)
-    claim(config, ranks, contents, write=False)
-    learner = Learner.on(pipe.transformer, config, ranks)
-    student, teacher = views(pipe.transformer, negative, config.distill.teacher_cfg)
-    checkpoints = Checkpoints(
-        folder / "checkpoints",
-        learner.parameters,
-        learner.average,
-        learner.optimizer,
-        keep=config.keep,
-        milestones=config.milestones,
-        ranks=ranks,
-        log=log,
-    )
-    progress = checkpoints.restore()
-    if progress.step > optim.iterations:
-        raise ValueError(
-            f"{folder} holds a run of {progress.step} iterations, and {optim.iterations} are asked for: expected as "
-            f"many or more; raise optim.iterations, or choose another folder with --out"
-        )
-    if progress.data:
-        take_up(data, progress.data, folder)
-    before = progress.seconds
-
-    held_out = data.held_out
-    gauge = Gauge(
-        config,
-        teacher,
-        network.noise(pipe, held_out.seeds, *held_out.size).to(device),
-        encode(held_out.prompts, held_out.size),
-        folder / "held_out.safetensors",
-        log,
-        ranks,
-        contents["teacher"],
-    )
-    feed = feed_of(pipe, data, encode, config, device, ranks)
-    fetch, ask = speed.of("data", fetched(feed, ranks)), speed.of("teacher", teacher)
-
-    claim(config, ranks, contents, log)  # from here on the folder holds this run
-    if ranks.first:
-        keep_held_out(config, held_out.prompts)
-    journal = open_log(config, ranks, folder, progress.step, log, checkpoints.mark)
-    if progress.step:
-        log(f"resuming {folder} at iteration {progress.step} of {optim.iterations}")
-    quiet = None if ranks.first else True
-    bar = tqdm(total=optim.iterations, initial=progress.step, desc="distill", unit="it", disable=quiet)
-
-    def measure() -> None:
-        pipe.transformer.eval()
-        with learner.average.applied():
-            measured = gauge.distance(student)
-        progress.distance = measured["distance"]
-        learn(pipe.transformer)
-        if journal and config.pictures:
-            journal.picture(progress.step, gauge.pictures(pipe, config.pictures, held_out.size))
-        if journal:
-            journal.write(progress.step, **measured, **(gauge.euler if progress.step == 0 else {}))
-
-    def mark() -> dict[str, Any] | None:
-        progress.seconds = before + time.monotonic() - started
-        return journal.sync() if journal else None
-
-    def state() -> str:
-        newest = checkpoints.newest
-        there = f"iteration {newest} of {optim.iterations} is saved in {folder}" if newest else f"{folder} is empty yet"
-        return f"{there}: run the same command to go on"
-
-    whole = True  # whether weights, average, moments and progress are those of one iteration
+def _to_the_end(run: Training) -> None:
+    """Train until the last iteration, or until something ends the run before: then all that is whole is saved."""
+    iterations, done = run.config.optim.iterations, run.progress.step
+    quiet = None if run.ranks.first else True
+    bar = tqdm(total=iterations, initial=done, desc="distill", unit="it", disable=quiet)
     with (
         stop_signals() as caught,  # until the last checkpoint is on the disk
-        closing(journal) if journal else nullcontext(),
+        closing(run.journal) if run.journal else nullcontext(),
         bar,
-        closing(checkpoints),
-        closing(feed),
+        closing(run.checkpoints),
+        closing(run.feed),
     ):
         try:
-            learn(pipe.transformer)
-            known = ranks.agree(lambda: journal.measured(progress.step) if journal else None)
-            if known is not None:
-                progress.distance = known
-            elif progress.step % config.eval_every == 0 or progress.step == optim.iterations:
-                measure()
-            for step in range(progress.step, optim.iterations):
-                torch.manual_seed(dropout_seed(config.seed, step, ranks.rank))
-                sample = fetch(step)
-                first = step * optim.batch + mine.start
-                draws = sample_draws(seed_of(config.seed, "draws", first + i) for i in range(len(sample.x)))
-                losses = learner.gradients(arcflow_objective(config, step, student, ask), sample, draws)
-                ratio = teacher_ratio(step, config.distill.decay, config.distill.hold)
-                logs = losses.logs() | {"teacher_ratio": ratio}
-                whole = False
-                norm = learner.update(progress)
-                progress.data = sample.position
-                whole = True
-
-                logs = ranks.mean(logs)
-                if journal and progress.step % config.log_every == 0:
-                    lr = learner.optimizer.param_groups[0]["lr"]
-                    journal.write(progress.step, **logs, gradient_norm=norm, lr=lr, skipped=progress.skipped)
-                    journal.speed(progress.step, **speed.line(config.log_every, config.log_every * optim.batch))
-
-                last = progress.step == optim.iterations
-                late = time.monotonic() - started > 60 * (config.stop_after or math.inf)
-                # All stop here, or none; and save here, or none.
-                late, told, again, taken = ranks.any(late, bool(caught), checkpoints.due(), bool(lost()))
-                if taken:
-                    raise OnAll(lost() or f"{folder} was taken over by another process")
-                # Saved first: a measurement may fail, and is made again when the run is taken up.
-                if late or told or last or again or progress.step % config.save_every == 0:
-                    checkpoints.save(progress, mark)
-                if not told and (last or progress.step % config.eval_every == 0):
-                    measure()
-                bar.update()
-                bar.set_postfix(loss=logs["loss"], distance=progress.distance, refresh=False)
-                if late or told:
-                    break
+            _iterate(run, caught, bar)
             caught.saving = True
-            checkpoints.finish(progress, mark)
-
-            if progress.step < optim.iterations:
-                stopped = f"stopped at iteration {progress.step} of {optim.iterations}, saved in {folder}"
-                log(f"{stopped}: run the same command to go on")
-            (told,) = ranks.any(bool(caught))
-            if told:
-                number = next(iter(caught), signal.SIGTERM)  # another process may have been told
-                by = signal.Signals(number).name
-                raise Stopped(number, f"{folder}: stopped by {by}, saved; the same call goes on")
-            whole = False
-            learner.average.swap()
-            if ranks.first or ranks.mesh:  # all give their part of a network that is shared out
-                save_adapter(pipe.transformer, folder / "adapter", config, progress)
+            run.checkpoints.finish(run.progress, run.mark)
+            _finish(run, caught)
         except Stopped:
             raise
         except BaseException as error:
             caught.saving = True
-            if whole and not lost() and (ranks.count == 1 or isinstance(error, OnAll)):
-                learner.optimizer.zero_grad()
-                _save_what_is(checkpoints, progress, mark, log)
-            log(f"{folder} ends before its time ({first_line(error)}); {state()}")
+            if run.whole and not run.lost() and (run.ranks.count == 1 or isinstance(error, OnAll)):
+                run.learner.optimizer.zero_grad()
+                _save_what_is(run)
+            run.log(f"{run.folder} ends before its time ({first_line(error)}); {run.stands()}")
             if isinstance(error, Insisted):
-                raise Stopped(error.number, f"{folder}: stopped by {error}; {state()}") from None
+                raise Stopped(error.number, f"{run.folder}: stopped by {error}; {run.stands()}") from None
             raise
-    return folder
 
 
-def _save_what_is(checkpoints: Checkpoints, progress: Progress, mark: Mark, log: Callable[[str], None]) -> None:
+def _iterate(run: Training, caught: Wishes, bar: tqdm) -> None:
+    """Iterations, up to the last one or to a stop, with what is written, saved and measured between them."""
+    config, progress = run.config, run.progress
+    learn(run.pipe.transformer)
+    _measure_first(run)
+
+    for step in range(progress.step, config.optim.iterations):
+        own, norm = _update(run, step)
+        losses = run.ranks.mean(own)
+        if run.journal and progress.step % config.log_every == 0:
+            rate = run.learner.optimizer.param_groups[0]["lr"]
+            run.journal.write(progress.step, **losses, gradient_norm=norm, lr=rate, skipped=progress.skipped)
+            line = run.speed.line(config.log_every, config.log_every * config.optim.batch)
+            run.journal.speed(progress.step, **line)
+
+        last = progress.step == config.optim.iterations
+        late = time.monotonic() - run.started > 60 * (config.stop_after or math.inf)
+        # All stop here, or none; and save here, or none.
+        late, told, again, taken = run.ranks.any(late, bool(caught), run.checkpoints.due(), bool(run.lost()))
+        if taken:
+            raise OnAll(run.lost() or f"{run.folder} was taken over by another process")
+        # Saved first: a measurement may fail, and is made again when the run is taken up.
+        if late or told or last or again or progress.step % config.save_every == 0:
+            run.checkpoints.save(progress, run.mark)
+        if not told and (last or progress.step % config.eval_every == 0):
+            run.measure()
+
+        bar.update()
+        bar.set_postfix(loss=losses["loss"], distance=progress.distance, refresh=False)
+        if late or told:
+            break
+
+
+def _measure_first(run: Training) -> None:
+    """The distance that the run begins with: read from the log if a run that was stopped has measured it already."""
+    step, journal = run.progress.step, run.journal
+    known = run.ranks.agree(lambda: journal.measured(step) if journal else None)
+    if known is not None:
+        run.progress.distance = known
+    elif step % run.config.eval_every == 0 or step == run.config.optim.iterations:
+        run.measure()
+
+
+def _update(run: Training, step: int) -> tuple[dict[str, float], float]:
+    """The losses and the gradient norm of iteration `step`, once its batch has moved the weights."""
+    config = run.config
+    torch.manual_seed(dropout_seed(config.seed, step, run.ranks.rank))
+    sample = run.batch(step)
+    first = step * config.optim.batch + run.ranks.rows(config.optim.batch).start
+    draws = sample_draws(seed_of(config.seed, "draws", first + i) for i in range(len(sample.x)))
+    losses = run.learner.gradients(arcflow_objective(config, step, run.student, run.teacher), sample, draws)
+    ratio = teacher_ratio(step, config.distill.decay, config.distill.hold)
+    logs = losses.logs() | {"teacher_ratio": ratio}
+
+    run.whole = False
+    norm = run.learner.update(run.progress)
+    run.progress.data = sample.position
+    run.whole = True
+    return logs, norm
+
+
+def _finish(run: Training, caught: Wishes) -> None:
+    """Put the averaged weights in and write the adapter; a run that was told to stop ends as `Stopped` instead."""
+    progress = run.progress
+    if progress.step < run.config.optim.iterations:
+        stopped = f"stopped at iteration {progress.step} of {run.config.optim.iterations}, saved in {run.folder}"
+        run.log(f"{stopped}: run the same command to go on")
+    (told,) = run.ranks.any(bool(caught))
+    if told:
+        number = next(iter(caught), signal.SIGTERM)  # another process may have been told
+        by = signal.Signals(number).name
+        raise Stopped(number, f"{run.folder}: stopped by {by}, saved; the same call goes on")
+    run.whole = False
+    run.learner.average.swap()
+    if run.ranks.first or run.ranks.mesh:  # all give their part of a network that is shared out
+        save_adapter(run)
+
+
+def _save_what_is(run: Training) -> None:
     """Save the last whole iteration of a run that ends with an error, if it can be."""
     try:
-        checkpoints.finish(progress, mark)
+        run.checkpoints.finish(run.progress, run.mark)
     except Exception as worse:  # a device that has failed, a disk that is gone: the error that came first is raised
-        log(f"the last whole iteration could not be saved as well ({first_line(worse)})")
-
-
-def open_log(
-    config: Run, ranks: Ranks, folder: Path, step: int, log: Callable[[str], None], mark: dict[str, Any] | None
-) -> Log | None:
-    """The log of a run that stands at iteration `step`, and its tracker, on the first process."""
-    opened = list[Log]()
-
-    def make() -> None:
-        tracked = config.tracker != "none"
-        curves = Tracker(config.tracker, folder, json.loads(to_json(config))) if tracked else None
-        opened.append(Log(folder, step, log, curves, mark))
-
-    ranks.agree(make)
-    return opened[0] if opened else None
-
-
-def take_up(data: Prompts, position: dict[str, Any], folder: Path) -> None:
-    """Let a data set go on from a position that a checkpoint holds."""
-    try:
-        data.load(position)
-    except (KeyError, TypeError, AttributeError, IndexError) as error:
-        raise ValueError(
-            f"the checkpoint in {folder} holds no position of this data set ({first_line(error)}): expected one that "
-            f"this version of arcflow and of `datasets` has written; start again with another --out"
-        ) from error
-
-
-def fetched(feed: Feed, ranks: Ranks) -> Callable[[int], Sample]:
-    """The batches of a feed. One that cannot be made on one process ends the run on all, at the same iteration."""
-
-    def fetch(step: int) -> Sample:
-        sample, trouble = None, None
-        try:
-            sample = feed(step)
-        except Exception as error:
-            trouble = error
-        (failed,) = ranks.any(trouble is not None)
-        if trouble and ranks.count == 1:
-            raise trouble
-        if failed:
-            raise OnAll(sentence(trouble) or first_line(trouble) if trouble else "another process lacks its batch")
-        assert sample is not None
-        return sample
-
-    return fetch
+        run.log(f"the last whole iteration could not be saved as well ({first_line(worse)})")
 
 
 def dropout_seed(seed: int, step: int, rank: int) -> int:
@@ -296,37 +184,20 @@ def dropout_seed(seed: int, step: int, rank: int) -> int:
     return seed_of(seed, "dropout", step, rank) if rank else seed_of(seed, "dropout", step)
 
 
-def feed_of(
-    pipe: DiffusionPipeline, data: Prompts, encode: Encode, config: Run, device: torch.device, ranks: Ranks
-) -> Feed:
-    """This process's part of every batch. One process reads the prompts, so that a streamed data set is read once."""
-    mine = ranks.rows(config.optim.batch)
-
-    def make(number: int) -> Sample:
-        batch, position = ranks.agree(lambda: (data.batch(number), data.state()), ranks.side)
-        x = network.noise(pipe, batch.seeds[mine], *batch.size).to(device)
-        clean = None
-        if config.data.images:
-            clean = network.encode_pictures(pipe, read_pictures(batch.images[mine], batch.size)).to(device)
-        return Sample(x, encode(batch.prompts[mine], batch.size), position, clean)
-
-    in_memory = config.data.cache and not config.data.embeddings
-    return Feed(make, device, ahead=not in_memory)
-
-
-def save_adapter(net: torch.nn.Module, folder: Path, config: Run, progress: Progress) -> None:
+def save_adapter(run: Training) -> None:
     """Write the adapter with everything needed to sample rightly, and the record of its training."""
+    config = run.config
     settings = json.loads(to_json(config))
     settings.pop("out")  # a folder of this machine
-    record = {name: value for name, value in dataclasses.asdict(progress).items() if name != "data"}
+    record = {name: value for name, value in dataclasses.asdict(run.progress).items() if name != "data"}
     info = formats.AdapterInfo(
         base=config.model.base,
         shift=config.distill.shift,
         steps=config.distill.steps,
         also_steps=config.distill.also_steps,
         final_step_scale=config.distill.final_step_scale,
-        guidance=config.distill.guidance if families.family_of(net).guidance else None,
+        guidance=config.distill.guidance if run.family.guidance else None,
         teacher_lora=config.model.teacher_lora,
         training={"settings": settings, "progress": record},
     )
-    adapter.save_adapter(net, folder, info=info)
+    adapter.save_adapter(run.pipe.transformer, run.folder / "adapter", info=info)

@@ -1,0 +1,267 @@
+"""A run that is open: all that its iterations use, and where it stands.
+
+Opening it goes from the settings to the first iteration: prompts, base, student, the newest checkpoint, validation,
+the next batch. Nothing is written into the folder before all of that has gone well.
+"""
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import DiffusionPipeline
+
+from arcflow.config import Run, to_json
+from arcflow.data.batches import Prompts, open_prompts
+from arcflow.data.embeddings import Encode, encoder
+from arcflow.data.pictures import read_pictures
+from arcflow.data.prefetch import Feed, Sample
+from arcflow.distillation.policy import Student, Teacher
+from arcflow.families import family_of, network
+from arcflow.families.family import Family
+from arcflow.families.loading import load_pipe, settle
+from arcflow.runs.checkpoint import Checkpoints, Progress
+from arcflow.runs.log import Log, Tracker
+from arcflow.student.layers import learn
+from arcflow.system.errors import first_line, sentence
+from arcflow.system.packages import need
+from arcflow.system.processes import OnAll, Ranks
+from arcflow.system.timing import Speed
+from arcflow.training.home import claim, contents_of, keep_held_out, prompts_of
+from arcflow.training.learner import Learner, views
+from arcflow.training.validation import Gauge
+
+
+@dataclass
+class Training:
+    """A run that is open."""
+
+    config: Run
+    folder: Path
+    ranks: Ranks
+    log: Callable[[str], None]
+    lost: Callable[[], str | None]
+    """Why the folder is no longer this run's, on the first process."""
+    pipe: DiffusionPipeline
+    family: Family
+    student: Student
+    teacher: Teacher
+    learner: Learner
+    progress: Progress
+    checkpoints: Checkpoints
+    gauge: Gauge
+    size: tuple[int, int]
+    """Height and width of its images."""
+    feed: Feed
+    batch: Callable[[int], Sample]
+    """The feed's, on all processes or on none."""
+    journal: Log | None
+    """On the first process."""
+    speed: Speed
+    started: float
+    """On the clock that does not go back."""
+    before: float
+    """Seconds that the run had taken before it was taken up."""
+    whole: bool = True
+    """Whether weights, average, moments and progress are those of one iteration."""
+
+    def measure(self) -> None:
+        """Measure the averaged student's distance to the teacher, for the log, and draw its images."""
+        config, step = self.config, self.progress.step
+        self.pipe.transformer.eval()
+        with self.learner.average.applied():
+            measured = self.gauge.distance(self.student)
+        self.progress.distance = measured["distance"]
+        learn(self.pipe.transformer)
+
+        if self.journal and config.pictures:
+            self.journal.picture(step, self.gauge.pictures(self.pipe, config.pictures, self.size))
+        if self.journal:
+            self.journal.write(step, **measured, **(self.gauge.euler if step == 0 else {}))
+
+    def mark(self) -> dict[str, Any] | None:
+        """How far the log has come, for a checkpoint; the time spent is brought up to date."""
+        self.progress.seconds = self.before + time.monotonic() - self.started
+        return self.journal.sync() if self.journal else None
+
+    def stands(self) -> str:
+        """What of the run is saved, and how to go on."""
+        newest = self.checkpoints.newest
+        saved = f"iteration {newest} of {self.config.optim.iterations} is saved in {self.folder}"
+        there = saved if newest else f"{self.folder} is empty yet"
+        return f"{there}: run the same command to go on"
+
+
+def open_run(
+    config: Run,
+    pipe: DiffusionPipeline | None,
+    device: torch.device,
+    ranks: Ranks,
+    log: Callable[[str], None],
+    lost: Callable[[], str | None],
+) -> Training:
+    """The run of these settings, opened where its newest checkpoint stands.
+
+    Raises:
+        ValueError: the folder holds another run, or one that is longer already; or something named is not there.
+    """
+    started, speed = time.monotonic(), Speed(device)
+    data = open_prompts(prompts_of(config), seed=config.seed, batch=config.optim.batch)
+    if data.message:
+        log(data.message)
+    folder = claim(config, ranks, contents_of(data), write=False)
+    if config.tracker != "none":
+        need(config.tracker, asked=f"tracker = {config.tracker!r}", install=config.tracker)
+
+    pipe = load_pipe(config.model, not config.data.embeddings) if pipe is None else pipe
+    family = family_of(pipe.transformer)
+    encode, negative = encoder(settle(pipe, config.model, device, ranks), config, data, device, ranks)
+    contents = contents_of(data, pipe.transformer, config.data.embeddings)
+    claim(config, ranks, contents, write=False)
+
+    learner = Learner.on(pipe.transformer, config, ranks)
+    student, teacher = views(pipe.transformer, negative, config.distill.teacher_cfg)
+    checkpoints, progress = _taken_up(config, learner, data, folder, log)
+    before = progress.seconds
+    held_out = data.held_out
+    gauge = Gauge(
+        config,
+        teacher,
+        network.noise(pipe, held_out.seeds, *held_out.size, family=family).to(device),
+        encode(held_out.prompts, held_out.size),
+        folder / "held_out.safetensors",
+        log,
+        ranks,
+        contents["teacher"],
+    )
+    feed = feed_of(pipe, family, data, encode, config, device, ranks)
+    batch = speed.of("data", fetched(feed, ranks))
+    asked = speed.of("teacher", teacher)
+
+    claim(config, ranks, contents, log)  # from here on the folder holds this run
+    if ranks.first:
+        keep_held_out(config, held_out.prompts)
+    journal = open_log(config, ranks, folder, progress.step, log, checkpoints.mark)
+    if progress.step:
+        log(f"resuming {folder} at iteration {progress.step} of {config.optim.iterations}")
+    return Training(
+        config=config,
+        folder=folder,
+        ranks=ranks,
+        log=log,
+        lost=lost,
+        pipe=pipe,
+        family=family,
+        student=student,
+        teacher=asked,
+        learner=learner,
+        progress=progress,
+        checkpoints=checkpoints,
+        gauge=gauge,
+        size=held_out.size,
+        feed=feed,
+        batch=batch,
+        journal=journal,
+        speed=speed,
+        started=started,
+        before=before,
+    )
+
+
+def _taken_up(
+    config: Run, learner: Learner, data: Prompts, folder: Path, log: Callable[[str], None]
+) -> tuple[Checkpoints, Progress]:
+    """The checkpoints of a run, and where the newest one stands: learner and data set go on from there."""
+    checkpoints = Checkpoints(
+        folder / "checkpoints",
+        learner.parameters,
+        learner.average,
+        learner.optimizer,
+        keep=config.keep,
+        milestones=config.milestones,
+        ranks=learner.ranks,
+        log=log,
+    )
+    progress = checkpoints.restore()
+    if progress.step > config.optim.iterations:
+        raise ValueError(
+            f"{folder} holds a run of {progress.step} iterations, and {config.optim.iterations} are asked for: "
+            f"expected as many or more; raise optim.iterations, or choose another folder with --out"
+        )
+    if progress.data:
+        take_up(data, progress.data, folder)
+    return checkpoints, progress
+
+
+def take_up(data: Prompts, position: dict[str, Any], folder: Path) -> None:
+    """Let a data set go on from a position that a checkpoint holds."""
+    try:
+        data.load(position)
+    except (KeyError, TypeError, AttributeError, IndexError) as error:
+        raise ValueError(
+            f"the checkpoint in {folder} holds no position of this data set ({first_line(error)}): expected one that "
+            f"this version of arcflow and of `datasets` has written; start again with another --out"
+        ) from error
+
+
+def fetched(feed: Feed, ranks: Ranks) -> Callable[[int], Sample]:
+    """The batches of a feed. One that cannot be made on one process ends the run on all, at the same iteration."""
+
+    def fetch(step: int) -> Sample:
+        sample, trouble = None, None
+        try:
+            sample = feed(step)
+        except Exception as error:
+            trouble = error
+        (failed,) = ranks.any(trouble is not None)
+        if trouble and ranks.count == 1:
+            raise trouble
+        if failed:
+            raise OnAll(sentence(trouble) or first_line(trouble) if trouble else "another process lacks its batch")
+        assert sample is not None
+        return sample
+
+    return fetch
+
+
+def feed_of(
+    pipe: DiffusionPipeline,
+    family: Family,
+    data: Prompts,
+    encode: Encode,
+    config: Run,
+    device: torch.device,
+    ranks: Ranks,
+) -> Feed:
+    """This process's part of every batch. One process reads the prompts, so that a streamed data set is read once."""
+    mine = ranks.rows(config.optim.batch)
+
+    def make(number: int) -> Sample:
+        batch, position = ranks.agree(lambda: (data.batch(number), data.state()), ranks.side)
+        x = network.noise(pipe, batch.seeds[mine], *batch.size, family=family).to(device)
+        clean = None
+        if config.data.images:
+            drawn = read_pictures(batch.images[mine], batch.size)
+            clean = network.encode_pictures(pipe, drawn, family=family).to(device)
+        return Sample(x, encode(batch.prompts[mine], batch.size), position, clean)
+
+    in_memory = config.data.cache and not config.data.embeddings
+    return Feed(make, device, ahead=not in_memory)
+
+
+def open_log(
+    config: Run, ranks: Ranks, folder: Path, step: int, log: Callable[[str], None], mark: dict[str, Any] | None
+) -> Log | None:
+    """The log of a run that stands at iteration `step`, and its tracker, on the first process."""
+    opened = list[Log]()
+
+    def make() -> None:
+        tracked = config.tracker != "none"
+        curves = Tracker(config.tracker, folder, json.loads(to_json(config))) if tracked else None
+        opened.append(Log(folder, step, log, curves, mark))
+
+    ranks.agree(make)
+    return opened[0] if opened else None
