@@ -30,6 +30,18 @@ def test_the_student_starts_as_its_teacher(net, inputs):
     assert layers.modes(net) == 4 and m.v.shape == (*u.shape[:2], 4, u.shape[-1])
 
 
+def test_no_call_of_a_student_or_its_teacher_asks_what_family_they_are(net, inputs, monkeypatch):
+    student.build(net, modes=4, rank=2)
+
+    def asked(transformer):
+        raise AssertionError("the family is known since the student was built")
+
+    for module in (network, weights, layers):
+        monkeypatch.setattr(module, "family_of", asked)
+    student.predict(net, inputs.x, inputs.sigma, inputs.cond)
+    views.teacher_velocity(net, inputs.x, inputs.sigma, inputs.cond)
+
+
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_the_teacher_view_is_the_base_bit_for_bit_also_after_training(net, inputs, checkpointing):
     u = network.call(net, inputs.x, inputs.sigma, inputs.cond).detach()
