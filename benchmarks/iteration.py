@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from arcflow import config, recipes
-from arcflow.data.prefetch import Feed, Sample
+from arcflow.data.prefetch import Prefetcher, Sample
 from arcflow.distillation.objective import distill
 from arcflow.families import network
 from arcflow.families.conditioning import Cond, repeat, rows
@@ -73,7 +73,7 @@ class Bench(Loop):
             return Sample(x, network.encode_prompts(pipe, prompts, height=64, width=64), {})
 
         x = network.noise(pipe, list(range(batch)), 64, 64)
-        self.feed = Feed(make, x.device, ahead=True)
+        self.prefetcher = Prefetcher(make, x.device, ahead=True)
         super().__init__(pipe.transformer, run, x, make(0).cond)
         for group in self.learner.optimizer.param_groups:
             group["peak"] = 0.0  # the batch, and what it costs, stays the same
@@ -95,7 +95,7 @@ class Bench(Loop):
         torch.stack([part.loss for part in parts]).sum().backward()
 
     def encoded(self) -> None:
-        self.sample = self.feed(self.number)
+        self.sample = self.prefetcher(self.number)
         self.number += 1
         self.ours()
 
@@ -141,7 +141,7 @@ def main() -> None:
             )
     print(f"an iteration over its bare calls: median {statistics.median(b / a for a, b, *_ in timed):.2f}")
     print(f"the authors' way over ours: median {statistics.median(c / b for _, b, c, _ in timed):.2f}")
-    bench.feed.close()
+    bench.prefetcher.close()
     print(f"encoding on the fly: median {statistics.median(d / b for _, b, _, d in timed) - 1:+.1%}")
     mine, theirs = peak(bench, bench.gradients), peak(bench, bench.gradients_authors)
     print(

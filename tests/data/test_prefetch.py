@@ -5,7 +5,7 @@ import threading
 import pytest
 import torch
 
-from arcflow.data.prefetch import Feed, Sample
+from arcflow.data.prefetch import Prefetcher, Sample
 
 CPU = torch.device("cpu")
 
@@ -16,9 +16,9 @@ def sample(number):
 
 @pytest.mark.parametrize("ahead", [False, True])
 def test_batches_come_by_number_whatever_is_made_ahead(ahead):
-    feed = Feed(sample, CPU, ahead=ahead)
-    assert [feed(number).position["at"] for number in (0, 1, 2, 7, 8)] == [0, 1, 2, 7, 8]
-    feed.close()
+    prefetcher = Prefetcher(sample, CPU, ahead=ahead)
+    assert [prefetcher(number).position["at"] for number in (0, 1, 2, 7, 8)] == [0, 1, 2, 7, 8]
+    prefetcher.close()
 
 
 def test_the_next_batch_is_there_before_it_is_asked_for():
@@ -32,10 +32,10 @@ def test_the_next_batch_is_there_before_it_is_asked_for():
             second.set()
         return sample(number)
 
-    feed = Feed(make, CPU, ahead=True)
-    feed(0)
+    prefetcher = Prefetcher(make, CPU, ahead=True)
+    prefetcher(0)
     assert second.wait(60) and threading.current_thread() not in threads
-    feed.close()
+    prefetcher.close()
     assert made == [0, 1]
 
 
@@ -45,8 +45,8 @@ def test_what_goes_wrong_ahead_is_said_when_that_batch_is_asked_for():
             raise ValueError("no such picture")
         return sample(number)
 
-    feed = Feed(make, CPU, ahead=True)
-    assert feed(0).position["at"] == 0
+    prefetcher = Prefetcher(make, CPU, ahead=True)
+    assert prefetcher(0).position["at"] == 0
     with pytest.raises(ValueError, match="no such picture"):
-        feed(1)
-    feed.close()
+        prefetcher(1)
+    prefetcher.close()

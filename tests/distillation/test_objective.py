@@ -184,7 +184,7 @@ def test_an_iteration_takes_six_tenths_of_the_memory_of_one_backward_pass_for_al
     from benchmarks.iteration import Bench, peak
 
     bench = Bench(batch=16)
-    bench.feed.close()
+    bench.prefetcher.close()
     assert peak(bench, bench.gradients) <= 0.6 * peak(bench, bench.gradients_authors)
 
 

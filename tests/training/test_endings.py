@@ -26,7 +26,7 @@ from arcflow.system.owner import owned
 from arcflow.system.signals import Insisted, Stopped, stop_signals
 from arcflow.training.learner import Learner
 from arcflow.training.loop import train
-from arcflow.training.validation import Gauge
+from arcflow.training.validation import DistanceToTeacher
 from tests.support.trainings import config, quiet, tiny_pipe
 
 SMALL = Data(count=16, held_out_count=2, teacher_steps=2, height=8, width=8)
@@ -186,15 +186,15 @@ def test_an_error_in_the_middle_of_a_step_keeps_the_checkpoint_before(tmp_path, 
 
 @pytest.mark.slow
 def test_a_measurement_that_fails_is_made_again_by_the_next_start(tmp_path, monkeypatch):
-    real, calls = Gauge.distance, []
+    real, calls = DistanceToTeacher.distance, []
 
-    def short_of_memory(gauge, walker):
+    def short_of_memory(validation, walker):
         calls.append(1)
         if len(calls) == 2:
             raise torch.OutOfMemoryError("out of memory")
-        return real(gauge, walker)
+        return real(validation, walker)
 
-    monkeypatch.setattr(Gauge, "distance", short_of_memory)
+    monkeypatch.setattr(DistanceToTeacher, "distance", short_of_memory)
     with pytest.raises(torch.OutOfMemoryError):
         train(settings(tmp_path / "a", eval_every=3), tiny_pipe(), quiet)
     assert steps(tmp_path / "a") == [3]

@@ -28,14 +28,14 @@ class Sample:
     """Latents of pictures, where training depends on them."""
 
 
-class Feed:
+class Prefetcher:
     """Batches by number, in order; with `ahead` the next one is begun when one is asked for."""
 
     def __init__(self, make: Callable[[int], Sample], device: torch.device, *, ahead: bool) -> None:
         self.make, self.ahead = make, ahead
         self.stream = torch.cuda.Stream(device) if ahead and device.type == "cuda" else None
         # The same number of cores as here: products of matrices round by how they are divided.
-        self.thread = ThreadPoolExecutor(1, "feed", torch.set_num_threads, (torch.get_num_threads(),))
+        self.thread = ThreadPoolExecutor(1, "prefetch", torch.set_num_threads, (torch.get_num_threads(),))
         self.pending: tuple[int, Future[Sample]] | None = None
 
     def __call__(self, number: int) -> Sample:

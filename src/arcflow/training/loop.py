@@ -70,7 +70,7 @@ def _to_the_end(run: Training) -> None:
         closing(run.journal) if run.journal else nullcontext(),
         bar,
         closing(run.checkpoints),
-        closing(run.feed),
+        closing(run.prefetcher),
     ):
         try:
             _iterate(run, caught, bar)

@@ -18,7 +18,7 @@ from arcflow.config import Run, to_json
 from arcflow.data.batches import Prompts, open_prompts
 from arcflow.data.embeddings import Encode, encoder
 from arcflow.data.pictures import read_pictures
-from arcflow.data.prefetch import Feed, Sample
+from arcflow.data.prefetch import Prefetcher, Sample
 from arcflow.distillation.policy import Student, Teacher
 from arcflow.families import family_of, network
 from arcflow.families.family import Family
@@ -32,7 +32,7 @@ from arcflow.system.processes import OnAll, Ranks
 from arcflow.system.timing import Speed
 from arcflow.training.home import claim, contents_of, keep_held_out, prompts_of
 from arcflow.training.learner import Learner, views
-from arcflow.training.validation import Gauge
+from arcflow.training.validation import DistanceToTeacher
 
 
 @dataclass
@@ -52,12 +52,12 @@ class Training:
     learner: Learner
     progress: Progress
     checkpoints: Checkpoints
-    gauge: Gauge
+    validation: DistanceToTeacher
     size: tuple[int, int]
     """Height and width of its images."""
-    feed: Feed
+    prefetcher: Prefetcher
     batch: Callable[[int], Sample]
-    """The feed's, on all processes or on none."""
+    """The prefetched one, on all processes or on none."""
     journal: Log | None
     """On the first process."""
     speed: Speed
@@ -73,14 +73,14 @@ class Training:
         config, step = self.config, self.progress.step
         self.pipe.transformer.eval()
         with self.learner.average.applied():
-            measured = self.gauge.distance(self.student)
+            measured = self.validation.distance(self.student)
         self.progress.distance = measured["distance"]
         learn(self.pipe.transformer)
 
         if self.journal and config.pictures:
-            self.journal.picture(step, self.gauge.pictures(self.pipe, config.pictures, self.size))
+            self.journal.picture(step, self.validation.pictures(self.pipe, config.pictures, self.size))
         if self.journal:
-            self.journal.write(step, **measured, **(self.gauge.euler if step == 0 else {}))
+            self.journal.write(step, **measured, **(self.validation.euler if step == 0 else {}))
 
     def mark(self) -> dict[str, Any] | None:
         """How far the log has come, for a checkpoint; the time spent is brought up to date."""
@@ -127,7 +127,7 @@ def open_run(
     checkpoints, progress = _taken_up(config, learner, data, folder, log)
     before = progress.seconds
     held_out = data.held_out
-    gauge = Gauge(
+    validation = DistanceToTeacher(
         config,
         teacher,
         network.noise(pipe, held_out.seeds, *held_out.size, family=family).to(device),
@@ -137,8 +137,8 @@ def open_run(
         ranks,
         contents["teacher"],
     )
-    feed = feed_of(pipe, family, data, encode, config, device, ranks)
-    batch = speed.of("data", fetched(feed, ranks))
+    prefetcher = prefetcher_of(pipe, family, data, encode, config, device, ranks)
+    batch = speed.of("data", fetched(prefetcher, ranks))
     asked = speed.of("teacher", teacher)
 
     claim(config, ranks, contents, log)  # from here on the folder holds this run
@@ -160,9 +160,9 @@ def open_run(
         learner=learner,
         progress=progress,
         checkpoints=checkpoints,
-        gauge=gauge,
+        validation=validation,
         size=held_out.size,
-        feed=feed,
+        prefetcher=prefetcher,
         batch=batch,
         journal=journal,
         speed=speed,
@@ -207,13 +207,13 @@ def take_up(data: Prompts, position: dict[str, Any], folder: Path) -> None:
         ) from error
 
 
-def fetched(feed: Feed, ranks: Ranks) -> Callable[[int], Sample]:
-    """The batches of a feed. One that cannot be made on one process ends the run on all, at the same iteration."""
+def fetched(prefetcher: Prefetcher, ranks: Ranks) -> Callable[[int], Sample]:
+    """The prefetched batches. One that cannot be made on one process ends the run on all, at the same iteration."""
 
     def fetch(step: int) -> Sample:
         sample, trouble = None, None
         try:
-            sample = feed(step)
+            sample = prefetcher(step)
         except Exception as error:
             trouble = error
         (failed,) = ranks.any(trouble is not None)
@@ -227,7 +227,7 @@ def fetched(feed: Feed, ranks: Ranks) -> Callable[[int], Sample]:
     return fetch
 
 
-def feed_of(
+def prefetcher_of(
     pipe: DiffusionPipeline,
     family: Family,
     data: Prompts,
@@ -235,7 +235,7 @@ def feed_of(
     config: Run,
     device: torch.device,
     ranks: Ranks,
-) -> Feed:
+) -> Prefetcher:
     """This process's part of every batch. One process reads the prompts, so that a streamed data set is read once."""
     mine = ranks.rows(config.optim.batch)
 
@@ -249,7 +249,7 @@ def feed_of(
         return Sample(x, encode(batch.prompts[mine], batch.size), position, clean)
 
     in_memory = config.data.cache and not config.data.embeddings
-    return Feed(make, device, ahead=not in_memory)
+    return Prefetcher(make, device, ahead=not in_memory)
 
 
 def open_log(

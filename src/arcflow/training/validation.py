@@ -31,7 +31,7 @@ EULER_STEPS = (2, 4, 8)
 """Plain Euler runs of the teacher that put the distance into proportion."""
 
 
-class Gauge:
+class DistanceToTeacher:
     """Distance to the teacher on held-out prompts: mean squared difference of final latents from the same noise."""
 
     def __init__(
