@@ -1,12 +1,12 @@
 """Damage run folders at random and take them up again: what is lost, what goes unsaid, what is no sentence.
 
-    python -m benchmarks.damaged_runs [--count 1000] [--seed 0]
+    python -m benchmarks.damaged_runs [--count 1000] [--seed 0] [--start 0]
 
 A tiny run has stood still at its fifth iteration, with whole checkpoints of the third, fourth and fifth. Each copy of
 its folder is damaged in one of the ways of `DAMAGES` and taken up to its sixth. Right is: the weights and moments of a
 run that nothing has happened to, bit for bit, with a message wherever another checkpoint than the newest was taken or
 something else was missed; or one ValueError that names the folder. Wrong is any other exception, another result, and
-an older checkpoint without a word.
+an older checkpoint without a word. `--start 300 --count 100` is the fourth hundred of the same thousand.
 """
 
 import argparse
@@ -216,13 +216,13 @@ def judge(bench: Bench, damage: Damage, draw: random.Random) -> str:
     return "an older one, with a message" if told else "WRONG: an older one, without a word"
 
 
-def survey(count: int, seed: int) -> Counter[tuple[str, str]]:
-    """How often each damage ended in which way."""
+def survey(count: int, seed: int, start: int = 0) -> Counter[tuple[str, str]]:
+    """How often each damage ended in which way, of the damages number `start` to `start + count` of a seed."""
     torch.set_num_threads(1)
     ends = Counter[tuple[str, str]]()
     with tempfile.TemporaryDirectory() as place:
         bench, names = Bench(Path(place)), list(DAMAGES)
-        for i in range(count):
+        for i in range(start, start + count):
             name, draw = names[i % len(names)], random.Random(f"{seed}/{i}")
             ends[name, judge(bench, DAMAGES[name], draw)] += 1
     return ends
@@ -232,9 +232,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--count", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--start", type=int, default=0)
     options = parser.parse_args()
     os.environ.setdefault("TQDM_DISABLE", "1")
-    ends = survey(options.count, options.seed)
+    ends = survey(options.count, options.seed, options.start)
     for (name, end), times in sorted(ends.items()):
         print(f"{name:<24}{times:>5}  {end}")
     total = Counter[str]()

@@ -372,6 +372,10 @@ def test_joined_projections_draw_the_same_and_come_apart(pipe, two_steps, when):
     if when != "before":
         pipe.transformer.fuse_qkv_projections()
     torch.testing.assert_close(sample(pipe), drawn, rtol=1e-3, atol=1e-4)
+    pipe.transformer.unfuse_qkv_projections()
+    torch.testing.assert_close(sample(pipe), drawn, rtol=1e-3, atol=1e-4)
+    pipe.transformer.fuse_qkv_projections()  # into Linears that are new
+    torch.testing.assert_close(sample(pipe), drawn, rtol=1e-3, atol=1e-4)
     arcflow.detach(pipe)
     torch.testing.assert_close(sample(pipe), teacher, rtol=1e-4, atol=1e-4)
     pipe.transformer.unfuse_qkv_projections()

@@ -4,8 +4,9 @@ import copy
 
 import pytest
 import torch
-from peft import LoraConfig
+from peft import LoraConfig, get_peft_model_state_dict
 from peft.tuners.tuners_utils import BaseTunerLayer
+from safetensors.torch import load_file
 
 import arcflow
 from arcflow import student
@@ -203,6 +204,16 @@ def test_a_lora_on_all_linears_has_none_in_the_student(pipe, two_steps, targets)
     assert isinstance(net.proj_out, BaseTunerLayer) and isinstance(net.norm_out.linear, BaseTunerLayer)
     pipe.delete_adapters("style")
     assert torch.equal(sample(pipe), plain) and len(before) == len(list(net.parameters()))
+
+
+def test_a_style_is_saved_beside_a_student_as_without_one(pipe, two_steps, style, targets, tmp_path):
+    """The file has the style's weights, all of them, and nothing of the student's."""
+    pipe.load_lora_weights(style, adapter_name="style")
+    arcflow.attach(pipe, two_steps)
+    told = get_peft_model_state_dict(pipe.transformer, adapter_name="style")
+    type(pipe).save_lora_weights(tmp_path / "again", transformer_lora_layers=told)
+    before, after = (load_file(folder / "pytorch_lora_weights.safetensors") for folder in (style, tmp_path / "again"))
+    assert before.keys() == after.keys() and all(torch.equal(after[name], value) for name, value in before.items())
 
 
 @pytest.mark.parametrize("dora", [False, True])

@@ -307,7 +307,7 @@ def _watch(
     if state.head.teacher:
         return inputs, named
     for attention in state.attentions:
-        if getattr(attention, "fused_projections", False) and not getattr(attention, "_arcflow_joined", False):
+        if getattr(attention, "fused_projections", False) and not _is_joined(attention):
             if torch.compiler.is_compiling():
                 raise ValueError("attention was joined after the adapter was attached: call the student once first.")
             _join(transformer)
@@ -514,7 +514,6 @@ def _disconnect(module: nn.Module) -> None:
     if "_arcflow_low" in module.__dict__:
         del module._arcflow_low
         add_at_calls(module, False)
-    module.__dict__.pop("_arcflow_joined", None)
 
 
 def add_at_calls(linear: nn.Module, adds: bool) -> None:
@@ -525,19 +524,28 @@ def add_at_calls(linear: nn.Module, adds: bool) -> None:
         linear.register_forward_hook(_add_low_rank)
 
 
+def _is_joined(attention: nn.Module) -> bool:
+    """Whether what diffusers has made of several Linears has their LoRA: joined once more, it is made anew."""
+    return all(hasattr(linear, "_arcflow_low") for _, linear in _joined(attention))
+
+
+def _joined(attention: nn.Module) -> list[tuple[str, nn.Module]]:
+    """What diffusers has made of several Linears of an attention, by its name, under a user's LoRA."""
+    found = ((name, attention._modules.get(name)) for name in JOINED)
+    return [(name, _under_lora(module)) for name, module in found if module is not None]
+
+
 def _join(transformer: nn.Module) -> None:
     """LoRA on what diffusers made of several Linears of an attention."""
     for attention in state_of(transformer).attentions:
-        if not getattr(attention, "fused_projections", False) or getattr(attention, "_arcflow_joined", False):
+        if not getattr(attention, "fused_projections", False) or _is_joined(attention):
             continue
-        for joined, names in JOINED.items():
-            linear = getattr(attention, joined, None)
-            if linear is None:
-                continue
-            lows = [next(iter(_lows_of(_under_lora(getattr(attention, name)))), None) for name in names]
+        for name, linear in _joined(attention):
+            lows = [next(iter(_lows_of(_under_lora(getattr(attention, one)))), None) for one in JOINED[name]]
             if any(low is not None for low in lows):
-                _connect(_under_lora(linear), *lows)
-        attention._arcflow_joined = True  # type: ignore[assignment]
+                _connect(linear, *lows)
+            else:
+                linear._arcflow_low = ()  # type: ignore[assignment]
 
 
 @contextmanager
@@ -553,7 +561,6 @@ def separate(transformer: nn.Module) -> Iterator[None]:
                 )
     for attention in joined:
         attention.unfuse_projections()  # type: ignore[operator]
-        attention.__dict__.pop("_arcflow_joined", None)
     try:
         yield
     finally:
