@@ -191,7 +191,7 @@ def test_a_negative_prompt_guides_by_a_second_call_on_student_and_teacher(name, 
     pipe = fresh(pristine[name])
     attach(pipe, shelf / f"{name}-adapter", guidance=True)
     alone, against = drawn(pipe), drawn(pipe, negative="blue")
-    same = drawn(pipe, negative="blue", true_cfg=generate.TRUE_CFG)
+    same = drawn(pipe, negative="blue", true_cfg=4.0)
     assert (alone.nfe, against.nfe) == (2, 4)
     assert torch.equal(against.latents, same.latents) and not torch.equal(against.latents, alone.latents)
 

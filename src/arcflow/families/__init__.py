@@ -6,9 +6,22 @@ from arcflow.families.family import Family
 from arcflow.families.flux import FLUX
 from arcflow.families.flux2 import FLUX2
 from arcflow.families.qwen_image import QWEN_IMAGE
+from arcflow.families.sd3 import SD3
+from arcflow.families.z_image import Z_IMAGE
 
-FAMILIES = (FLUX, QWEN_IMAGE, FLUX2)
+FAMILIES = (
+    FLUX,
+    QWEN_IMAGE,
+    FLUX2,
+    SD3,
+    Z_IMAGE,
+)
 """Every backbone that can be a student."""
+
+
+def named(name: str) -> Family:
+    """The family of this name."""
+    return next(family for family in FAMILIES if family.name == name)
 
 
 def family_of(transformer: nn.Module) -> Family:

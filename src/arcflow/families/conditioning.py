@@ -28,3 +28,17 @@ def beside(one: Cond, other: Cond) -> Cond:
 def rows(cond: Cond, part: slice | list[int]) -> Cond:
     """Conditioning of some samples of a batch."""
     return {name: value if shared(name) else value[part] for name, value in cond.items()}
+
+
+def padded(rows: list[Tensor]) -> Cond:
+    """Embeddings of prompts of unequal length as one tensor, with a mask that says which tokens there are."""
+    embeds = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
+    lengths = torch.tensor([len(row) for row in rows], device=embeds.device)
+    mask = torch.arange(embeds.shape[1], device=embeds.device) < lengths[:, None]
+    return {"encoder_hidden_states": embeds, "encoder_hidden_states_mask": mask}
+
+
+def masked(cond: Cond) -> list[Tensor]:
+    """Embeddings of each prompt by itself, without what its mask leaves out: the inverse of `padded`."""
+    both = zip(cond["encoder_hidden_states"], cond["encoder_hidden_states_mask"], strict=True)
+    return [embeds[mask] for embeds, mask in both]

@@ -1,19 +1,82 @@
 """What differs between backbones, as data: one row per diffusers transformer class.
 
-A row says where the last layers are, which Linears take a LoRA, how many latent pixels a token packs, and which
-functions turn prompts into conditioning and latents into images."""
+A row says where the last layers are, which Linears take a LoRA, how many latent pixels a token packs, how state and
+time enter the network and what leaves it, and which functions turn prompts into conditioning and latents into images.
+Entries with a default are those of a network that works on tokens from end to end, as FLUX.1 does."""
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from diffusers import DiffusionPipeline
-from torch import Tensor
+from torch import Tensor, nn
 
 from arcflow.families.conditioning import Cond
 
-Arguments = dict[str, Tensor | list[list[tuple[int, ...]]] | None]
-"""Conditioning as a transformer takes it: tensors, and lists of sizes in Qwen-Image."""
+Arguments = dict[str, Tensor | list[Tensor] | list[list[tuple[int, ...]]] | None]
+"""What a transformer takes: tensors, lists of them in Z-Image, and lists of sizes in Qwen-Image."""
+
+TIME_EMBEDDERS = r"time_(text|guidance)_embed\.timestep_embedder\.linear_[12]"
+
+EVERY_LINEAR = r"(time_(text|guidance)_embed|(single_)?transformer_blocks)\..*"
+
+SIZES = (
+    "num_layers",
+    "num_single_layers",
+    "num_attention_heads",
+    "attention_head_dim",
+    "in_channels",
+    "joint_attention_dim",
+    "pooled_projection_dim",
+    "guidance_embeds",
+    "axes_dims_rope",
+)
+"""Entries of FLUX's config that a base must share with an adapter."""
+
+
+def as_keywords(cond: Cond) -> Arguments:
+    return {**cond}
+
+
+def reads_512_tokens(pipe: DiffusionPipeline) -> int:
+    return 512
+
+
+def cast_then_divided(x: Tensor, time: Tensor, dtype: torch.dtype) -> Arguments:
+    """As FLUX.1's pipelines: 1000 sigma in the network's dtype (in bfloat16 761.9 becomes 760), over 1000."""
+    return {"hidden_states": x.to(dtype), "timestep": time.to(dtype) / 1000}
+
+
+def divided_then_cast(x: Tensor, time: Tensor, dtype: torch.dtype) -> Arguments:
+    """Sigma in float32, then in the network's dtype."""
+    return {"hidden_states": x.to(dtype), "timestep": (time / 1000).to(dtype)}
+
+
+def as_it_is(x: Tensor, time: Tensor, dtype: torch.dtype) -> Arguments:
+    """1000 sigma in float32."""
+    return {"hidden_states": x.to(dtype), "timestep": time}
+
+
+def first_tokens(tokens: Tensor, count: int, cond: Cond) -> Tensor:
+    """The picture's tokens where others, if there are any, stand behind them."""
+    return tokens[:, :count]
+
+
+def last_tokens(tokens: Tensor, count: int, cond: Cond) -> Tensor:
+    """The picture's tokens where the text's stand before them."""
+    return tokens[:, -count:]
+
+
+def nowhere(text: Cond, *cells: int) -> Cond:
+    """Where things stand, for a network that finds out by itself."""
+    return {}
+
+
+def spatial(pipe: DiffusionPipeline) -> tuple[int, ...]:
+    """Pixels along the sides of a latent pixel."""
+    return (pipe.vae_scale_factor, pipe.vae_scale_factor)
 
 
 @dataclass(frozen=True)
@@ -48,23 +111,60 @@ class Family:
     from_vae: Callable[[DiffusionPipeline, Tensor], Tensor]
     """The way back, to the mean of what the encoder gives."""
     head: str = "proj_out"
+    """Name of the last Linear, dotted where it lies deeper."""
     norm: str = "norm_out"
-    pixels: int = 4
-    """Latent pixels per token, P: a patch of 2 x 2."""
+    """Name of the module before it whose Linears are tuned; empty where it has none."""
+    blocks: str = "transformer_blocks"
+    """Name of the list of blocks, whose last one `lora_skip` may mean."""
+    every: str = EVERY_LINEAR
+    """Regular expression for all Linears that can take a LoRA (`targets` "all")."""
+    patch: tuple[int, ...] = (2, 2)
+    """Latent pixels along the sides of a token: rows and columns, and frames before them in a video."""
+    folds: bool = False
+    """Whether the network itself takes a picture and folds its tokens back into one, behind the head. Its config then
+    says the patch."""
+    patch_first: bool = False
+    """Whether the head's rows go by the place in the patch first and the channel then; else the other way."""
+    enter: Callable[[Tensor, Tensor, torch.dtype], Arguments] = cast_then_divided
+    """(state, 1000 sigma in float32, the network's dtype) -> both as keyword arguments, rounded as pipelines do."""
+    leaves: Callable[[Tensor, int, Cond], Tensor] = first_tokens
+    """(tokens behind the head, how many the picture has, conditioning) -> the picture's."""
+    sign: float = 1.0
+    """-1 where the network gives the velocity's negative."""
+    time: tuple[float, float] = (0.0, 1.0)
+    """a and b where the network is told the time a + b sigma."""
+    clock: tuple[str, int] = ("timestep", 3)
+    """Name and place of that argument."""
+    reads: str = "max_sequence_length"
+    """Argument of its pipelines for the text tokens that are read; empty where there is none."""
     negative: bool = True
-    """Whether its pipelines take a negative prompt, and guide by a second call against it (`true_cfg_scale`)."""
+    """Whether its pipelines take a negative prompt."""
+    second: str = "guidance_scale"
+    """Argument of its pipelines for the scale of a second call, against the negative prompt."""
+    scale: float = 4.0
+    """Its value that the model is meant for."""
+    off: float = 1.0
+    """Its greatest value that makes no second call. Guided velocities are negative + (1 + value - off) * difference."""
     packs: bool = True
     """Whether noise is drawn as pixels and packed into tokens; else its channels are the tokens'."""
+    compression: Callable[[DiffusionPipeline], tuple[int, ...]] = spatial
+    """(pipe) -> pixels, and frames, along the sides of a latent pixel."""
+    sizes: tuple[str, ...] = SIZES
+    """Entries of the transformer's config that a base must share with an adapter."""
 
+    @property
+    def pixels(self) -> int:
+        """Latent pixels per token, P, where the config says no other."""
+        return math.prod(self.patch)
 
-def as_keywords(cond: Cond) -> Arguments:
-    return {**cond}
+    @property
+    def video(self) -> bool:
+        return len(self.patch) == 3
 
-
-def reads_512_tokens(pipe: DiffusionPipeline) -> int:
-    return 512
-
-
-TIME_EMBEDDERS = r"time_(text|guidance)_embed\.timestep_embedder\.linear_[12]"
-
-EVERY_LINEAR = r"(time_(text|guidance)_embed|(single_)?transformer_blocks)\..*"
+    def patch_of(self, transformer: nn.Module) -> tuple[int, ...]:
+        """Sides of a token of this transformer, in latent pixels."""
+        config: Mapping[str, Any] = transformer.config  # type: ignore[assignment]  # a model of diffusers
+        size = config.get("patch_size") if self.folds else None
+        if size is None:
+            return self.patch
+        return (size,) * len(self.patch) if isinstance(size, int) else tuple(size)

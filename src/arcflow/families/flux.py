@@ -1,10 +1,10 @@
-"""FLUX.1: its row, its conditioning and its autoencoder."""
+"""FLUX.1: its row and its conditioning."""
 
 import torch
 from diffusers import DiffusionPipeline
-from torch import Tensor
 
 from arcflow import paper
+from arcflow.families.autoencoder import shifted_from_vae, shifted_to_vae
 from arcflow.families.conditioning import Cond
 from arcflow.families.family import TIME_EMBEDDERS, Family, as_keywords
 
@@ -26,17 +26,6 @@ def _text_length(pipe: DiffusionPipeline) -> int:
     return min(512, pipe.tokenizer_2.model_max_length)
 
 
-def _to_vae(pipe: DiffusionPipeline, latents: Tensor) -> Tensor:
-    config = pipe.vae.config
-    latents = latents / config.scaling_factor + (config.shift_factor or 0.0)
-    return pipe.vae.decode(latents.to(pipe.vae.device, pipe.vae.dtype), return_dict=False)[0]
-
-
-def _from_vae(pipe: DiffusionPipeline, images: Tensor) -> Tensor:
-    config = pipe.vae.config
-    return (pipe.vae.encode(images).latent_dist.mode() - (config.shift_factor or 0.0)) * config.scaling_factor
-
-
 FLUX = Family(
     name="flux",
     transformer="FluxTransformer2DModel",
@@ -52,6 +41,7 @@ FLUX = Family(
     encode=_encode,
     places=_places,
     text_length=_text_length,
-    to_vae=_to_vae,
-    from_vae=_from_vae,
+    to_vae=shifted_to_vae,
+    from_vae=shifted_from_vae,
+    second="true_cfg_scale",
 )

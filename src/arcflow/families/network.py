@@ -1,10 +1,13 @@
 """A network called as its stock pipeline calls it; prompts encoded, noise drawn, latents decoded.
 
-Above this file a model is two callables of (x, sigma, cond). `call` rounds time exactly as the stock pipelines do:
-they cast 1000 sigma to the dtype of the latents before dividing it again (in bfloat16 761.9 becomes 760), so that
-teacher, student and pipeline see the same number.
+Above this file a model is two callables of (x, sigma, cond), and x is tokens: patches of the latents, channel first in
+each. `call` rounds time exactly as the stock pipelines do (`Family.enter`), so that teacher, student and pipeline see
+the same number. Where the network itself takes a picture (`Family.folds`), `call` makes one of the tokens (`folded`)
+and tokens of what comes out (`unfolded`); a video is a picture with an axis more.
 
 `family` is that of the network, for those who know it already; who leaves it out has it looked up at every call."""
+
+import math
 
 import numpy as np
 import torch
@@ -28,14 +31,49 @@ def call(
 ) -> Float[Tensor, "batch tokens out"]:
     """Raw output of the network at noise level `sigma`, with the stock pipeline's casts."""
     family = family or family_of(transformer)
+    output = run(transformer, x, sigma, cond, family)
+    if isinstance(output, list):  # pictures of one frame
+        output = torch.stack(output).squeeze(2)
+    if family.folds:
+        tokens = unfolded(output, family.patch_of(transformer))
+    else:
+        tokens = family.leaves(output, x.shape[1], cond)
+    return tokens if family.sign == 1 else family.sign * tokens
+
+
+def run(
+    transformer: nn.Module,
+    x: Float[Tensor, "batch tokens width"],
+    sigma: float | Float[Tensor, " batch"],
+    cond: Cond,
+    family: Family,
+) -> Tensor | list[Tensor]:
+    """What leaves the network, as it is."""
     dtype = compute_dtype(transformer, family)
     time = torch.as_tensor(sigma, dtype=torch.float32, device=x.device).expand(len(x)) * 1000
-    return transformer(
-        hidden_states=x.to(dtype),
-        timestep=time.to(dtype) / 1000,
-        return_dict=False,
-        **family.arguments(cond),
-    )[0]
+    cond, state = dict(cond), x
+    if family.folds:
+        cells = cond.pop("img_grid")[0].tolist()
+        state = folded(x, cells, family.patch_of(transformer))
+    return transformer(**family.enter(state, time, dtype), **family.arguments(cond), return_dict=False)[0]
+
+
+def folded(x: Float[Tensor, "batch tokens width"], cells: list[int], patch: tuple[int, ...]) -> Tensor:
+    """The picture (batch, channels, *sides) that patches make, in rows and columns, or frames, rows and columns."""
+    x = x.unflatten(1, cells).unflatten(-1, (-1, *patch))
+    d = len(patch)  # batch, cells, channel, places in the patch
+    order = [0, d + 1, *(axis for i in range(d) for axis in (1 + i, d + 2 + i))]
+    sides = [n * p for n, p in zip(cells, patch, strict=True)]
+    return x.permute(order).reshape(len(x), -1, *sides)
+
+
+def unfolded(picture: Tensor, patch: tuple[int, ...]) -> Float[Tensor, "batch tokens width"]:
+    """Patches of a picture (batch, channels, *sides), channel first in each: the inverse of `folded`."""
+    split = [part for n, p in zip(picture.shape[2:], patch, strict=True) for part in (n // p, p)]
+    x = picture.reshape(*picture.shape[:2], *split)
+    d = len(patch)
+    order = [0, *(2 + 2 * i for i in range(d)), 1, *(3 + 2 * i for i in range(d))]
+    return x.permute(order).flatten(1 + d).flatten(1, d)
 
 
 def encode_prompts(
@@ -44,13 +82,14 @@ def encode_prompts(
     *,
     height: int,
     width: int,
+    frames: int = 1,
     guidance: float | None = None,
     max_sequence_length: int | None = None,
 ) -> Cond:
     """Conditioning of a batch of prompts for images of this size, by the pipeline's own text encoders. `guidance` and
     the length are the family's unless given."""
     text = encode_text(pipe, prompts, max_sequence_length)
-    return place(pipe, text, height=height, width=width, guidance=guidance)
+    return place(pipe, text, height=height, width=width, frames=frames, guidance=guidance)
 
 
 @torch.no_grad()
@@ -72,67 +111,84 @@ def place(
     *,
     height: int,
     width: int,
+    frames: int = 1,
     guidance: float | None = None,
     family: Family | None = None,
 ) -> Cond:
     """Conditioning made whole: encoded prompts, for images of this size, at this guidance."""
     family = family or family_of(pipe.transformer)
-    cond = text | family.places(text, *_grid(pipe, height, width))
+    cells = _cells(pipe, family, height, width, frames)
+    cond = text | family.places(text, *cells)
+    first = next(iter(text.values()))
+    if family.folds:
+        cond["img_grid"] = torch.tensor([cells] * len(first))
     if pipe.transformer.config.get("guidance_embeds"):
-        embeds = text["encoder_hidden_states"]
         scale = guidance if guidance is not None else family.guidance or 1.0
-        cond["guidance"] = torch.full((len(embeds),), scale, device=embeds.device, dtype=torch.float32)
+        cond["guidance"] = torch.full((len(first),), scale, device=first.device, dtype=torch.float32)
     return cond
 
 
 def noise(
-    pipe: DiffusionPipeline, seeds: list[int], height: int, width: int, family: Family | None = None
+    pipe: DiffusionPipeline, seeds: list[int], height: int, width: int, frames: int = 1, family: Family | None = None
 ) -> Float[Tensor, "batch tokens width"]:
     """Starting latents, float32 on the CPU: sample i is what the stock pipeline (in float32) draws from
     `torch.Generator("cpu").manual_seed(seeds[i])`, whatever the rest of the batch."""
-    rows, columns = _grid(pipe, height, width)
     family = family or family_of(pipe.transformer)
-    p = 2 if family.packs else 1
-    shape = (pipe.transformer.config.in_channels // p**2, p * rows, p * columns)
+    cells = _cells(pipe, family, height, width, frames)
+    patch = family.patch_of(pipe.transformer)
+    drawn = patch if family.packs else (1,) * len(patch)
+    channels = pipe.transformer.get_submodule(family.head).out_features // math.prod(drawn)
+    shape = (channels, *(n * p for n, p in zip(cells, drawn, strict=True)))
     draws = [torch.randn(shape, generator=torch.Generator("cpu").manual_seed(seed)) for seed in seeds]
-    return rearrange(torch.stack(draws), "b c (h p) (w q) -> b (h w) (c p q)", p=p, q=p)
+    return unfolded(torch.stack(draws), drawn)
 
 
 @torch.no_grad()
 def decode(
-    pipe: DiffusionPipeline, x: Float[Tensor, "batch tokens channels"], height: int, width: int
-) -> UInt8[np.ndarray, "batch height width 3"]:
-    """Images of packed latents, by the pipeline's own autoencoder."""
-    rows, columns = _grid(pipe, height, width)
-    if x.shape[1] != rows * columns:
+    pipe: DiffusionPipeline, x: Float[Tensor, "batch tokens channels"], height: int, width: int, frames: int = 1
+) -> UInt8[np.ndarray, "batch *frames height width 3"]:
+    """Images of packed latents, by the pipeline's own autoencoder; of a video family, videos."""
+    family = family_of(pipe.transformer)
+    cells = _cells(pipe, family, height, width, frames)
+    if x.shape[1] != math.prod(cells):
+        counts = " x ".join(map(str, cells))
         raise ValueError(
-            f"{x.shape[1]} tokens do not make an image of {height} x {width}: expected {rows} x {columns} tokens. "
+            f"{x.shape[1]} tokens do not make an image of {height} x {width}: expected {counts} tokens. "
             f"Give the height and width the latents were made for."
         )
-    latents = rearrange(x, "b (h w) (c p q) -> b c (h p) (w q)", h=rows, p=2, q=2)
-    images = family_of(pipe.transformer).to_vae(pipe, latents)
-    return _to_uint8(images)
+    return _to_uint8(family.to_vae(pipe, folded(x, list(cells), family.patch_of(pipe.transformer))))
 
 
 @torch.no_grad()
 def encode_pictures(
-    pipe: DiffusionPipeline, images: UInt8[np.ndarray, "batch height width 3"], family: Family | None = None
+    pipe: DiffusionPipeline, images: UInt8[np.ndarray, "batch *frames height width 3"], family: Family | None = None
 ) -> Float[Tensor, "batch tokens channels"]:
-    """Packed latents of pictures, by the pipeline's own autoencoder; float32."""
-    unit = torch.from_numpy(images).permute(0, 3, 1, 2).to(pipe.vae.device, pipe.vae.dtype) / 127.5 - 1
+    """Packed latents of pictures, or of videos, by the pipeline's own autoencoder; float32."""
     family = family or family_of(pipe.transformer)
-    latents = family.from_vae(pipe, unit).float()
-    return rearrange(latents, "b c (h p) (w q) -> b (h w) (c p q)", p=2, q=2)
+    unit = torch.from_numpy(images).movedim(-1, 1).to(pipe.vae.device, pipe.vae.dtype) / 127.5 - 1
+    return unfolded(family.from_vae(pipe, unit).float(), family.patch_of(pipe.transformer))
 
 
-def _to_uint8(images: Float[Tensor, "batch 3 height width"]) -> UInt8[np.ndarray, "batch height width 3"]:
+def _to_uint8(
+    images: Float[Tensor, "batch 3 *frames height width"],
+) -> UInt8[np.ndarray, "batch *frames height width 3"]:
     unit = (images.float() * 0.5 + 0.5).clamp(0, 1)
-    return (rearrange(unit, "b c h w -> b h w c").cpu().numpy() * 255).round().astype(np.uint8)
+    return (rearrange(unit, "b c ... -> b ... c").cpu().numpy() * 255).round().astype(np.uint8)
 
 
-def _grid(pipe: DiffusionPipeline, height: int, width: int) -> tuple[int, int]:
-    """Rows and columns of tokens: a token covers 2 x 2 latent pixels."""
-    patch = 2 * pipe.vae_scale_factor
-    if height % patch or width % patch or min(height, width) < patch:
-        raise ValueError(f"image size {height} x {width}: both must be multiples of {patch} for this pipeline.")
-    return height // patch, width // patch
+def _cells(pipe: DiffusionPipeline, family: Family, height: int, width: int, frames: int) -> tuple[int, ...]:
+    """Tokens along each side: in rows and columns, or frames, rows and columns."""
+    compression, patch = family.compression(pipe), family.patch_of(pipe.transformer)
+    *_, down, across = (c * p for c, p in zip(compression, patch, strict=True))
+    if height % down or width % across or height < down or width < across:
+        raise ValueError(f"image size {height} x {width}: both must be multiples of {down} for this pipeline.")
+    cells = (height // down, width // across)
+    if not family.video:
+        return cells
+    each = compression[0]
+    if frames < 1 or (frames - 1) % (each * patch[0]):
+        raise ValueError(
+            f"{frames} frames: expected 1 and a multiple of {each * patch[0]} more for this pipeline, say "
+            f"{1 + each * patch[0] * max(1, round((frames - 1) / each / patch[0]))}."
+        )
+    return ((frames - 1) // each // patch[0] + 1, *cells)

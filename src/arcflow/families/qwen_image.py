@@ -1,9 +1,9 @@
-"""Qwen-Image: its row, its conditioning and its autoencoder."""
+"""Qwen-Image: its row and its conditioning."""
 
 import torch
 from diffusers import DiffusionPipeline
-from torch import Tensor
 
+from arcflow.families.autoencoder import frame_from_vae, frame_to_vae
 from arcflow.families.conditioning import Cond
 from arcflow.families.family import TIME_EMBEDDERS, Arguments, Family, reads_512_tokens
 
@@ -28,20 +28,6 @@ def _places(text: Cond, rows: int, columns: int) -> Cond:
     return {"img_shapes": torch.tensor([[1, rows, columns]] * len(text["encoder_hidden_states"]))}
 
 
-def _to_vae(pipe: DiffusionPipeline, latents: Tensor) -> Tensor:
-    config = pipe.vae.config
-    latents = latents.to(pipe.vae.device, pipe.vae.dtype)
-    mean, std = (torch.tensor(v).to(latents)[:, None, None] for v in (config.latents_mean, config.latents_std))
-    return pipe.vae.decode((latents / (1.0 / std) + mean).unsqueeze(2), return_dict=False)[0][:, :, 0]
-
-
-def _from_vae(pipe: DiffusionPipeline, images: Tensor) -> Tensor:
-    config = pipe.vae.config
-    latents = pipe.vae.encode(images.unsqueeze(2)).latent_dist.mode()[:, :, 0]
-    mean, std = (torch.tensor(v).to(latents)[:, None, None] for v in (config.latents_mean, config.latents_std))
-    return (latents - mean) / std
-
-
 QWEN_IMAGE = Family(
     name="qwen_image",
     transformer="QwenImageTransformer2DModel",
@@ -56,6 +42,7 @@ QWEN_IMAGE = Family(
     encode=_encode,
     places=_places,
     text_length=reads_512_tokens,
-    to_vae=_to_vae,
-    from_vae=_from_vae,
+    to_vae=frame_to_vae,
+    from_vae=frame_from_vae,
+    second="true_cfg_scale",
 )

@@ -11,7 +11,7 @@ from torch.distributed.tensor import DTensor
 
 from arcflow.config import Targets
 from arcflow.families import family_of
-from arcflow.families.family import EVERY_LINEAR, Family
+from arcflow.families.family import Family
 from arcflow.system.processes import whole
 
 JOINED = {
@@ -27,8 +27,8 @@ def lora_names(transformer: nn.Module, targets: Targets = "feed_forward") -> lis
     if targets == "full":
         return []
     family = family_of(transformer)
-    wanted = family.lora_targets if targets == "feed_forward" else EVERY_LINEAR
-    blocks = list(transformer.get_submodule("transformer_blocks").children())
+    wanted = family.lora_targets if targets == "feed_forward" else family.every
+    blocks = list(transformer.get_submodule(family.blocks).children())
     skip = family.lora_skip.replace("{last}", str(len(blocks) - 1))
     linears = [name for name, module in transformer.named_modules() if isinstance(module, nn.Linear)]
     names = [name.removesuffix(".base_layer") for name in linears if ".lora_" not in name]
@@ -39,7 +39,7 @@ def lora_names(transformer: nn.Module, targets: Targets = "feed_forward") -> lis
 def compute_dtype(transformer: nn.Module, family: Family | None = None) -> torch.dtype:
     """The dtype the network computes in, whatever its weights are stored as (8 or 4 bits, layerwise casting)."""
     family = family or family_of(transformer)
-    embedder = getattr(transformer, family.embedder)
+    embedder = transformer.get_submodule(family.embedder)
     base = getattr(embedder, "frozen", None)  # a student may have tuned it too; in quanto it is a flag
     return _dtype_of(base if isinstance(base, nn.Module) else embedder)
 

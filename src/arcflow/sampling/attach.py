@@ -14,6 +14,7 @@ from typing import Any
 from diffusers import ModelMixin
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 
+from arcflow.families import family_of
 from arcflow.sampling.scheduler import ArcFlowScheduler
 from arcflow.student import layers
 from arcflow.student.adapter import draft_adapter, read_info
@@ -92,15 +93,16 @@ def _meant(pipe: object, transformer: ModelMixin, info: AdapterInfo, guidance: b
     guided = embeds or settings.get("teacher_cfg") is None or settings["teacher_cfg"] > 1
     return Meant(
         guidance=info.guidance if embeds else None,
-        unguided=_unguided(pipe) if guided and not guidance else "",
+        unguided=_unguided(pipe, transformer) if guided and not guidance else "",
+        time=family_of(transformer).time,
     )
 
 
-def _unguided(pipe: object) -> str:
+def _unguided(pipe: object, transformer: ModelMixin) -> str:
     """How this pipeline is told not to guide by a second call."""
     known = inspect.signature(type(pipe).__call__).parameters
     if "true_cfg_scale" in known:
         return "true_cfg_scale=1"
     if "guidance_scale" in known:
-        return "guidance_scale=1"
+        return f"guidance_scale={family_of(transformer).off:g}"
     return "a guider of scale 1 (pipe.update_components(guider=ClassifierFreeGuidance(guidance_scale=1.0)))"

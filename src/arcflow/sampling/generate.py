@@ -33,10 +33,6 @@ PARTS = ("text_encoder", "transformer", "vae")
 Told = dict[str, float | int | list[str]]
 """What a pipeline is told besides prompt and size."""
 
-TRUE_CFG = 4.0
-"""Guidance by a second call where nobody says another: of a teacher that embeds none against the empty prompt, and of
-any model against a negative prompt."""
-
 
 @dataclass(frozen=True)
 class Samples:
@@ -75,10 +71,9 @@ def metered(pipe: DiffusionPipeline) -> Iterator[Meter]:
 
 
 def _modules(pipe: DiffusionPipeline) -> Iterator[tuple[str, nn.Module]]:
-    yield "text_encoder", pipe.text_encoder
-    if getattr(pipe, "text_encoder_2", None) is not None:
-        yield "text_encoder", pipe.text_encoder_2
-    yield "transformer", pipe.transformer
+    for name, part in pipe.components.items():
+        if isinstance(part, nn.Module) and name.startswith(("text_encoder", "transformer")):
+            yield name.rstrip("_0123456789"), part
     yield "vae", pipe.vae.decoder
 
 
@@ -213,21 +208,19 @@ def _arguments(
     true_cfg: float | None = None,
 ) -> Told:
     """What a pipeline must be told besides prompt and size: its guidance, and no more text than its encoder reads."""
-    family = family_of(pipe.transformer)
+    family, embeds = family_of(pipe.transformer), pipe.transformer.config.get("guidance_embeds")
     learned = layers.is_student(layers.uncompiled(pipe.transformer))
-    second = true_cfg if true_cfg is not None or negative is None else TRUE_CFG
+    second = true_cfg if true_cfg is not None or negative is None else family.scale
     against = {"negative_prompt": [negative or ""] * count}
-    if family.guidance is None:
+    if family.guidance is None and family.second == "true_cfg_scale":
         if second is None:  # a student has learned the guided teacher
-            second = 1.0 if learned else TRUE_CFG if guidance is None else guidance
+            second = 1.0 if learned else family.scale if guidance is None else guidance
         return {"true_cfg_scale": second, **(against if second != 1 or not learned else {})}
-    told: Told = {"max_sequence_length": family.text_length(pipe)}
-    if pipe.transformer.config.get("guidance_embeds") or not learned:
-        told["guidance_scale"] = family.guidance if guidance is None else guidance
-    else:
-        told["guidance_scale"] = 1.0
-    if family.negative:
+    told: Told = {family.reads: family.text_length(pipe)} if family.reads else {}
+    own = family.guidance or family.scale if guidance is None else guidance
+    scale = own if embeds or not learned else family.off
+    if family.second == "true_cfg_scale":
+        told["guidance_scale"] = scale
         return told if second is None else {**told, "true_cfg_scale": second, **against}
-    if second is not None:  # FLUX.2 klein's second call goes by its guidance
-        told["guidance_scale"] = second
-    return told
+    told["guidance_scale"] = scale if second is None else second
+    return {**told, **against} if family.negative and told["guidance_scale"] > family.off else told

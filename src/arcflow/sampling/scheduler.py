@@ -22,7 +22,7 @@ from torch import Tensor
 
 from arcflow.momentum import unpack
 from arcflow.path import SHIFT, shift_sigma, step_grid
-from arcflow.student.span import Step, announce, withdraw
+from arcflow.student.span import Call, Step, announce, warn_once, withdraw
 
 LOGGER = logging.getLogger(__name__)
 LOCK = threading.RLock()
@@ -61,6 +61,7 @@ class ArcFlowScheduler(SchedulerMixin, ConfigMixin):
         self.calls = 0
         """Student calls since the last step, counted by whoever can see them (`sampling.attach`)."""
         self._told: set[str] = set()
+        self._call = Call()
         self._grid(step_grid(2, shift, final_step_scale), None)
 
     def set_timesteps(
@@ -113,7 +114,7 @@ class ArcFlowScheduler(SchedulerMixin, ConfigMixin):
             self._calls = self._calls + 1 if self._called == index else 1
             self._called = index
             start = float(self.sigmas[index])
-            return Step(self._span(index), self._calls, self._step_index is None, start, self._told)
+            return Step(self._span(index), self._calls, self._step_index is None, start, self._told, self._call)
 
     def step(
         self, model_output: Tensor, timestep: float | Tensor, sample: Tensor, return_dict: bool = True
@@ -132,6 +133,8 @@ class ArcFlowScheduler(SchedulerMixin, ConfigMixin):
                     "(arcflow.attach)? Without one the pipeline needs its stock scheduler (arcflow.detach)."
                 )
             span = self._span(index)
+        if velocity and self._call.samples > len(sample):
+            warn_once(self._told, self._call.warning)
         x = sample.to(torch.promote_types(sample.dtype, torch.float32))
         x = (x - self._displacement(model_output, sample, span, velocity)).to(sample.dtype)
         with LOCK:

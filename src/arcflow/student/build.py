@@ -11,6 +11,8 @@ The teacher view flips flags and leaves `requires_grad` alone. Be back in the st
 checkpointed blocks are computed again there. Parameters go by the names of the published adapters
 (`proj_out_means.weight`, `<module>.lora_A.weight`, ...). Source: arXiv 2602.09014, section 4."""
 
+import math
+
 import torch
 from torch import nn
 
@@ -40,6 +42,7 @@ from arcflow.student.layers import (
     take_off,
     twins,
 )
+from arcflow.student.span import Meant
 
 
 def build(
@@ -99,6 +102,8 @@ def draft(
     check_takes_one(transformer)
 
     base = base_linear(transformer, family.head)
+    pixels = math.prod(family.patch_of(transformer))
+    patch_first = pixels if family.patch_first else 0
     names = lora_names(transformer, targets) if lora else []
     alpha = float(alpha or rank)
     ranks = dict.fromkeys(names, rank)
@@ -117,9 +122,10 @@ def draft(
     if form == "coefficients":
         grids = grids or (tuple(step_grid(2).tolist()),)
         bends = CoefficientHead(base.in_features, modes, base.out_features, grids, base.weight.device)
-        head = BentHead(base, bends)
+        head = BentHead(base, bends, patch_first)
     else:
-        head = Head(base, MomentumHead.from_linear(dense(base), modes, family.pixels, generator))
+        start = _channel_first(dense(base), patch_first)
+        head = Head(base, MomentumHead.from_linear(start, modes, pixels, generator), patch_first)
         for name in norm_linears(transformer):
             linear = base_linear(transformer, name)
             tuned[name] = Tuned(linear, _affine(dense(linear)))
@@ -128,12 +134,14 @@ def draft(
     return State(
         family=family,
         modes=modes,
+        pixels=pixels,
         targets=targets,
         form=form,
         lows=lows,
         tuned=tuned,
         twins=forks,
         head=head,
+        meant=Meant(time=family.time),
         **size,
     )
 
@@ -167,6 +175,16 @@ def _low_rank(linear: nn.Linear, rank: int, scale: float, dropout: float, genera
     device = linear.weight.device
     down = torch.randn(rank, linear.in_features, generator=generator) / rank
     return LowRank(down.to(device), torch.zeros(linear.out_features, rank, device=device), scale, dropout)
+
+
+def _channel_first(linear: nn.Linear, patch_first: int) -> nn.Linear:
+    """The same Linear, whose rows go by the channel first and the place in the patch then."""
+    if patch_first:
+        with torch.no_grad():
+            for parameter in linear.parameters():
+                rows = parameter.unflatten(0, (patch_first, -1)).transpose(0, 1).flatten(0, 1)
+                parameter.copy_(rows)
+    return linear
 
 
 def _affine(linear: nn.Linear) -> Affine:

@@ -10,6 +10,7 @@ The names of the tensors are the same in both (`proj_out_means.weight`, `<module
 import dataclasses
 import hashlib
 import json
+import math
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -39,19 +40,6 @@ FILES: dict[str, tuple[str, str]] = {
 }
 
 PAIRS = " or ".join(" + ".join(files) for files in FILES.values())
-
-SIZES = (
-    "num_layers",
-    "num_single_layers",
-    "num_attention_heads",
-    "attention_head_dim",
-    "in_channels",
-    "joint_attention_dim",
-    "pooled_projection_dim",
-    "guidance_embeds",
-    "axes_dims_rope",
-)
-"""Entries of a transformer's config that a base must share with an adapter."""
 
 FLOATS = ("F32", "F16", "BF16")
 """Types of the weights that are read, as safetensors calls them."""
@@ -151,7 +139,7 @@ def _published_info(content: dict[str, object], told: Path, weights: Path) -> Ad
         "rank": ranks[0] if ranks else 1,  # published adapters always have a LoRA: without any, all of it is missing
         "steps": max(1, int(steps[1])) if steps else 2,
         "guidance": families[name].guidance,
-        "sizes": {size: content[size] for size in SIZES if size in content},
+        "sizes": {size: content[size] for size in families[name].sizes if size in content},
     }
     return record.info_of(fields, told)
 
@@ -220,10 +208,11 @@ def _check_base(transformer: ModelMixin, family: Family, found: Found) -> None:
             f"{found.weights} is an adapter for the family {info.family!r}, but the base is a {family.transformer} "
             f"({family.name!r}). Load the base it was made for{f': {info.base}' if info.base else ''}."
         )
-    if info.pixels != family.pixels:
+    pixels = math.prod(family.patch_of(transformer))
+    if info.pixels != pixels:
         raise ValueError(
             f"{found.weights} was made for {info.pixels} latent pixels a token, but a {family.transformer} has "
-            f"{family.pixels}. Nothing was loaded. Fetch or save the adapter again."
+            f"{pixels}. Nothing was loaded. Fetch or save the adapter again."
         )
     own = json.loads(json.dumps(sizes_of(transformer)))
     wrong = [
@@ -327,7 +316,9 @@ def published_tensors(tensors: dict[str, Tensor], info: AdapterInfo) -> dict[str
 
 
 def sizes_of(transformer: ModelMixin) -> dict[str, object]:
-    return {name: transformer.config[name] for name in SIZES if name in transformer.config}
+    """Entries of the transformer's config that a base must share with an adapter."""
+    names = family_of(transformer).sizes
+    return {name: transformer.config[name] for name in names if name in transformer.config}
 
 
 def fingerprint_of(transformer: ModelMixin) -> list[float]:

@@ -10,6 +10,7 @@ Linears, therefore find what they expect, and nothing that is done to them touch
 one can be taken off and put on again, bit for bit.
 """
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -135,11 +136,18 @@ def as_wide_as_it_is(like: Tensor) -> AbstractContextManager[object]:
 
 
 class Head(Tuned):
-    """The last Linear: packed paths, or, with `integrates`, mean velocities over the coming step."""
+    """The last Linear: packed paths, or, with `integrates`, mean velocities over the coming step.
 
-    def __init__(self, frozen: nn.Linear, tuned: MomentumHead | CoefficientHead) -> None:
+    A path has the channel first in each token. Where the base's rows go by the place in the patch first, with so many
+    pixels a token, `patch_first` says it, and mean velocities are put in that order.
+    """
+
+    def __init__(self, frozen: nn.Linear, tuned: MomentumHead | CoefficientHead, patch_first: int = 0) -> None:
         super().__init__(frozen, tuned)
+        self.patch_first = patch_first
         self.integrates = False
+        self.paths: list[Tensor] | None = None
+        """Keeps the paths while it is a list; what follows the head then gets a velocity (`keeping`)."""
         self.whole: MomentumHead | CoefficientHead | None = None
         """The trainable head, while a faster one stands in for it."""
 
@@ -149,7 +157,31 @@ class Head(Tuned):
         head: MomentumHead | PackedHead = self.tuned  # type: ignore[assignment]
         features = input.to(next(head.parameters()).dtype)
         with as_wide_as_it_is(features):
-            return head.mean_velocity(features, heard(features)[0]) if self.integrates else head(features)
+            if not self.integrates:
+                return self._kept(head(features))
+            mean = head.mean_velocity(features, heard(features)[0])
+            return swapped(mean, mean.shape[-1] // self.patch_first) if self.patch_first else mean
+
+    def _kept(self, packed: Tensor) -> Tensor:
+        """What goes on from here: the path, unless it is kept."""
+        if self.paths is None:
+            return packed
+        self.paths.append(packed)
+        return packed[..., : self.out_features]
+
+    @contextmanager
+    def keeping(self) -> Iterator[list[Tensor]]:
+        """The paths of the calls in this block: for a network that folds what follows the head into a picture."""
+        self.paths = []
+        try:
+            yield self.paths
+        finally:
+            self.paths = None
+
+
+def swapped(x: Tensor, inner: int) -> Tensor:
+    """The last axis with its two parts, the second of this length, in the other order."""
+    return x.unflatten(-1, (-1, inner)).mT.flatten(-2)
 
 
 class BentHead(Head):
@@ -164,7 +196,10 @@ class BentHead(Head):
         with as_wide_as_it_is(features):
             if self.integrates:
                 return head.mean_velocity(features, straight, *heard(features))
-            return head(features, straight)
+            packed = head(features, straight)
+            if self.patch_first:
+                packed = swapped(packed.unflatten(-1, (head.modes, -1)), head.width // self.patch_first).flatten(-2)
+            return self._kept(packed)
 
 
 class Fork(nn.Module):
@@ -197,6 +232,8 @@ class State:
     family: Family
     """What its base is; asked once, when the student is made."""
     modes: int
+    pixels: int
+    """Latent pixels per token."""
     targets: Targets
     form: Form
     rank: int
@@ -214,11 +251,6 @@ class State:
     fused: bool = False
     trainable_before: list[nn.Parameter] = field(default_factory=list)
     training_before: bool = False
-
-    @property
-    def pixels(self) -> int:
-        """Latent pixels per token."""
-        return self.family.pixels
 
     @property
     def grids(self) -> Grids:
@@ -246,8 +278,9 @@ def put_on(transformer: nn.Module, state: State) -> None:
     state.attentions = [module for module in around if hasattr(module, "fuse_projections")]
     transformer._arcflow = state  # type: ignore[assignment]
     transformer.register_forward_pre_hook(_watch, with_kwargs=True)
-    norm = transformer.get_submodule(state.family.norm)
-    norm.register_forward_pre_hook(_widened, with_kwargs=True)
+    if state.family.norm:
+        norm = transformer.get_submodule(state.family.norm)
+        norm.register_forward_pre_hook(_widened, with_kwargs=True)
     transformer.save_pretrained = refuse_to_save  # type: ignore[assignment]
     _join(transformer)
     for part in parts_of(state):
@@ -270,10 +303,9 @@ def take_off(transformer: nn.Module) -> State:
     for name in state.lows:
         block = transformer.get_submodule(_block(transformer, name))
         block._modules.pop("student", None)
-    for module, hook in (
-        (transformer, _watch),
-        (transformer.get_submodule(state.family.norm), _widened),
-    ):
+    norm = state.family.norm
+    hooked = (transformer, transformer.get_submodule(norm)) if norm else (transformer,)
+    for module, hook in zip(hooked, (_watch, _widened), strict=False):
         for key in [key for key, known in module._forward_pre_hooks.items() if known is hook]:
             del module._forward_pre_hooks[key]
             module._forward_pre_hooks_with_kwargs.pop(key, None)
@@ -312,11 +344,15 @@ def _watch(
                 raise ValueError("attention was joined after the adapter was attached: call the student once first.")
             _join(transformer)
     if state.head.integrates:
-        timestep, first = hear(named.get("timestep"), named.get("guidance"), state.meant)
+        name, place = state.family.clock
+        given = named.get(name, inputs[place] if name not in named and len(inputs) > place else None)
+        timestep, first = hear(given, named.get("guidance"), state.meant)
         if first:
             _check_whole(transformer, state)
+        if timestep is not None and name in named:
+            return inputs, {**named, name: timestep}
         if timestep is not None:
-            return inputs, {**named, "timestep": timestep}
+            return (*inputs[:place], timestep, *inputs[place + 1 :]), named
     else:
         _check_head_free(transformer, state.family.head)
     return inputs, named
@@ -421,7 +457,8 @@ def shapes(
             found[f"{name}.bias"] = (linear.out_features,)
     base = base_linear(transformer, family.head)
     if form == "mixture":
-        head = MomentumHead(base.in_features, modes, base.out_features, family.pixels, device="meta")
+        pixels = math.prod(family.patch_of(transformer))
+        head = MomentumHead(base.in_features, modes, base.out_features, pixels, device="meta")
     else:
         head = CoefficientHead(base.in_features, modes, base.out_features, device="meta")
     return found | {f"{family.head}_{name}": tuple(p.shape) for name, p in head.named_parameters()}
@@ -438,17 +475,20 @@ def end_ranks(transformer: nn.Module, rank: int) -> dict[str, int]:
 def twins(transformer: nn.Module) -> list[str]:
     """Names of the blocks, and of the other top modules with weights but norm and head."""
     family, names = family_of(transformer), list[str]()
+    ends = {family.norm.partition(".")[0], family.head.partition(".")[0], "student"}
     for name, child in transformer.named_children():
         if isinstance(child, nn.ModuleList):
             names += [f"{name}.{i}" for i in range(len(child))]
-        elif name not in (family.norm, family.head, "student") and any(True for _ in child.parameters()):
+        elif name not in ends and any(True for _ in child.parameters()):
             names.append(name)
     return names
 
 
 def norm_linears(transformer: nn.Module) -> list[str]:
-    """Names of the Linears of the norm before the head: all the weights that it has."""
+    """Names of the Linears of the norm before the head, if it has any: all the weights that it has."""
     norm = family_of(transformer).norm
+    if not norm:
+        return []
     names = [name for name, module in transformer.get_submodule(norm).named_modules() if isinstance(module, nn.Linear)]
     plain = (name.removesuffix(".frozen").removesuffix(".base_layer") for name in names if "lora_" not in name)
     return [f"{norm}.{name}" for name in dict.fromkeys(plain)]
@@ -570,7 +610,7 @@ def separate(transformer: nn.Module) -> Iterator[None]:
 
 def _check_head_free(transformer: nn.Module, head: str) -> None:
     """A user's LoRA on the last layer adds a velocity, which a packed path has no place for."""
-    layer = getattr(transformer, head)
+    layer = module_of(transformer, head)
     if isinstance(layer, BaseTunerLayer) and not layer.disable_adapters and layer.active_adapters:
         raise ValueError(
             f"the LoRA {layer.active_adapters} sits on {head!r} and adds to a velocity, but a "

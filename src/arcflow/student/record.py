@@ -56,7 +56,7 @@ class AdapterInfo:
     teacher_lora: str | None = None
     """A LoRA that was part of the teacher: the pipeline needs it too, before this adapter."""
     sizes: dict[str, object] = field(default_factory=dict)
-    """* The base's sizes (`formats.SIZES`)."""
+    """* The base's sizes (`Family.sizes`)."""
     fingerprint: list[float] = field(default_factory=list)
     """* Some weights of the base's last layer, to tell it from another of the same sizes; empty: not known."""
     versions: dict[str, str] = field(default_factory=dict)

@@ -18,6 +18,15 @@ import torch
 from torch import Tensor
 
 
+@dataclass
+class Call:
+    """The last call of a step, as its scheduler needs to know it: whether it guides is seen when the step is taken."""
+
+    samples: int = 0
+    warning: str = ""
+    """What to say if these are more than the step's, as where guidance makes one call of a doubled batch."""
+
+
 class Step(NamedTuple):
     """What a scheduler says to a call."""
 
@@ -31,6 +40,7 @@ class Step(NamedTuple):
     """Noise level at which the step starts, as it stands on the grid: a network's dtype rounds what it is given."""
     told: set[str]
     """Warnings that were given on behalf of this scheduler: each once."""
+    call: Call
 
     def numbers(self, like: Tensor | None) -> Tensor:
         """Span and start, where a network can read them."""
@@ -65,6 +75,13 @@ class Meant:
     """Guidance embedding it was distilled with; None where the network takes none."""
     unguided: str = ""
     """How the pipeline is told to make one call a step; empty if guidance by two calls is as it should be."""
+    time: tuple[float, float] = (0.0, 1.0)
+    """a and b where the network is told the time a + b sigma."""
+
+    def level(self, timestep: Tensor) -> float:
+        """Noise level of a call. Of a time for each token it is the greatest: parts of a video may be clean already."""
+        start, rate = self.time
+        return float(((timestep.float() - start) / rate).max())
 
 
 def announce(steps: Steps) -> None:
@@ -118,7 +135,7 @@ def _nobody(sigma: float | None) -> ValueError:
 
 def answered(timestep: Tensor | None, guidance: Tensor | None, meant: Meant) -> Step:
     """The step, once what the pipeline does has been held against what the adapter expects."""
-    sigma = None if timestep is None else float(timestep.flatten()[0])
+    sigma = None if timestep is None else meant.level(timestep)
     step = ask(sigma)
     driver = _driver()
     if driver is not None and not isinstance(driver, Steps):
@@ -126,36 +143,44 @@ def answered(timestep: Tensor | None, guidance: Tensor | None, meant: Meant) -> 
     if step.first and guidance is not None and meant.guidance is not None:
         given = float(guidance.flatten()[0])
         if abs(given - meant.guidance) > 0.01 * abs(meant.guidance):
-            _warn_once(
-                step,
+            warn_once(
+                step.told,
                 f"the pipeline embeds guidance {given:g}, the adapter was distilled at {meant.guidance:g}: pass "
                 f"guidance_scale={meant.guidance:g}",
             )
-    if step.calls == 2 and meant.unguided:
-        _warn_once(
-            step,
+    if meant.unguided:
+        twice = (
             f"the student was called twice for one step, as guidance does, and its teacher was guided already: pass "
-            f"{meant.unguided} for half the time, or attach with guidance=True if it is meant",
+            f"{meant.unguided} for half the time, or attach with guidance=True if it is meant"
         )
+        step.call.samples = 0 if timestep is None or not timestep.ndim else len(timestep)
+        step.call.warning = twice
+        if step.calls == 2:
+            warn_once(step.told, twice)
     return step
 
 
-def _warn_once(step: Step, text: str) -> None:
-    if text not in step.told:
-        step.told.add(text)
+def warn_once(told: set[str], text: str) -> None:
+    """Warn, unless it is among what was told."""
+    if text not in told:
+        told.add(text)
         warnings.warn(text, stacklevel=3)
 
 
 @torch.library.custom_op("arcflow::hear", mutates_args=(), tags=(torch.Tag.cudagraph_unsafe,))
-def _hear(timestep: Tensor, guidance: Tensor | None, expected: float | None, unguided: str) -> Tensor:
+def _hear(
+    timestep: Tensor, guidance: Tensor | None, expected: float | None, unguided: str, start: float, rate: float
+) -> Tensor:
     """The time again, once the step is known to this thread: an operation that a compiled graph runs at every call, and
     first, since all that follows depends on the time."""
-    THREAD.step = answered(timestep, guidance, Meant(expected, unguided)).numbers(timestep)
+    THREAD.step = answered(timestep, guidance, Meant(expected, unguided, (start, rate))).numbers(timestep)
     return timestep.clone()
 
 
 @_hear.register_fake
-def _(timestep: Tensor, guidance: Tensor | None, expected: float | None, unguided: str) -> Tensor:
+def _(
+    timestep: Tensor, guidance: Tensor | None, expected: float | None, unguided: str, start: float, rate: float
+) -> Tensor:
     return torch.empty_like(timestep)
 
 
@@ -175,7 +200,7 @@ def hear(timestep: Tensor | None, guidance: Tensor | None, meant: Meant) -> tupl
     """Ask, and keep the step for this thread's head. The time to go on with, and whether it is a run's first call,
     which is not known while compiling."""
     if torch.compiler.is_compiling() and timestep is not None:
-        return torch.ops.arcflow.hear(timestep, guidance, meant.guidance, meant.unguided), False
+        return torch.ops.arcflow.hear(timestep, guidance, meant.guidance, meant.unguided, *meant.time), False
     step = answered(timestep, guidance, meant)
     THREAD.step = step.numbers(timestep)
     return timestep, step.first and step.calls == 1

@@ -2,13 +2,14 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from arcflow.families.conditioning import Cond
-from arcflow.families.network import call
+from arcflow.families.network import call, run
 from arcflow.momentum import Mixture, unpack
 from arcflow.series import Series
 from arcflow.student.coefficients import path_of
@@ -43,14 +44,23 @@ def predict(
 ) -> Mixture | Series:
     """The student's path from noise level `sigma` on."""
     state = state_of(transformer)
+    family = state.family
     integrates, state.head.integrates = state.head.integrates, False
     try:
-        packed = call(transformer, x, sigma, cond, state.family)
+        if family.folds:
+            with state.head.keeping() as paths:
+                run(transformer, x, sigma, cond, family)
+            (output,) = paths
+        else:
+            output = run(transformer, x, sigma, cond, family)
     finally:
         state.head.integrates = integrates
+    assert isinstance(output, Tensor)  # lists are of networks that fold
+    packed = family.leaves(output, x.shape[1], cond)
     if state.form == "coefficients":
-        return path_of(packed, state.modes, sigma, state.grids)
-    return unpack(packed, state.modes, state.pixels)
+        return path_of(family.sign * packed if family.sign != 1 else packed, state.modes, sigma, state.grids)
+    mixture = unpack(packed, state.modes, state.pixels)
+    return mixture if family.sign == 1 else replace(mixture, v=family.sign * mixture.v)
 
 
 @torch.no_grad()
