@@ -161,3 +161,21 @@ def test_a_model_that_cannot_be_opened_is_told_to_whoever_waits():
     with pytest.raises(ValueError, match="no such model"):
         engine.ready(10.0)
     assert engine.state == "failed"
+
+
+def test_nobody_waits_for_a_thread_that_has_died():
+    class Broken(Toys):
+        def room(self, order):
+            raise RuntimeError("the device is gone")
+
+    engine = Engine(Broken)
+    engine.start()
+    engine.ready(10.0)
+    waits = job(1)
+    engine.submit([waits])
+    with pytest.raises(NotReady):
+        waits.future.result(10)
+    engine.thread.join(10)
+    assert engine.state == "failed" and isinstance(engine.error, RuntimeError)
+    with pytest.raises(NotReady):
+        engine.submit([job(2)])

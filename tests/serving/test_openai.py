@@ -232,6 +232,7 @@ def test_other_errors_have_the_same_shape(client, web):
         (web.post("/v1/images/edits", content=b"x", headers={"content-type": "text/plain"}), 400),
         (web.post("/v1/images/generations", json={"prompt": "x" * (1 << 20)}), 413),
         (web.post("/v1/images/generations", content=iter([b"x" * (1 << 19)] * 3)), 413),
+        (web.post("/v1/images/edits", content=b"[" * 100_000, headers={"content-type": "application/json"}), 400),
         (web.get("/nowhere"), 404),
         (web.get("/v1/images/generations"), 405),
     ):
@@ -296,6 +297,12 @@ def test_a_full_queue_is_told_when_to_come_back():
             time.sleep(0.2)
             gate.opened.set()
             assert all(job.result(20).data for job in jobs)
+
+
+def test_more_pictures_than_the_queue_holds_are_an_error_not_a_wait():
+    with serving(Toys, max_waiting=2) as (server, _), client_of(server) as client:
+        with pytest.raises(openai.BadRequestError, match="holds 2"):
+            client.images.generate(prompt="a", n=3)
 
 
 def test_a_client_that_leaves_is_dropped():

@@ -44,7 +44,7 @@ class Toys:
     def room(self, order: Order) -> int:
         return self.most
 
-    def shrink(self) -> bool:
+    def shrink(self, order: Order) -> bool:
         smaller, self.most = self.most > 1, max(self.most // 2, 1)
         return smaller
 

@@ -41,6 +41,9 @@ class Serve:
     """Where to compute; auto takes cuda, then mps, then cpu."""
     dtype: config.Dtype | Literal["auto"] = "auto"
     """Precision of the weights; auto takes bfloat16 on cuda, else float32."""
+    fit: config.Fit = "auto"
+    """How the model is fitted to the card: whole, one part at a time, in 8 or 4 bits, or layer by layer; auto does what
+    `arcflow doctor` advises."""
 
     def run(self) -> None:
         for name, value in (("max_batch", self.max_batch), ("max_waiting", self.max_waiting)):
@@ -66,6 +69,7 @@ class Serve:
             teacher_lora=self.teacher_lora,
             device=self.device,
             dtype=self.dtype,
+            fit=self.fit,
             max_batch=self.max_batch,
         )
         side = self.max_side or min(4 * size_of(self.model, None, None)[0], 2048)

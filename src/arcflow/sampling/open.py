@@ -95,17 +95,23 @@ class Setup:
     fit: "Chosen"
     fused: bool
 
-    def open(self) -> "diffusers.DiffusionPipeline":
-        """The pipeline, on its device: the base, its LoRA, the adapter."""
+    def base(self) -> "diffusers.DiffusionPipeline":
+        """The pipeline without the adapter, on its device where all of it goes there; else it is put there (`fitted`)
+        once the adapter is on."""
         from arcflow.families.fit import fitted, shortened
         from arcflow.families.loading import load_pipe
-        from arcflow.sampling.attach import attach
 
         model = config.Model(base=self.subject.model, dtype=self.dtype, teacher_lora=self.lora)
         with _no_bars(quiet=self.subject.model == SHIPPED or not sys.stderr.isatty()):
             pipe = load_pipe(shortened(model, self.fit, self.device))
-        if self.fit == "card":
-            fitted(pipe, self.fit, self.device)
+        return fitted(pipe, self.fit, self.device) if self.fit == "card" else pipe
+
+    def open(self) -> "diffusers.DiffusionPipeline":
+        """The pipeline, on its device: the base, its LoRA, the adapter."""
+        from arcflow.families.fit import fitted
+        from arcflow.sampling.attach import attach
+
+        pipe = self.base()
         if self.adapter:
             attach(pipe, self.adapter, fuse=self.fused, guidance=self.guided_twice)
         return pipe if self.fit == "card" else fitted(pipe, self.fit, self.device)

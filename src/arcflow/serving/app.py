@@ -35,7 +35,7 @@ from arcflow.serving import schema
 from arcflow.serving.engine import Engine, Full, Job, NotReady, OutOfMemory
 from arcflow.serving.errors import Refused, refusal
 from arcflow.serving.order import Order, Picture, Piece, Task
-from arcflow.serving.pictures import MOST_BYTES, fitted, from_data_uri, holes, read_picture, written
+from arcflow.serving.pictures import MOST_BYTES, fitted, from_data_uri, holes, read_picture, within, written
 from arcflow.serving.studio import TEACHER, Offer, taken
 
 Json = dict[str, object]
@@ -104,8 +104,8 @@ def create_app(engine: Engine, *, api_key: str | None = None, limits: Limits | N
         responses={400: {"description": "The request is wrong; param names the field."}},
     )
     desk = Desk(engine, limits or Limits())
-    app.add_middleware(Counted, engine=engine)
     app.add_middleware(Bounded)
+    app.add_middleware(Counted, engine=engine)
     _tell_errors(app)
     guarded = [Depends(partial(_guard, api_key.encode()))] if api_key else []
 
@@ -182,6 +182,8 @@ class Desk:
         """What a request asks for, checked against what there is."""
         model = _named(offer, asked.model or offer.models[0])
         task = _task(offer, asked, images, mask)
+        if task == "edit":  # no more than the model draws itself: what it reads beside the text costs as much
+            images = [within(image, offer.height * offer.width) for image in images]
         height, width = self._size(offer, asked.size, images if task != "generate" else ())
         strength = asked.strength if isinstance(asked, schema.Edit) else None
         if strength is not None and task == "edit":
@@ -215,10 +217,12 @@ class Desk:
                 f"strength {order.strength} of {steps} steps leaves none: expected at least {1 / steps:.3g}",
                 param="strength",
             )
+        if asked.n > self.engine.max_waiting:  # the queue would be too full for ever
+            raise Refused(f"n {asked.n}: this server's queue holds {self.engine.max_waiting} pictures", param="n")
         first = secrets.randbelow(2**32) if asked.seed is None else asked.seed
         if first + asked.n > schema.SEEDS:
             raise Refused(f"seeds {first} to {first + asked.n - 1}: expected them below 2^63", param="seed")
-        seen = tuple(fitted(image, height, width) if changes else image.convert("RGB") for image in images)
+        seen = tuple(fitted(image, height, width) if changes else image for image in images)
         pieces = [
             Piece(
                 prompt=asked.prompt,
@@ -239,10 +243,12 @@ class Desk:
             wide, high = images[0].size
             scale = (offer.height * offer.width / (wide * high)) ** 0.5
 
-            def side(pixels: int) -> int:
-                return max(round(pixels * scale / offer.multiple), 1) * offer.multiple
+            most = max(self.limits.side // offer.multiple, 1)
 
-            return min(side(high), self.limits.side), min(side(wide), self.limits.side)
+            def side(pixels: int) -> int:
+                return min(max(round(pixels * scale / offer.multiple), 1), most) * offer.multiple
+
+            return side(high), side(wide)
         width, height = map(int, size.split("x"))
         if width % offer.multiple or height % offer.multiple or not width or not height:
             raise Refused(f"size {size}: expected multiples of {offer.multiple}", param="size", code="invalid_size")
@@ -446,7 +452,7 @@ async def _edit(request: Request) -> tuple[schema.Edit, list[Image.Image], Image
 def _from_json(body: bytes) -> tuple[Json, list[bytes], list[bytes]]:
     try:
         fields = json.loads(body)
-    except ValueError:
+    except (ValueError, RecursionError):
         raise Refused("the body is no JSON") from None
     if not isinstance(fields, dict):
         raise Refused("the body is no JSON object")
@@ -651,6 +657,9 @@ class Counted:
 
         try:
             await self.app(scope, receive, seen)
+        except Exception:
+            status = 500
+            raise
         finally:
             route = getattr(scope.get("route"), "path", "other")
             self.engine.metrics.requests.labels(route, str(status)).inc()

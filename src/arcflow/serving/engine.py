@@ -68,7 +68,7 @@ class Draws(Protocol):
 
     def room(self, order: Order) -> int: ...
 
-    def shrink(self) -> bool: ...
+    def shrink(self, order: Order) -> bool: ...
 
 
 class Job:
@@ -182,14 +182,23 @@ class Engine:
             self.offer = offer
             self.state = "ready" if self.state == "loading" else self.state
             self.changed.notify_all()
-        while batch := self._next(studio):
-            start = time.perf_counter()
-            self._draw(studio, batch)
-            spent = time.perf_counter() - start
-            self.metrics.busy.inc(spent)
-            self.pace += 0.2 * (spent / len(batch) - self.pace)
+        batch = list[Job]()
+        try:
+            while batch := self._next(studio):
+                start = time.perf_counter()
+                self._draw(studio, batch)
+                spent = time.perf_counter() - start
+                self.metrics.busy.inc(spent)
+                self.pace += 0.2 * (spent / len(batch) - self.pace)
+        except BaseException as error:  # not of a picture, which `_draw` answers: nobody may wait for a dead thread
+            LOGGER.critical("the engine has failed", exc_info=error)
+            self.error = error
+            for job in batch:
+                if not job.future.done():
+                    job.future.set_exception(error)
+        self.drain()
         with self.changed:
-            self.state = "closed"
+            self.state = "closed" if self.error is None else "failed"
             self.changed.notify_all()
 
     def _next(self, studio: Draws) -> list[Job]:
@@ -231,10 +240,11 @@ class Engine:
         except Exception as error:
             self._failed(studio, batch, error)
         else:
-            self.metrics.batch.observe(len(batch))
             self.metrics.pictures.labels(batch[0].order.model).inc(len(batch))
-            for part, seconds in pictures[0].seconds.items():
-                self.metrics.seconds.labels(part).observe(seconds)
+            for together in {id(picture.seconds): picture for picture in pictures}.values():
+                self.metrics.batch.observe(together.batch)
+                for part, seconds in together.seconds.items():
+                    self.metrics.seconds.labels(part).observe(seconds)
             for job, picture in zip(batch, pictures, strict=True):
                 self.metrics.waited.observe(begun - job.since)
                 job.future.set_result(replace(picture, waited=begun - job.since))
@@ -247,7 +257,7 @@ class Engine:
         self.metrics.errors.labels("memory" if short else type(error).__name__).inc()
         LOGGER.warning("a batch of %d failed: %s", len(batch), error, exc_info=None if short else error)
         error.__traceback__ = None  # it holds the tensors of the batch
-        smaller = studio.shrink() if short else False
+        smaller = studio.shrink(batch[0].order) if short else False
         if len(batch) == 1:
             job = batch[0]
             if short and smaller and job.order.task != "edit":  # padding may have been what was too much

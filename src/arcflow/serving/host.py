@@ -64,6 +64,7 @@ def serve(app: FastAPI, engine: Engine, host: str, port: int, say: Callable[[str
 
     Raises:
         ValueError: the port is taken, or the model cannot be loaded.
+        Exception: whatever ended the engine.
     """
     logging.getLogger("uvicorn.error").setLevel(logging.ERROR)
     with stop_signals() as caught, Server(app, host, port) as server:
@@ -74,8 +75,10 @@ def serve(app: FastAPI, engine: Engine, host: str, port: int, say: Callable[[str
             raise engine.error
         if engine.state == "ready":
             say(f"ready: open {server.address} (OpenAI base_url: {server.address}/v1; {server.address}/docs)")
-        while not caught and server.thread.is_alive():
+        while not caught and server.thread.is_alive() and engine.thread.is_alive():
             time.sleep(0.1)
         say("finishing what is being drawn")
         engine.close()
+    if engine.error is not None:
+        raise engine.error
     say("stopped")

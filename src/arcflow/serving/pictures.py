@@ -59,10 +59,20 @@ def fitted(picture: Image.Image, height: int, width: int) -> Image.Image:
     return ImageOps.fit(_flat(picture), (width, height), Image.Resampling.LANCZOS)
 
 
+def within(picture: Image.Image, pixels: int) -> Image.Image:
+    """The picture in color, made smaller where it has more than so many pixels."""
+    picture = _flat(picture)
+    scale = (pixels / (picture.width * picture.height)) ** 0.5
+    if scale >= 1:
+        return picture
+    size = (max(round(picture.width * scale), 1), max(round(picture.height * scale), 1))
+    return picture.resize(size, Image.Resampling.LANCZOS)
+
+
 def holes(mask: Image.Image, height: int, width: int) -> Image.Image:
     """White where the picture is to change: where the mask is transparent, or white if it has no transparency."""
-    if "A" in mask.getbands():
-        change = ImageOps.invert(mask.getchannel("A"))
+    if mask.has_transparency_data:
+        change = ImageOps.invert(mask.convert("RGBA").getchannel("A"))
     else:
         change = mask.convert("L")
     change = ImageOps.fit(change, (width, height), Image.Resampling.NEAREST)
@@ -70,7 +80,7 @@ def holes(mask: Image.Image, height: int, width: int) -> Image.Image:
 
 
 def _flat(picture: Image.Image) -> Image.Image:
-    if "A" not in picture.getbands():
+    if not picture.has_transparency_data:
         return picture.convert("RGB")
     white = Image.new("RGBA", picture.size, "white")
     return Image.alpha_composite(white, picture.convert("RGBA")).convert("RGB")

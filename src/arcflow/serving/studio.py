@@ -1,8 +1,8 @@
 """The pipeline with its adapters, styles and teacher, and how one batch is drawn: stock pipeline calls, nothing else.
 
 Prompts are encoded one by one and kept, for at two calls a picture the encoders are a tenth of its time. Every picture
-has a generator of its own, batches have sizes at which rows agree to the last bit (`serving.widths`), and latents are
-decoded one by one; so a picture does not depend on what is drawn beside it.
+has a generator of its own, batches have sizes at which rows agree to the last bit (`serving.widths`) and prompts of one
+length, and latents are decoded one by one; so a picture does not depend on what is drawn beside it.
 
 One thread may use a studio, the one that opened it.
 """
@@ -14,6 +14,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
+from typing import Literal
 
 import numpy as np
 import torch
@@ -24,13 +25,14 @@ from torch import Tensor, nn
 from arcflow import config
 from arcflow.families import family_of, network
 from arcflow.families.conditioning import Cond
+from arcflow.families.fit import fitted
 from arcflow.sampling.attach import attach, detach
 from arcflow.sampling.generate import euler
-from arcflow.sampling.open import SHIPPED, adapter_of, open_pipe, size_of, teacher_lora
+from arcflow.sampling.open import SHIPPED, settle, size_of
+from arcflow.sampling.options import Drawing, Machine, Subject
 from arcflow.serving.order import Order, Picture, Piece, Task
 from arcflow.serving.widths import agreeing, padded
 from arcflow.student import views
-from arcflow.student.adapter import read_info
 from arcflow.student.record import AdapterInfo
 from arcflow.system.timing import now
 
@@ -56,6 +58,16 @@ READS_PICTURES = ("Kontext", "Edit", "Flux2")
 """In the names of pipelines that read pictures beside the text."""
 
 
+LENGTH = 64
+"""Text that is padded to the longest of its batch (Qwen-Image's) is padded to multiples of this instead, and drawn with
+its like alone: a picture shall not depend on how long others' prompts are."""
+
+Lengths = tuple[int, ...]
+"""Tokens of a prompt, and of the negative one if there is any."""
+
+Styles = tuple[tuple[str, float], ...]
+"""Names and strengths of LoRAs."""
+
 Words = dict[str, object]
 """What a pipeline is told by name; each takes words of its own."""
 
@@ -77,7 +89,9 @@ class Setup:
     teacher_lora: str | None = None
     """A LoRA on the teacher, as the adapters' records ask for it; "none" draws without."""
     device: config.Device = "auto"
-    dtype: str = "auto"
+    dtype: config.Dtype | Literal["auto"] = "auto"
+    fit: config.Fit = "auto"
+    """How the model is fitted to the card, as `families.fit` has it."""
     max_batch: int = 8
     kept_text: int = 256
     """MB of encoded prompts that are kept."""
@@ -112,6 +126,11 @@ class Watch:
     partial: Mapping[int, Callable[[int, UInt8[np.ndarray, "height width 3"]], None]] = field(default_factory=dict)
     """By place in the batch: called with the number of steps taken and the picture as it would be."""
 
+    def of(self, places: Sequence[int]) -> "Watch":
+        """The same for some of the batch."""
+        partial = {new: self.partial[old] for new, old in enumerate(places) if old in self.partial}
+        return Watch(wanted=self.wanted, partial=partial)
+
 
 class Texts:
     """Encoded prompts, the ones used last; bounded in bytes."""
@@ -119,17 +138,18 @@ class Texts:
     def __init__(self, megabytes: int) -> None:
         self.limit, self.bytes = megabytes << 20, 0
         self.hits, self.misses = 0, 0
-        self.kept = OrderedDict[str, Cond]()
+        self.kept = OrderedDict[tuple[str, Styles], Cond]()
 
-    def of(self, prompt: str, encode: Callable[[str], Cond]) -> Cond:
-        """What the text encoders make of a prompt."""
-        if prompt in self.kept:
+    def of(self, prompt: str, encode: Callable[[str], Cond], styles: Styles = ()) -> Cond:
+        """What the text encoders make of a prompt; a style may be on them too."""
+        key = (prompt, styles)
+        if key in self.kept:
             self.hits += 1
-            self.kept.move_to_end(prompt)
-            return self.kept[prompt]
+            self.kept.move_to_end(key)
+            return self.kept[key]
         self.misses += 1
         cond = encode(prompt)
-        self.kept[prompt] = cond
+        self.kept[key] = cond
         self.bytes += _bytes(cond)
         while self.bytes > self.limit and len(self.kept) > 1:
             self.bytes -= _bytes(self.kept.popitem(last=False)[1])
@@ -153,25 +173,35 @@ class Studio:
         names = [*setup.adapters, *setup.styles]
         if TEACHER in names or len(set(names)) < len(names):
             raise ValueError(f"names {names}: expected each once, and none of them {TEACHER!r}; rename one")
-        self.paths = {name: adapter_of(setup.model, path) for name, path in setup.adapters.items()}
-        self.infos: dict[str, AdapterInfo] = {name: read_info(path) for name, path in self.paths.items()}
+        machine = Machine(device=setup.device, dtype=setup.dtype, fit=setup.fit)
+        subjects = {
+            name: Subject(model=setup.model, adapter=path, teacher_lora=setup.teacher_lora)
+            for name, path in setup.adapters.items()
+        }
+        settled = {name: settle(subject, Drawing(), machine) for name, subject in subjects.items()}
+        self.paths = {name: one.adapter for name, one in settled.items()}
+        self.infos: dict[str, AdapterInfo] = {name: one.info for name, one in settled.items() if one.info}
+        if len(self.infos) < len(settled) or not settled:
+            raise ValueError(f"adapters {list(setup.adapters)}: expected adapters; the teacher is served beside any")
         loras = {info.teacher_lora for info in self.infos.values()}
         if len(loras) > 1:
             raise ValueError(f"the adapters were distilled with different LoRAs on the teacher ({loras}); serve one")
-        lora = teacher_lora(setup.teacher_lora, next(iter(loras), None), ", ".join(setup.adapters))
-        self.pipe = open_pipe(setup.model, setup.device, setup.dtype, lora)
+        self.base = next(iter(settled.values()))
+        if self.base.fit == "group" and len(settled) > 1:
+            raise ValueError("--fit group holds every layer by a hook of its own, so adapters cannot change: serve one")
+        self.pipe = self.base.base()
         self.pipe.set_progress_bar_config(disable=True)
         self.family = family_of(self.pipe.transformer)
         small = sum(p.numel() for p in self.pipe.transformer.parameters()) <= SMALL
-        self.fused = small and not lora
+        self.fused = small and self.base.fit == "card" and all(one.fused for one in settled.values())
         self.teacher = self._beside(copy.deepcopy(self.pipe.transformer)) if self.fused else None
         pipes = [self.pipe] if self.teacher is None else [self.pipe, self.teacher]
         for pipe in pipes:
             for name, path in setup.styles.items():
                 self._load_style(pipe, name, path)
         self.texts = Texts(setup.kept_text)
-        self.widths = dict[Order, tuple[int, ...]]()
-        self.most = setup.max_batch
+        self.widths = dict[tuple[Order, Lengths], tuple[int, ...]]()
+        self.most = dict[Order, int]()
         self.attached, self.worn = "", dict[int, tuple[tuple[str, float], ...]]()
         self.others = dict[tuple[int, Task], DiffusionPipeline]()
         for name in [*self.paths][::-1]:  # all of them fit, and the default is on at the end
@@ -220,20 +250,46 @@ class Studio:
             Gone: the watcher says that nobody waits any more.
         """
         watch = watch or Watch()
-        seconds: dict[str, float] = dict.fromkeys(PARTS, 0.0)
+        drawn = dict[int, Picture]()
         with torch.inference_mode(), self._dressed(order) as plain:
-            pipe = self._of_task(plain, order.task)
             start = now()
-            texts = [] if order.task == "edit" else [self._texts(order, piece) for piece in pieces]
-            seconds["text"] = now() - start
-            width = padded(len(pieces), self._widths(plain, order, pieces, texts))
-            start = now()
-            latents, calls, spent = self._latents(pipe, order, pieces, texts, width, watch)
-            seconds["transformer"] = now() - start - spent
-            start = now()
-            images = [self._decode(pipe, latents[i : i + 1], order) for i in range(len(pieces))]
-            seconds["vae"] = now() - start + spent
-        tokens = sum(text[0]["encoder_hidden_states"].shape[1] for text in texts[:1])
+            texts = [() if order.task == "edit" else self._texts(order, piece) for piece in pieces]
+            spent = (now() - start) / len(pieces)
+            for alike in _alike(texts):
+                widths = self._widths(plain, order, pieces[alike[0]], texts[alike[0]])
+                for first in range(0, len(alike), widths[-1]):
+                    places = alike[first : first + widths[-1]]
+                    some = self._drawn(
+                        self._of_task(plain, order.task),
+                        order,
+                        [pieces[place] for place in places],
+                        [texts[place] for place in places],
+                        padded(len(places), widths),
+                        watch.of(places),
+                        spent,
+                    )
+                    drawn |= zip(places, some, strict=True)
+        return [drawn[place] for place in range(len(pieces))]
+
+    def _drawn(
+        self,
+        pipe: DiffusionPipeline,
+        order: Order,
+        pieces: Sequence[Piece],
+        texts: Sequence[tuple[Cond, ...]],
+        width: int,
+        watch: Watch,
+        text: float,
+    ) -> list[Picture]:
+        """Pictures of one call of the pipeline; encoding the text of each took `text` seconds."""
+        start = now()
+        latents, calls, spent = self._latents(pipe, order, pieces, texts, width, watch)
+        middle = now()
+        images = [self._decode(pipe, latents[i : i + 1], order) for i in range(len(pieces))]
+        end = now()
+        parts = (text * len(pieces), middle - start - spent, end - middle + spent)
+        seconds: dict[str, float] = dict(zip(PARTS, parts, strict=True))
+        tokens = sum(cond["encoder_hidden_states"].shape[1] for cond in texts[0][:1])
         return [
             Picture(
                 image=image,
@@ -248,35 +304,40 @@ class Studio:
 
     def room(self, order: Order) -> int:
         """Pictures of this order that may be drawn together."""
-        widths = self.widths.get(_shape(order))
-        return 1 if order.task == "edit" else widths[-1] if widths else self.most
+        if order.task == "edit":
+            return 1
+        shape = _shape(order)
+        return max((widths[-1] for key, widths in self.widths.items() if key[0] == shape), default=self._most(order))
 
-    def shrink(self) -> bool:
-        """Draw fewer pictures at a time, after memory ran out; False if one alone was too many."""
+    def shrink(self, order: Order) -> bool:
+        """Draw fewer pictures of this shape at a time, after memory ran out; False if one alone was too many."""
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-        if self.most == 1:
+        most = self._most(order)
+        if most == 1:
             return False
-        self.most //= 2
-        self.widths.clear()
+        shape = _shape(order)
+        self.most[shape] = most // 2
+        self.widths = {key: widths for key, widths in self.widths.items() if key[0] != shape}
         return True
 
-    def _widths(
-        self, plain: DiffusionPipeline, order: Order, pieces: Sequence[Piece], texts: Sequence[tuple[Cond, ...]]
-    ) -> tuple[int, ...]:
-        """Batch sizes for orders of this shape, tried out when the first one comes."""
-        if order.task == "edit" or self.most == 1:
+    def _most(self, order: Order) -> int:
+        return self.most.get(_shape(order), self.setup.max_batch)
+
+    def _widths(self, plain: DiffusionPipeline, order: Order, piece: Piece, text: tuple[Cond, ...]) -> tuple[int, ...]:
+        """Batch sizes for orders of this shape and text of this length, tried out when the first one comes."""
+        if order.task == "edit" or self._most(order) == 1:
             return (1,)
-        shape = _shape(order)
-        if shape not in self.widths:
+        key = (_shape(order), _lengths(text))
+        if key not in self.widths:
             steps = 1 if order.model == TEACHER else min(order.steps, 2)
             base = replace(order, task="generate", steps=steps, strength=1.0)
 
             def draw(n: int) -> Tensor:
-                return self._latents(plain, base, pieces[:1], texts[:1], n, Watch())[0]
+                return self._latents(plain, base, [piece], [text], n, Watch())[0]
 
-            self.widths[shape] = agreeing(draw, self.most)
-        return self.widths[shape]
+            self.widths[key] = agreeing(draw, self._most(order))
+        return self.widths[key]
 
     def _latents(
         self,
@@ -289,7 +350,7 @@ class Studio:
     ) -> tuple[Float[Tensor, "width tokens channels"], int, float]:
         """Latents, the calls that they took, and the seconds that went into pictures on the way."""
         pieces = [*pieces, *[pieces[-1]] * (width - len(pieces))]
-        texts = [*texts, *[text for text in texts[-1:] for _ in range(width - len(texts))]]
+        texts = [*texts, *[texts[-1]] * (width - len(texts))]
         last = list[Tensor]()
         glimpse = _Glimpse()
         spent = 0.0
@@ -336,10 +397,10 @@ class Studio:
         """Conditioning of the prompt, and of the negative one if there is any."""
 
         def encode(prompt: str) -> Cond:
-            return network.encode_text(self.pipe, [prompt])
+            return _rounded(network.encode_text(self.pipe, [prompt]))
 
         wanted = [piece.prompt] if order.negative is None else [piece.prompt, piece.negative]
-        return tuple(self.texts.of(prompt, encode) for prompt in wanted)
+        return tuple(self.texts.of(prompt, encode, order.styles) for prompt in wanted)
 
     def _words(self, order: Order, pieces: Sequence[Piece], texts: Sequence[tuple[Cond, ...]]) -> Words:
         if order.task == "edit":  # its encoder may read the pictures too
@@ -348,7 +409,7 @@ class Studio:
         words: Words = {}
         for which, before in enumerate(("", "negative_")[: len(texts[0])]):
             conds = [text[which] for text in texts]
-            words |= {before + EMBEDDINGS[name]: _stacked([cond[name] for cond in conds]) for name in conds[0]}
+            words |= {before + EMBEDDINGS[name]: torch.cat([cond[name] for cond in conds]) for name in conds[0]}
         return words
 
     # --- the pipeline, dressed for an order
@@ -376,6 +437,8 @@ class Studio:
             detach(self.pipe)
         self.attached = ""
         attach(self.pipe, self.paths[name], fuse=self.fused, guidance=True)
+        if self.base.fit != "card":
+            fitted(self.pipe, self.base.fit, self.base.device)
         self.attached = name
 
     def _beside(self, transformer: nn.Module) -> DiffusionPipeline:
@@ -454,12 +517,24 @@ def _known(pipe: DiffusionPipeline) -> Mapping[str, inspect.Parameter]:
     return inspect.signature(type(pipe).__call__).parameters
 
 
-def _stacked(rows: Sequence[Tensor]) -> Tensor:
-    """Rows of prompts, the shorter ones padded with zeros (their mask too)."""
-    longest = max(row.shape[1] for row in rows)
-    if any(row.shape[1] < longest for row in rows):
-        rows = [nn.functional.pad(row, (0, 0) * (row.ndim - 2) + (0, longest - row.shape[1])) for row in rows]
-    return torch.cat(list(rows))
+def _rounded(cond: Cond) -> Cond:
+    """Text of any length, with a mask, padded to the next multiple of `LENGTH`; always by one token at least, for a
+    network without a masked token takes no mask. Text of the family's one length stays as it is."""
+    mask = cond.get("encoder_hidden_states_mask")
+    if mask is None:
+        return cond
+    more = LENGTH - mask.shape[1] % LENGTH
+    return {name: nn.functional.pad(row, (0, 0) * (row.ndim - 2) + (0, more)) for name, row in cond.items()}
+
+
+def _lengths(text: tuple[Cond, ...]) -> Lengths:
+    return tuple(cond["encoder_hidden_states"].shape[1] for cond in text)
+
+
+def _alike(texts: Sequence[tuple[Cond, ...]]) -> list[list[int]]:
+    """Places of the texts, those of equal lengths together."""
+    lengths = [_lengths(text) for text in texts]
+    return [[place for place, length in enumerate(lengths) if length == one] for one in dict.fromkeys(lengths)]
 
 
 def _guided(pipe: DiffusionPipeline, order: Order) -> dict[str, float]:

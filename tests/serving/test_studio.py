@@ -1,0 +1,68 @@
+"""What a studio is made of, and what decides a picture in it."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from arcflow import student
+from arcflow.sampling import open as opening
+from arcflow.serving import studio as studios
+from arcflow.serving.order import Order, Piece
+from arcflow.serving.pictures import within
+from arcflow.serving.studio import Setup, Studio, Texts, Watch
+from arcflow.student.adapter import save_adapter
+from tests.support.pipelines import SIDE, fresh, perturb
+
+
+@pytest.fixture
+def qwen(pristine, tmp_path, monkeypatch) -> Studio:
+    """A tiny Qwen-Image, whose prompts are as long as their words."""
+    pipe = fresh(pristine["qwen_image"])
+    pipe.save_pretrained(tmp_path / "base")
+    model = fresh(pristine["qwen_image"]).transformer
+    student.build(model, modes=4, rank=2)
+    perturb(model)
+    save_adapter(model, tmp_path / "adapter")
+    monkeypatch.setattr(opening.Setup, "base", lambda self: pipe)
+    monkeypatch.setattr(studios, "size_of", lambda *asked: (SIDE, SIDE))
+    adapters = {"two": str(tmp_path / "adapter")}
+    return Studio(Setup(model=str(tmp_path / "base"), adapters=adapters, device="cpu", max_batch=4))
+
+
+def test_a_picture_does_not_depend_on_how_long_others_prompts_are(qwen):
+    order = Order(height=SIDE, width=SIDE, steps=2, model="two")
+    words = ["a red cube", "a " * 70, "two blue ball on left of red cube", "a red cube"]
+    shown = []
+    pieces = [Piece(prompt=prompt, seed=seed) for seed, prompt in enumerate(words)]
+    watch = Watch(partial={place: lambda step, image, place=place: shown.append((place, step)) for place in (1, 3)})
+    together = qwen.draw(order, pieces, watch)
+    assert [picture.batch for picture in together] == [3, 1, 3, 3]
+    assert sorted(shown) == [(1, 1), (3, 1)]
+    for piece, picture in zip(pieces, together, strict=True):
+        assert np.array_equal(qwen.draw(order, [piece])[0].image, picture.image)
+
+
+def test_memory_that_ran_out_for_one_size_makes_no_other_size_smaller(qwen):
+    small, large = (Order(height=side, width=side, steps=2, model="two") for side in (SIDE, 2 * SIDE))
+    before = qwen.room(small)
+    assert [qwen.shrink(large) for _ in range(3)] == [True, True, False]
+    assert (qwen.room(large), qwen.room(small)) == (1, before)
+
+
+def test_a_prompt_is_encoded_again_under_another_style():
+    texts, asked = Texts(1), list[str]()
+
+    def encode(prompt):
+        asked.append(prompt)
+        return {"encoder_hidden_states": torch.zeros(1, 2, 3)}
+
+    for styles in ((), (("ink", 0.5),), (), (("ink", 0.5),)):
+        texts.of("a ring", encode, styles)
+    assert (len(asked), texts.hits, texts.misses) == (2, 2, 2)
+
+
+def test_what_is_read_beside_the_text_is_no_larger_than_what_is_drawn():
+    picture = Image.new("LA", (400, 100))
+    assert within(picture, 64 * 64).size == (128, 32)
+    assert within(picture, 10**6).size == (400, 100) and within(picture, 10**6).mode == "RGB"
