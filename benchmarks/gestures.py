@@ -91,7 +91,7 @@ class Bench:
                 pipe.set_adapters([name for name, _ in seen[1]], [weight for _, weight in seen[1]])
             if seen[0]:
                 arcflow.attach(pipe, self.adapters[seen[0]])
-            self.pictures[seen] = sample(pipe)
+            self.pictures[seen] = picture(pipe)
         return self.pictures[seen]
 
 
@@ -102,7 +102,14 @@ class Walk:
         self.bench, self.pipe, self.state = bench, fresh(bench.stock), State()
 
     def draw(self) -> Tensor:
-        return sample(self.pipe)
+        return picture(self.pipe)
+
+
+def picture(pipe: object) -> Tensor:
+    """Latents from one prompt and one noise."""
+    drawn = sample(pipe)
+    assert isinstance(drawn, Tensor)
+    return drawn
 
 
 class Refused(Exception):
@@ -220,7 +227,7 @@ def pickled(walk: Walk, draw: random.Random) -> None:
 def threaded(walk: Walk, draw: random.Random) -> None:
     second, drawn = copy.copy(walk.pipe), []
     second.scheduler = copy.deepcopy(walk.pipe.scheduler)
-    thread = threading.Thread(target=lambda: drawn.append(sample(second)))
+    thread = threading.Thread(target=lambda: drawn.append(picture(second)))
     thread.start()
     thread.join()
     if not drawn or not close(drawn[0], walk.bench.wanted(walk.state)):
@@ -276,11 +283,11 @@ def walk_once(bench: Bench, draw: random.Random, length: int, gestures: tuple[Ge
             return f"{' '.join([*done, gesture.__name__])}: {type(error).__name__}: {error}"
         done.append(gesture.__name__)
         try:
-            picture = walk.draw()
+            drawn = walk.draw()
         except Exception as error:
             return f"{' '.join(done)}: drawing: {type(error).__name__}: {error}"
-        if not close(picture, bench.wanted(walk.state)):
-            apart = float((picture - bench.wanted(walk.state)).square().mean().sqrt())
+        if not close(drawn, bench.wanted(walk.state)):
+            apart = float((drawn - bench.wanted(walk.state)).square().mean().sqrt())
             return f"{' '.join(done)}: another picture, {apart:.2g} off, in {walk.state}"
     return None
 

@@ -13,7 +13,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from arcflow import cli
+from arcflow.system import files
 from arcflow.system.errors import on_full_disk, sentence
+from arcflow.system.owner import owned
 
 
 def met(action):
@@ -78,6 +80,27 @@ def test_a_disk_that_is_full_is_known(tmp_path):
             file.write("x")
 
     assert on_full_disk(met(fill))
+
+    def write_there():
+        with owned(tmp_path / "out"):
+            fill()
+
+    assert f"no space left on the disk of {tmp_path / 'out'} " in (sentence(met(write_there)) or "")
+
+
+@pytest.mark.parametrize("said", [OSError(errno.ENOSPC, "No space left"), SafetensorError("I/O error (os error 28)")])
+def test_a_disk_that_is_full_is_told_by_what_was_written(said, tmp_path):
+    """Neither the disk nor the library says it."""
+
+    def write(draft):
+        raise said
+
+    told = sentence(met(lambda: files.write_atomic(tmp_path / "adapter", write))) or ""
+    assert told.startswith(f"no space left on the disk of {tmp_path / 'adapter'} ") and not list(tmp_path.iterdir())
+
+
+def test_of_a_copy_the_full_disk_is_where_it_goes():
+    assert "of there " in (sentence(OSError(errno.ENOSPC, "No space left", "here", None, "there")) or "")
 
 
 @pytest.mark.parametrize(

@@ -21,12 +21,14 @@ class Compare:
         from arcflow.comparison.runs import compare
         from arcflow.reports.comparison import short_table, write_ranking
         from arcflow.system.devices import keep_buffers
+        from arcflow.system.owner import owned
 
         keep_buffers()
         contest = shorten(self.contest) if self.quick else self.contest
-        results = compare(contest)
         out = Path(contest.out)
-        write_ranking(out / f"{contest.study}.html", results, out)
+        with owned(out, "compares"):
+            results = compare(contest)
+            write_ranking(out / f"{contest.study}.html", results, out)
         print(short_table(results).text())
         print(f"report: {out / contest.study}.html\nnumbers: {out / contest.study}.json")
 

@@ -26,7 +26,10 @@ class Evaluate:
         self.request.check()
         if self.request.suite:
             run_suite(self.request)
-        else:
+            return
+        from arcflow.system.owner import owned
+
+        with owned(self.request.folder, "evaluates"):
             _side_by_side(self.request)
 
 

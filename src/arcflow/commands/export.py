@@ -53,23 +53,25 @@ class Export:
         from arcflow.reports import model_card
         from arcflow.sampling.open import folder_of, open_transformer
         from arcflow.sampling.plain import drawn_apart
+        from arcflow.system.owner import owned
 
         base = self.model
         transformer = open_transformer(base, found.info.family) if base and self._takes_base(found) else None
         log = Path(adapter).parent / "log.jsonl"
-        model_card.export(
-            adapter,
-            self.out,
-            layout=self.layout,
-            keys=self.keys,
-            transformer=transformer,
-            base=folder_of(base) if base and self.layout == "merged" else None,
-            bound=self.bound,
-            measure=partial(drawn_apart, base, adapter) if base else None,
-            log=log if log.is_file() else None,
-            results=self.results,
-            name=self.push or str(self.out),
-        )
+        with owned(self.out, "exports"):
+            model_card.export(
+                adapter,
+                self.out,
+                layout=self.layout,
+                keys=self.keys,
+                transformer=transformer,
+                base=folder_of(base) if base and self.layout == "merged" else None,
+                bound=self.bound,
+                measure=partial(drawn_apart, base, adapter) if base else None,
+                log=log if log.is_file() else None,
+                results=self.results,
+                name=self.push or str(self.out),
+            )
         print(f"adapter and card: {self.out}")
         if self.push:
             print(f"pushed: {model_card.push(self.out, self.push, private=self.private)}")

@@ -1,6 +1,5 @@
 """The commands of `arcflow world`: render scenes, check pictures, train and score the small teacher."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -29,17 +28,19 @@ class Render:
 
         from PIL import Image
 
+        from arcflow.system import files
+        from arcflow.system.owner import owned
         from arcflow.world.render import render
         from arcflow.world.scene import sample_prompts, sample_scene
 
-        self.out.mkdir(parents=True, exist_ok=True)
         rng = random.Random(self.seed)
         lines = []
-        for i, prompt in enumerate(sample_prompts(self.count, self.seed, split=self.split)):
-            file = f"{i:05d}.png"
-            Image.fromarray(render(sample_scene(prompt, rng))).save(self.out / file)
-            lines.append(json.dumps({"file": file, "prompt": prompt.text, "skill": prompt.skill}) + "\n")
-        (self.out / "manifest.jsonl").write_text("".join(lines))
+        with owned(self.out, "renders"):
+            for i, prompt in enumerate(sample_prompts(self.count, self.seed, split=self.split)):
+                file, image = f"{i:05d}.png", Image.fromarray(render(sample_scene(prompt, rng)))
+                files.write_atomic(self.out / file, lambda draft, image=image: image.save(draft, format="PNG"))
+                lines.append({"file": file, "prompt": prompt.text, "skill": prompt.skill})
+            files.write_lines(self.out / "manifest.jsonl", lines)
         print(f"{self.count} pictures in {self.out}")
 
 
@@ -123,9 +124,11 @@ class Train:
     """CPU threads; by default all cores."""
 
     def run(self) -> None:
+        from arcflow.system.owner import owned
         from arcflow.world.pretrain import Pretrain, train_teacher
 
-        folder = train_teacher(self.out, Pretrain(), threads=self.threads)
+        with owned(self.out, "trains"):
+            folder = train_teacher(self.out, Pretrain(), threads=self.threads)
         Score(folder=folder, device="cpu").run()
         print(f"teacher: {folder}")
 

@@ -153,9 +153,9 @@ def _listed(line: str) -> dict[str, Any] | None:
 
 def _trim(manifest: Path) -> None:
     """Drop a last line cut short by a kill."""
-    text = manifest.read_text() if manifest.exists() else ""
+    text = manifest.read_text("utf-8", errors="replace") if manifest.exists() else ""
     if text and not text.endswith("\n"):
-        manifest.write_text(text[: text.rfind("\n") + 1])
+        files.write_text(manifest, text[: text.rfind("\n") + 1])
 
 
 def save_png(image: UInt8[np.ndarray, "height width 3"], recipe: Recipe, path: Path) -> None:

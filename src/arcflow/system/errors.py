@@ -36,7 +36,7 @@ def first_line(error: BaseException) -> str:
 
 def _disk_or_path(error: BaseException) -> str | None:
     if on_full_disk(error):
-        where = getattr(error, "filename", None)
+        where = getattr(error, "filename2", None) or getattr(error, "filename", None)  # of a copy, where it goes
         return (
             f"no space left on the disk{f' of {where}' if where else ''} ({first_line(error)}): nothing whole was "
             f"harmed. Free some space and run the same command again, or choose another folder with --out"

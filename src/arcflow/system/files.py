@@ -13,6 +13,8 @@ from typing import Any
 from safetensors.torch import save_file
 from torch import Tensor
 
+from arcflow.system.errors import on_full_disk
+
 DRAFT = re.compile(r"\.([0-9a-f]{8}|\d+)\.tmp$")
 """How names of temporary files end; those of before had the process number there."""
 
@@ -28,6 +30,10 @@ def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
         temporary.chmod(mode)
         sync(temporary)
         os.replace(temporary, path)
+    except Exception as error:
+        if on_full_disk(error) and getattr(error, "filename", None) is None:  # which neither disk nor library says
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
+        raise
     finally:
         temporary.unlink(missing_ok=True)
     sync(path.parent)

@@ -24,6 +24,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TypedDict, cast
 
+from arcflow.system.errors import on_full_disk
+
 LOCK = ".lock"
 """Name of the file in an owned folder."""
 
@@ -100,6 +102,10 @@ def owned(folder: Path, work: str = "works", *, remedy: str = "choose another fo
     owner.thread.start()
     try:
         yield owner
+    except OSError as error:
+        if on_full_disk(error) and error.filename is None:  # a file that is written line by line does not say which
+            error.filename = str(folder)
+        raise
     finally:
         owner.ended.set()
         owner.thread.join()

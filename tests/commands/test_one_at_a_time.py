@@ -1,0 +1,29 @@
+"""Two commands that write into one folder: the second is refused by name before it has done anything."""
+
+import pytest
+
+from arcflow import cli
+from arcflow.system.owner import owned
+
+COMMANDS = {
+    "sample": "sample --prompt x --out {}",
+    "evaluate": "evaluate --count 1 --out {}",
+    "suite": "evaluate --suite world --count 1 --steps 1 --out {}",
+    "cache": "cache make --prompts world --count 8 --held-out-count 2 --out {}",
+    "export": "export --adapter world --out {}",
+    "compare": "compare --out {}",
+    "train": "train world --out {}",
+    "render": "world render --count 1 --out {}",
+    "teacher": "world train --out {}",
+}
+
+
+@pytest.mark.parametrize("name", list(COMMANDS))
+def test_the_second_is_refused_by_name_and_leaves_the_folder_alone(name, tmp_path, capsys):
+    out = tmp_path / "out"
+    with owned(out, "works"):
+        before = sorted(out.iterdir())
+        with pytest.raises(SystemExit) as stop:
+            cli.main(COMMANDS[name].format(out).split())
+        assert sorted(out.iterdir()) == before
+    assert stop.value.code == 1 and f"{out} is in use, process " in capsys.readouterr().err
