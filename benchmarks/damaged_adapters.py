@@ -193,7 +193,7 @@ def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
 
 
 def deciding(info: AdapterInfo) -> dict[str, Any]:
-    """What of a record decides the pictures."""
+    """What of a record decides the images."""
     return {name: value for name, value in dataclasses.asdict(info).items() if name not in FREE}
 
 

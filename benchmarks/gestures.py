@@ -1,4 +1,4 @@
-"""Do to a pipeline what its users do, in random order, with and without a student: is the picture always the right one?
+"""Do to a pipeline what its users do, in random order, with and without a student: is the image always the right one?
 
     python -m benchmarks.gestures [--count 100] [--length 12] [--seed 0] [--family flux] [--compiled]
 
@@ -56,7 +56,7 @@ class State:
     compiled: bool = False
 
     def seen(self) -> tuple[str | None, tuple[tuple[str, float], ...]]:
-        """What a picture depends on."""
+        """What an image depends on."""
         scale = 1.0 if self.merged is None else self.merged
         return self.student, tuple(sorted((n, w * scale) for n, w in self.active.items() if not self.off and w))
 
@@ -65,7 +65,7 @@ Gesture = Callable[["Walk", random.Random], None]
 
 
 class Bench:
-    """A pipeline, two adapters and two styles for it, and the pictures of every state that was asked for."""
+    """A pipeline, two adapters and two styles for it, and the images of every state that was asked for."""
 
     def __init__(self, family: str, place: Path) -> None:
         torch.manual_seed(0)
@@ -78,12 +78,12 @@ class Bench:
             self.adapters[form] = adapter.save_adapter(net, place / form)
         for name, chosen in zip(("blocks", "ends"), STYLES[family], strict=True):
             self.styles[name] = save_style(self.stock, place / name, chosen)
-        self.pictures: dict[object, Tensor] = {}
+        self.images: dict[object, Tensor] = {}
 
     def wanted(self, state: State) -> Tensor:
         """What a fresh pipeline draws that was brought into this state by the shortest way."""
         seen = state.seen()
-        if seen not in self.pictures:
+        if seen not in self.images:
             pipe = fresh(self.stock)
             for name, _ in seen[1]:
                 pipe.load_lora_weights(self.styles[name], adapter_name=name)
@@ -91,8 +91,8 @@ class Bench:
                 pipe.set_adapters([name for name, _ in seen[1]], [weight for _, weight in seen[1]])
             if seen[0]:
                 arcflow.attach(pipe, self.adapters[seen[0]])
-            self.pictures[seen] = picture(pipe)
-        return self.pictures[seen]
+            self.images[seen] = image(pipe)
+        return self.images[seen]
 
 
 class Walk:
@@ -102,10 +102,10 @@ class Walk:
         self.bench, self.pipe, self.state = bench, fresh(bench.stock), State()
 
     def draw(self) -> Tensor:
-        return picture(self.pipe)
+        return image(self.pipe)
 
 
-def picture(pipe: object) -> Tensor:
+def image(pipe: object) -> Tensor:
     """Latents from one prompt and one noise."""
     drawn = sample(pipe)
     assert isinstance(drawn, Tensor)
@@ -227,11 +227,11 @@ def pickled(walk: Walk, draw: random.Random) -> None:
 def threaded(walk: Walk, draw: random.Random) -> None:
     second, drawn = copy.copy(walk.pipe), []
     second.scheduler = copy.deepcopy(walk.pipe.scheduler)
-    thread = threading.Thread(target=lambda: drawn.append(picture(second)))
+    thread = threading.Thread(target=lambda: drawn.append(image(second)))
     thread.start()
     thread.join()
     if not drawn or not close(drawn[0], walk.bench.wanted(walk.state)):
-        raise AssertionError("another picture in another thread")
+        raise AssertionError("another image in another thread")
 
 
 def refused(walk: Walk, draw: random.Random) -> None:
@@ -288,7 +288,7 @@ def walk_once(bench: Bench, draw: random.Random, length: int, gestures: tuple[Ge
             return f"{' '.join(done)}: drawing: {type(error).__name__}: {error}"
         if not close(drawn, bench.wanted(walk.state)):
             apart = float((drawn - bench.wanted(walk.state)).square().mean().sqrt())
-            return f"{' '.join(done)}: another picture, {apart:.2g} off, in {walk.state}"
+            return f"{' '.join(done)}: another image, {apart:.2g} off, in {walk.state}"
     return None
 
 

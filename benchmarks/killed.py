@@ -4,7 +4,7 @@
 
 Each is made by children of this process that are killed (SIGKILL) at random moments, once what is there has grown by a
 random amount; the last one is left alone. What comes out is held against one that nobody has killed: a cache byte for
-byte, a suite picture by picture and number by number, its manifest line by line. Nothing may be left beside it.
+byte, a suite image by image and number by number, its manifest line by line. Nothing may be left beside it.
 """
 
 import argparse

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 FILE = Path(__file__).parent.parent / "tests" / "metrics_reference.json"
 CASES = {"many": (300, 24), "few": (60, 80)}
-"""Pictures and width: the covariances of the second are singular."""
+"""Images and width: the covariances of the second are singular."""
 SUBSETS, SUBSET_SIZE, NEIGHBORS = 7, 40, 3
 
 
@@ -31,10 +31,10 @@ def features(case: str) -> tuple[Tensor, Tensor]:
 
 
 def images() -> tuple[np.ndarray, np.ndarray]:
-    """Pictures, and the same with noise."""
+    """Images, and the same with noise."""
     rng = np.random.RandomState(1)
-    pictures = rng.randint(0, 256, (4, 16, 24, 3))
-    return pictures.astype(np.uint8), np.clip(pictures + 9 * rng.randn(*pictures.shape), 0, 255).astype(np.uint8)
+    images = rng.randint(0, 256, (4, 16, 24, 3))
+    return images.astype(np.uint8), np.clip(images + 9 * rng.randn(*images.shape), 0, 255).astype(np.uint8)
 
 
 class Given(nn.Module):
@@ -79,7 +79,7 @@ def by_torch_fidelity(real: Tensor, made: Tensor) -> dict[str, Any]:
 def psnr() -> list[float]:
     from torchmetrics.functional.image import peak_signal_noise_ratio  # pyright: ignore[reportMissingImports]
 
-    a, b = (torch.from_numpy(pictures).double() for pictures in images())
+    a, b = (torch.from_numpy(images).double() for images in images())
     return peak_signal_noise_ratio(a, b, data_range=255.0, reduction="none", dim=(1, 2, 3)).tolist()
 
 

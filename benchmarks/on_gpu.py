@@ -53,7 +53,7 @@ def build(modules: Callable[[], Modules], device: str) -> Any:
 
 
 class Sampling:
-    """Pictures of one pipeline, their time by part and the memory they take."""
+    """Images of one pipeline, their time by part and the memory they take."""
 
     def __init__(self, pipe: Any, repeats: int, side: int = SIDE) -> None:
         self.pipe, self.repeats, self.side = pipe, repeats, side

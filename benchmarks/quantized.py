@@ -1,4 +1,4 @@
-"""What a base stored in 8 or 4 bits costs: the shipped small model in two steps, the same pictures from each.
+"""What a base stored in 8 or 4 bits costs: the shipped small model in two steps, the same images from each.
 
     PYTHONPATH=.venv/quantized python -m benchmarks.quantized [--count 256] [--out benchmarks/results/quantized.md]
 

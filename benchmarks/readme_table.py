@@ -1,10 +1,10 @@
 """Numbers into the README, from results.json only.
 
-    python -m benchmarks.readme_table shipped out/evaluate [--picture]     after `arcflow evaluate --count 1024`
+    python -m benchmarks.readme_table shipped out/evaluate [--image]     after `arcflow evaluate --count 1024`
     python -m benchmarks.readme_table demo out/demo                        after `make demo`
 
 Keeps a copy of results.json in benchmarks/results/, from which the tests check that the README says the same, and with
-`--picture` the folder's path.png as docs/path.png.
+`--image` the folder's path.png as docs/path.png.
 """
 
 import argparse
@@ -18,7 +18,7 @@ from arcflow.system import records
 
 ROOT = Path(__file__).parent.parent
 STORE = Path(__file__).parent / "results"
-PICTURE = "![The teacher's curved path, the chords of plain Euler and the student's arcs](docs/path.png)"
+IMAGE = "![The teacher's curved path, the chords of plain Euler and the student's arcs](docs/path.png)"
 
 
 def put(text: str, name: str, content: str) -> str:
@@ -33,16 +33,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("name", choices=("shipped", "demo"))
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--picture", action="store_true")
+    parser.add_argument("--image", action="store_true")
     options = parser.parse_args()
     STORE.mkdir(exist_ok=True)
     stored = shutil.copyfile(options.folder / "results.json", STORE / f"{options.name}.json")
     readme = ROOT / "README.md"
     table = markdown_table(records.read(Evaluation, Path(stored)))
     text = put(readme.read_text("utf-8"), f"results:{options.name}", table)
-    if options.picture:
+    if options.image:
         shutil.copyfile(options.folder / "path.png", ROOT / "docs" / "path.png")
-        text = put(text, "picture", PICTURE)
+        text = put(text, "picture", IMAGE)
     readme.write_text(text, "utf-8")
 
 

@@ -19,7 +19,7 @@ from arcflow.laboratory.ideal import fit, ideal_errors, raw_time
 from arcflow.path import SHIFT, step_grid
 from arcflow.reports.page import EULER, FAINT, STUDENT, TEACHER, canvas, render
 
-parser = argparse.ArgumentParser(description="The story of arcflow in the plane, told in numbers and one picture.")
+parser = argparse.ArgumentParser(description="The story of arcflow in the plane, told in numbers and one image.")
 parser.add_argument("--out", type=Path, default=Path("out/laboratory"))
 parser.add_argument("--iterations", type=int, default=500)
 parser.add_argument("--batch", type=int, default=256)
@@ -84,7 +84,7 @@ for modes in (*MODES, 32):
     print(f"ideal, modes {modes:2d}, calls 2: squared velocity error {left}, independent curves {rank}")
 
 # %% [markdown]
-# ## One picture
+# ## One image
 #
 # The students' arcs end near the teacher's but cut its corners: the mean velocity is learned at once, the bend last.
 # The ideal arcs, fitted to the same paths, follow it.

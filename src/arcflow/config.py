@@ -186,9 +186,9 @@ class Data:
     strict: bool = False
     """Stop at the first row that is no prompt, instead of leaving it out and saying so."""
     buckets: bool = False
-    """Take the shape of each picture from columns height and width, the area from data.height and data.width."""
+    """Take the shape of each image from columns height and width, the area from data.height and data.width."""
     images: bool = False
-    """Data-dependent training: the list names a picture for every prompt (column image), and later segments start from
+    """Data-dependent training: the list names an image for every prompt (column image), and later segments start from
     it, noised, instead of where the walk arrives."""
     count: int = 8192
     """How many prompts to draw from the grammar (a file is read whole)."""
@@ -328,7 +328,7 @@ class Run:
     eval_every: int = 250
     """Iterations between two measurements of the distance to the teacher."""
     pictures: int = 8
-    """Held-out pictures drawn at each measurement, the teacher's above the student's, in `pictures/`; 0 for none."""
+    """Held-out images drawn at each measurement, the teacher's above the student's, in `pictures/`; 0 for none."""
     save_every: int = 250
     """Iterations between two checkpoints."""
     keep: int = 2

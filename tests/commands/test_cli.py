@@ -230,8 +230,8 @@ def test_a_sample_answers_in_seconds(tmp_path, capsys) -> None:
         str(tmp_path),
     ]
     cli.main(words)
-    pictures = sorted(tmp_path.glob("*.png"))
-    assert len(pictures) == 2 and all(np.asarray(Image.open(p)).shape == (64, 64, 3) for p in pictures)
+    images = sorted(tmp_path.glob("*.png"))
+    assert len(images) == 2 and all(np.asarray(Image.open(p)).shape == (64, 64, 3) for p in images)
     cli.main(words)
     assert f"new images: 0; in {tmp_path}: 2 of 2" in capsys.readouterr().out
 

@@ -82,6 +82,6 @@ def test_a_student_of_several_steps_leaves_as_a_lora_at_the_least_of_them(flux, 
     lora = tmp_path / "lora" / LORA["diffusers"]
     assert difference(flux, made, lora, prompts=["a red cube"], **size) < 1e-5
     card = (tmp_path / "lora" / "README.md").read_text()
-    assert "2 network calls for a picture" in card and "num_inference_steps=2" in card
+    assert "2 network calls for an image" in card and "num_inference_steps=2" in card
     assert ", ".join(f"{level:.4g}" for level in step_grid(2).tolist()) in card
     assert json.loads((made / "arcflow.json").read_text())["steps"] == 4

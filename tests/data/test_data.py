@@ -9,11 +9,11 @@ import torch
 from arcflow.config import Data
 from arcflow.data.batches import PromptData, PromptStream, open_prompts
 from arcflow.data.embeddings import CHUNK, Table
-from arcflow.data.pictures import read_pictures
+from arcflow.data.images import read_images
 from arcflow.data.prompts import Row
 from arcflow.families.conditioning import repeat, rows
 from arcflow.system.seeds import seed_of
-from tests.support.prompt_lists import with_pictures
+from tests.support.prompt_lists import with_images
 
 
 def data(tmp_path, count=10, held_out_count=2, batch=3, seed=0):
@@ -42,23 +42,23 @@ def test_no_noise_is_used_twice(tmp_path):
     assert len(set(seeds)) == len(seeds) == 62
 
 
-def test_pictures_stay_with_their_prompts(tmp_path):
-    batch = PromptData(with_pictures(tmp_path), seed=0, batch=3).batch(0)
-    pictures = read_pictures(batch.images, (8, 16))
-    assert pictures.shape == (3, 8, 16, 3)
-    assert [f"prompt {picture[0, 0, 0]}" for picture in pictures] == batch.prompts
+def test_images_stay_with_their_prompts(tmp_path):
+    batch = PromptData(with_images(tmp_path), seed=0, batch=3).batch(0)
+    images = read_images(batch.images, (8, 16))
+    assert images.shape == (3, 8, 16, 3)
+    assert [f"prompt {image[0, 0, 0]}" for image in images] == batch.prompts
 
 
-def test_rows_without_a_picture_are_named(tmp_path):
-    config = with_pictures(tmp_path)
+def test_rows_without_an_image_are_named(tmp_path):
+    config = with_images(tmp_path)
     (tmp_path / "1.png").unlink()
     with pytest.raises(
-        ValueError, match=r"1 of 3 rows have no picture, the first '1.png' of 'prompt 1'.*data.images off"
+        ValueError, match=r"1 of 3 rows have no image, the first '1.png' of 'prompt 1'.*data.images off"
     ):
         PromptData(config, seed=0, batch=3)
-    (tmp_path / "1.png").write_text("no picture")
-    with pytest.raises(ValueError, match=r"1.png is no picture .*: expected PNG"):
-        read_pictures([str(tmp_path / "1.png")], (8, 8))
+    (tmp_path / "1.png").write_text("no image")
+    with pytest.raises(ValueError, match=r"1.png is no image .*: expected PNG"):
+        read_images([str(tmp_path / "1.png")], (8, 8))
 
 
 def test_the_last_prompts_of_a_file_are_held_out(tmp_path):
@@ -93,14 +93,14 @@ def test_held_out_prompts_of_the_world_are_other_combinations():
 
 @pytest.fixture
 def shapes(tmp_path):
-    """Wide, high and plain pictures, and one shape too rare to fill a batch."""
+    """Wide, high and plain images, and one shape too rare to fill a batch."""
     wanted = [(512, 1024)] * 9 + [(1024, 512)] * 7 + [(None, None)] * 8 + [(600, 800)]
     lines = [json.dumps({"prompt": f"p{i}", "height": h, "width": w}) for i, (h, w) in enumerate(wanted)]
     (tmp_path / "p.jsonl").write_text("\n".join(lines))
     return Data(prompts=str(tmp_path / "p.jsonl"), held_out_count=1, height=1024, width=1024, buckets=True, cache=False)
 
 
-def test_pictures_of_a_batch_have_one_size_of_about_the_same_area(shapes):
+def test_images_of_a_batch_have_one_size_of_about_the_same_area(shapes):
     d = PromptData(shapes, seed=0, batch=3)
     batches = [d.batch(step) for step in range(14)]  # two epochs: 3 + 2 + 2 batches
     first, second = Counter(b.size for b in batches[:7]), Counter(b.size for b in batches[7:])
@@ -108,7 +108,7 @@ def test_pictures_of_a_batch_have_one_size_of_about_the_same_area(shapes):
     assert all(abs(h * w / 1024**2 - 1) < 0.05 for h, w in first)
     assert len({p for b in batches[:7] for p in b.prompts}) == 21
     assert PromptData(shapes, seed=0, batch=3).batch(11) == batches[11]
-    with pytest.raises(ValueError, match="no picture size has 20 prompts.*lower optim.batch"):
+    with pytest.raises(ValueError, match="no image size has 20 prompts.*lower optim.batch"):
         PromptData(shapes, seed=0, batch=20)
 
 
@@ -155,10 +155,10 @@ def test_a_stream_that_cannot_be_read_says_so(shards, tmp_path):
             open_prompts(Data(**{**vars(shards), **changes}), seed=0, batch=4)
 
 
-def test_a_stream_looks_at_no_pictures(tmp_path):
+def test_a_stream_looks_at_no_images(tmp_path):
     datasets = pytest.importorskip("datasets")
     kinds = datasets.Features({"prompt": datasets.Value("string"), "image": datasets.Image()})
-    rows = {"prompt": [f"p {i}" for i in range(40)], "image": [{"bytes": b"no picture", "path": None}] * 40}
+    rows = {"prompt": [f"p {i}" for i in range(40)], "image": [{"bytes": b"no image", "path": None}] * 40}
     (tmp_path / "set").mkdir()
     datasets.Dataset.from_dict(rows, features=kinds).to_parquet(tmp_path / "set" / "train.parquet")
     d = open_prompts(Data(prompts=str(tmp_path / "set"), cache=False, held_out_count=3), seed=0, batch=4)

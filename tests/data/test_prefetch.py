@@ -42,11 +42,11 @@ def test_the_next_batch_is_there_before_it_is_asked_for():
 def test_what_goes_wrong_ahead_is_said_when_that_batch_is_asked_for():
     def make(number):
         if number == 1:
-            raise ValueError("no such picture")
+            raise ValueError("no such image")
         return sample(number)
 
     prefetcher = Prefetcher(make, CPU, ahead=True)
     assert prefetcher(0).position["at"] == 0
-    with pytest.raises(ValueError, match="no such picture"):
+    with pytest.raises(ValueError, match="no such image"):
         prefetcher(1)
     prefetcher.close()

@@ -153,7 +153,7 @@ def test_sizes_of_pandas_are_sizes(tmp_path):
     assert rows == [Row("a cat", (1024, 768)), Row("a dog")] and "2 no size (line 4, 5)" in str(message)
 
 
-def test_pictures_beside_the_prompts_are_not_read(tmp_path, monkeypatch):
+def test_images_beside_the_prompts_are_not_read(tmp_path, monkeypatch):
     arrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
     asked, real = [], parquet.ParquetFile.iter_batches
     table = arrow.table(

@@ -123,7 +123,7 @@ def test_the_sum_of_the_parts_has_the_same_gradient_as_part_by_part():
     assert all(torch.allclose(a, b, atol=1e-12) for a, b in zip(gradients(True), gradients(False), strict=True))
 
 
-def test_with_pictures_every_segment_starts_from_them_noised():
+def test_with_images_every_segment_starts_from_them_noised():
     seen, clean = [], torch.randn(BATCH, TOKENS, WIDTH, generator=draws(4), dtype=torch.float64)
 
     def student(x, sigma, cond):

@@ -1,4 +1,4 @@
-"""Kept pairs: noise, picture and prompt belong together, and the teacher is asked now and then only."""
+"""Kept pairs: noise, image and prompt belong together, and the teacher is asked now and then only."""
 
 import pytest
 import torch
@@ -31,7 +31,7 @@ def drawn(count, batch=4, draws=None):
 
 
 @pytest.mark.parametrize("draws", [None, lambda i, n: [torch.Generator().manual_seed(n * i + j) for j in range(n)]])
-def test_a_picture_keeps_its_noise_and_its_prompt(draws):
+def test_an_image_keeps_its_noise_and_its_prompt(draws):
     for i, (eps, x0, cond), _ in drawn(20, draws=draws):
         torch.testing.assert_close(x0, column(cond["text"], x0) + 0.5 * eps, rtol=1e-6, atol=1e-6)
         assert cond["text"].shape == (4,) and torch.equal(cond["img_ids"], torch.full((9, 3), float(i)))

@@ -44,7 +44,7 @@ def test_the_teacher_is_asked_so_many_times_and_on_the_way_down(name, calls):
 
 @EVERY
 @pytest.mark.parametrize("calls", [1, 2, 5, 6])
-def test_all_pictures_the_same_are_reached_exactly(name, calls):
+def test_all_images_the_same_are_reached_exactly(name, calls):
     """Every path is straight, and goes on in the same direction at the image too."""
     eps, place = gaussian.noise(3), torch.randn(1, 4, dtype=torch.float64)
     u = SOLVERS[name](lambda x, sigma, cond: eps - place, eps, {}, calls, 3.2)

@@ -65,7 +65,7 @@ def test_damaged_scores_are_asked_for_again(tmp_path, capsys) -> None:
     store.write_text("\n".join(damaged) + "\n")
     assert scorers.read_scores(tmp_path, "hps") == {"x/2": 1.5}
     assert scorers.ask(tmp_path, "hps", answering(tmp_path), lines("x/0", "x/1", "x/2", "x/3")) == 3
-    assert "hps.jsonl: 3 lines are damaged; their pictures are scored again" in capsys.readouterr().err
+    assert "hps.jsonl: 3 lines are damaged; their images are scored again" in capsys.readouterr().err
     assert scorers.read_scores(tmp_path, "hps") == {f"x/{i}": 1.5 for i in range(4)}
     store.write_text('{"id": "x/0", "score": 7}\n')  # as they were written before
     assert scorers.read_scores(tmp_path, "hps") == {"x/0": 7.0}

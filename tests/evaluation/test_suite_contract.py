@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from arcflow.evaluation import pictures, summary
+from arcflow.evaluation import images, summary
 from arcflow.evaluation.results import Score
 from arcflow.evaluation.suites import SUITES
 from arcflow.evaluation.suites.suite import Item, read_items
@@ -30,7 +30,7 @@ def items(tmp_path):
 def test_prompts_have_their_place_an_id_of_their_own_and_a_known_category(name, items) -> None:
     found, suite = items(name), SUITES[name]
     assert found and [item.number for item in found] == list(range(len(found)))
-    assert len({item.picture(draw) for item in found for draw in range(suite.pictures)}) == len(found) * suite.pictures
+    assert len({item.image(draw) for item in found for draw in range(suite.images)}) == len(found) * suite.images
     known = {category for counts in suite.counts for category in counts}
     assert not suite.counts or {item.category for item in found} <= known
 
@@ -51,15 +51,15 @@ def test_a_file_that_is_none_says_what_is_expected_and_where_it_is(name, tmp_pat
 
 
 @pytest.mark.parametrize("name", SUITES)
-def test_pictures_are_laid_out_for_whole_prompts_only_and_only_once(name, items, tmp_path) -> None:
+def test_images_are_laid_out_for_whole_prompts_only_and_only_once(name, items, tmp_path) -> None:
     suite, (first, second, *_) = SUITES[name], items(name)
     folder = tmp_path / "out"
     (folder / "pictures").mkdir(parents=True)
-    for draw in range(suite.pictures):
+    for draw in range(suite.images):
         Image.new("RGB", (4, 4)).save(folder / "pictures" / f"{first.number:05d}-{draw}.png")
 
     def laid() -> dict[Path, int]:
-        pictures.lay_out(folder, suite, [first, second], suite.pictures, "mine")
+        images.lay_out(folder, suite, [first, second], suite.images, "mine")
         return {path: path.stat().st_mtime_ns for path in (folder / "official").rglob("*") if path.is_file()}
 
     once = laid()
@@ -74,8 +74,8 @@ def test_pictures_are_laid_out_for_whole_prompts_only_and_only_once(name, items,
 def test_answers_are_about_its_own_prompts_and_become_a_number_that_goes_round(name, items, tmp_path) -> None:
     found, suite = items(name), SUITES[name]
     scores = suite.answers(answers_file(name, tmp_path), found, "mine")
-    own = {item.id for item in found} | {item.picture(draw) for item in found for draw in range(suite.pictures)}
+    own = {item.id for item in found} | {item.image(draw) for item in found for draw in range(suite.images)}
     assert scores and scores.keys() <= own
-    metric = summary.summary(found, suite.pictures, scores)
+    metric = summary.summary(found, suite.images, scores)
     assert isinstance(metric, Score) and 0 <= metric.value <= 1 and 1 <= metric.prompts <= len(found)
     assert records.record(Score, json.loads(json.dumps(records.plain(metric)))) == metric

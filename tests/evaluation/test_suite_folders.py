@@ -1,4 +1,4 @@
-"""A suite's folder: what its pictures are of, what may be damaged in it, and lists as they come."""
+"""A suite's folder: what its images are of, what may be damaged in it, and lists as they come."""
 
 import json
 import os
@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from arcflow.evaluation import pictures as drawn
+from arcflow.evaluation import images as drawn
 from arcflow.evaluation import suite_run
 from arcflow.evaluation.request import Request
 from arcflow.evaluation.suites import SUITES
@@ -41,10 +41,10 @@ def evaluate(flux, tmp_path):
     return run
 
 
-def test_precision_and_weights_are_part_of_what_pictures_are_of(evaluate, tmp_path) -> None:
+def test_precision_and_weights_are_part_of_what_images_are_of(evaluate, tmp_path) -> None:
     settings = evaluate().settings
     assert settings.dtype == "float32" and len(settings.base) == 32
-    with pytest.raises(ValueError, match="pictures with other settings .dtype: 'float32' there, 'bfloat16' now"):
+    with pytest.raises(ValueError, match="images with other settings .dtype: 'float32' there, 'bfloat16' now"):
         evaluate(dtype="bfloat16")
     about = tmp_path / "out" / "suite.json"
     record = json.loads(about.read_text())
@@ -95,7 +95,7 @@ def test_what_can_be_made_again_is(evaluate, tmp_path, capsys) -> None:
     cut = out / "pictures" / "00001-0.png"
     cut.write_bytes(cut.read_bytes()[:60])
     numbers.unlink()
-    with pytest.raises(ValueError, match="00001-0.png is no picture that can be read .*take it away"):
+    with pytest.raises(ValueError, match="00001-0.png is no image that can be read .*take it away"):
         evaluate(**options)
 
 
@@ -112,16 +112,16 @@ def test_a_count_below_one_is_refused(evaluate, tmp_path) -> None:
         assert not (tmp_path / "out").exists()
 
 
-def test_grids_follow_the_pictures(tmp_path) -> None:
-    def picture(name: str, color: str) -> Path:
+def test_grids_follow_the_images(tmp_path) -> None:
+    def image(name: str, color: str) -> Path:
         Image.new("RGB", (8, 8), color).save(tmp_path / name)
         return tmp_path / name
 
-    four = [picture(f"{i}.png", "red") for i in range(4)]
+    four = [image(f"{i}.png", "red") for i in range(4)]
     path = tmp_path / "official" / "a.png"
 
-    def laid_out(pictures: list[Path]) -> Image.Image:
-        write_once(path, lambda draft: grid(pictures).save(draft, "PNG"), of=pictures)
+    def laid_out(images: list[Path]) -> Image.Image:
+        write_once(path, lambda draft: grid(images).save(draft, "PNG"), of=images)
         with Image.open(path) as image:
             return image.copy()
 
@@ -130,25 +130,25 @@ def test_grids_follow_the_pictures(tmp_path) -> None:
     assert laid_out(four).size == (16, 16) and path.stat().st_mtime_ns == before
     assert laid_out(four[:1]).size == (8, 8)
     later = path.stat().st_mtime_ns + 10**9
-    os.utime(picture("0.png", "blue"), ns=(later, later))
+    os.utime(image("0.png", "blue"), ns=(later, later))
     assert laid_out(four[:1]).getpixel((0, 0)) == (0, 0, 255)
     linked = tmp_path / "official" / "b.png"
     for color in ("green", "white"):
         (tmp_path / "new.png").unlink(missing_ok=True)
-        link(picture("new.png", color), linked)
+        link(image("new.png", color), linked)
         assert linked.read_bytes() == (tmp_path / "new.png").read_bytes()
 
 
-def test_pictures_of_more_draws_do_not_stay_with_the_official_scorer(tmp_path) -> None:
-    pictures = [tmp_path / f"{i}.png" for i in range(3)]
-    for path in pictures:
+def test_images_of_more_draws_do_not_stay_with_the_official_scorer(tmp_path) -> None:
+    images = [tmp_path / f"{i}.png" for i in range(3)]
+    for path in images:
         Image.new("RGB", (8, 8)).save(path)
     suite = SUITES["geneval"]
     (tmp_path / "list.jsonl").write_text(json.dumps({"tag": "colors", "include": [], "prompt": "a"}))
     (item,) = read_items(suite, tmp_path / "list.jsonl", complete=False)
     assert suite.layout
     for count in (3, 2):
-        suite.layout(item, pictures[:count], tmp_path / "official", "x")
+        suite.layout(item, images[:count], tmp_path / "official", "x")
         assert len(list((tmp_path / "official/00000/samples").iterdir())) == count
 
 

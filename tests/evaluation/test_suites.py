@@ -13,8 +13,8 @@ import torch
 from PIL import Image
 
 from arcflow import cli, student
+from arcflow.evaluation import images as drawn
 from arcflow.evaluation import measured, scorers, suite_run, summary
-from arcflow.evaluation import pictures as drawn
 from arcflow.evaluation.request import Request
 from arcflow.evaluation.results import Part, Settings, SuiteResults
 from arcflow.evaluation.suites import SUITES
@@ -89,7 +89,7 @@ def official_file(tmp_path):
 
 @pytest.fixture
 def saved(monkeypatch):
-    """Names of all pictures that are written."""
+    """Names of all images that are written."""
     names: list[str] = []
     save = sample_folder.save_png
 
@@ -152,7 +152,7 @@ def test_the_table_of_dpg_and_its_folder_mean_the_same(tmp_path) -> None:
         ("geneval", '{"tag": "colors", "include": [], "prompt": " "}', "00000 is empty"),
         ("dpg", "id,text\n1,a cube", "no column 'item_id'"),
         ("dpg", "item_id,text\n1,a cube\n1,a ball", "1 has two prompts"),
-        ("dpg", "item_id,text\n../1,a cube", "no name for a picture"),
+        ("dpg", "item_id,text\n../1,a cube", "no name for an image"),
         ("oneig", "category,id,prompt\nPortrait,0,a", "no column 'prompt_en' or 'prompt_cn'"),
         ("oneig", "category,id,prompt_en\nPortrait,0,a\nPortrait,0,b", "human/0 is there more than once"),
         ("coco", '{"images": []}', "no 'annotations'"),
@@ -191,10 +191,10 @@ def test_noise_depends_on_suite_prompt_and_draw_alone(tmp_path) -> None:
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
-def test_pictures_lie_where_the_official_scorer_looks(name, evaluate, tmp_path) -> None:
+def test_images_lie_where_the_official_scorer_looks(name, evaluate, tmp_path) -> None:
     results = evaluate(name)
     assert files(tmp_path / "out" / "official") == LAYOUTS[name]
-    assert results.pictures == len(PROMPTS[name]) * SUITES[name].pictures and not results.complete
+    assert results.pictures == len(PROMPTS[name]) * SUITES[name].images and not results.complete
     assert records.read(SuiteResults, tmp_path / "out" / "results.json") == results
 
 
@@ -204,23 +204,23 @@ def test_grids_are_square_row_by_row_and_metadata_is_the_benchmarks_line(evaluat
     assert grid.shape == (2 * SIDE, 2 * SIDE, 3)
     corners = [grid[y : y + SIDE, x : x + SIDE] for y in (0, SIDE) for x in (0, SIDE)]
     for draw, corner in enumerate(corners):
-        assert np.array_equal(corner, measured.read_picture(tmp_path / f"out/pictures/00000-{draw}.png"))
+        assert np.array_equal(corner, measured.read_image(tmp_path / f"out/pictures/00000-{draw}.png"))
     evaluate("geneval", out="other")
     assert json.loads((tmp_path / "other/official/00001/metadata.jsonl").read_text()) == GENEVAL[1]
     first, shown = tmp_path / "other/pictures/00001-2.png", tmp_path / "other/official/00001/samples/0002.png"
     assert first.read_bytes() == shown.read_bytes() and first.samefile(shown)
-    with pytest.raises(ValueError, match="3 pictures of a prompt make no square.*--images 4"):
+    with pytest.raises(ValueError, match="3 images of a prompt make no square.*--images 4"):
         evaluate("dpg", out="third", images=3)
 
 
-def test_pictures_are_those_of_the_stock_pipeline_from_their_seed(evaluate, flux, tmp_path) -> None:
+def test_images_are_those_of_the_stock_pipeline_from_their_seed(evaluate, flux, tmp_path) -> None:
     evaluate("coco", steps=2)
     items = read_items(SUITES["coco"], tmp_path / "captions_val2014.json", complete=False)
     with euler(flux):
         seeds = [SUITES["coco"].seed(item, 0) for item in items]
         stock = generate(flux, [item.prompt for item in items], seeds, steps=2, height=SIDE, width=SIDE).images
-    for item, picture in zip(items, stock, strict=True):
-        assert np.array_equal(measured.read_picture(tmp_path / f"out/pictures/0000{item.number}-0.png"), picture)
+    for item, image in zip(items, stock, strict=True):
+        assert np.array_equal(measured.read_image(tmp_path / f"out/pictures/0000{item.number}-0.png"), image)
 
 
 SCORER = """
@@ -311,7 +311,7 @@ def test_answers_of_a_run_that_was_killed_are_kept(share, scorer, tmp_path) -> N
         ("word", "line 2: unknown id 'good'", 2),
         ("prose", "line 2: no JSON", 3),
         ("twice", "line 3: x/1 has two scores, -1 and 7", 3),
-        ("silent", "left out 'x/1' after 2 of 3 pictures", 2),
+        ("silent", "left out 'x/1' after 2 of 3 images", 2),
     ],
 )
 def test_strange_answers_are_one_error_and_good_ones_are_kept(flaw, said, kept, scorer, tmp_path) -> None:
@@ -388,7 +388,7 @@ def test_a_run_killed_at_every_stage_goes_on_and_does_nothing_twice(
     with monkeypatch.context() as killing, pytest.raises(KeyboardInterrupt):
         killing.setattr(measured, "squared_error", die_later)
         evaluate("dpg", **more)
-    with pytest.raises(ValueError, match="after 3 of 8 pictures"):
+    with pytest.raises(ValueError, match="after 3 of 8 images"):
         evaluate("dpg", **{**more, **dying})
     resumed = evaluate("dpg", **more)
     every = Counter(f"0000{i}-{j}.png" for i in range(2) for j in range(4))
@@ -424,7 +424,7 @@ def test_a_scorers_number_counts_prompts_and_tasks(evaluate, scorer) -> None:
     assert metric.category_mean.value == pytest.approx((means[0] + np.mean(means[1:])) / 2)
 
 
-def test_a_reference_of_the_same_pictures_is_at_no_distance(evaluate, tmp_path) -> None:
+def test_a_reference_of_the_same_images_is_at_no_distance(evaluate, tmp_path) -> None:
     evaluate("world", out="teacher", count=3, images=2)
     metrics = evaluate("world", count=3, images=2, reference=tmp_path / "teacher").metrics
     assert metrics["squared_error"].value == 0 and metrics["squared_error"].better == "lower"
@@ -445,18 +445,16 @@ def test_diversity_is_told_in_units_of_the_references(tmp_path) -> None:
     assert "something other than 0 to divide by" in summary.diversity(items, 2, x, torch.zeros_like(x)).why
 
 
-def test_other_pictures_are_farther_and_few_are_said_to_be_too_few(evaluate, tmp_path) -> None:
+def test_other_images_are_farther_and_few_are_said_to_be_too_few(evaluate, tmp_path) -> None:
     evaluate("world", out="teacher", count=2, steps=2)
     metrics = evaluate("world", count=2, reference=tmp_path / "teacher").metrics
     assert metrics["squared_error"].value > 0 and metrics["world frechet"].value > 0
     assert metrics["world recall"].value is None and "neighbors=3" in metrics["world recall"].why
-    with pytest.raises(
-        ValueError, match=r"1 of 3 pictures are not in .*00002-0.png first.*finish that evaluation first"
-    ):
+    with pytest.raises(ValueError, match=r"1 of 3 images are not in .*00002-0.png first.*finish that evaluation first"):
         evaluate("world", count=3, reference=tmp_path / "teacher")
 
 
-def test_any_folder_of_pictures_is_a_reference_whatever_their_sizes(evaluate, monkeypatch, tmp_path) -> None:
+def test_any_folder_of_images_is_a_reference_whatever_their_sizes(evaluate, monkeypatch, tmp_path) -> None:
     from arcflow.metrics import features
 
     (tmp_path / "real/deep").mkdir(parents=True)
@@ -499,7 +497,7 @@ def test_what_official_scorers_write_is_read_back(evaluate, official_file, tmp_p
 @pytest.mark.parametrize(
     ("suite", "text", "flaw"),
     [
-        ("geneval", '{"filename": "x/00009/samples/0000.png", "correct": true}', "line 1 tells of no picture"),
+        ("geneval", '{"filename": "x/00009/samples/0000.png", "correct": true}', "line 1 tells of no image"),
         ("geneval", '{"id": "00000/9", "score": 1}', "'00000/9' is not of this suite"),
         ("geneval", '{"id": "00000/0", "score": NaN}', "or no number"),
         ("dpg", "/x/none.png, 1.0, 1.0", "'none', which is no prompt"),
@@ -515,15 +513,15 @@ def test_answers_that_are_not_of_the_suite_are_refused(suite, text, flaw, evalua
         evaluate(suite, answers=(f"theirs={path}",))
 
 
-def test_a_folder_holds_pictures_of_one_kind(evaluate, tmp_path) -> None:
+def test_a_folder_holds_images_of_one_kind(evaluate, tmp_path) -> None:
     evaluate("coco")
     with pytest.raises(ValueError, match=r"steps: 1 there, 3 now.*choose another folder with --out"):
         evaluate("coco", steps=3)
     (tmp_path / "captions_val2014.json").write_text('{"annotations": [{"id": 1, "image_id": 1, "caption": "new"}]}')
-    with pytest.raises(ValueError, match="holds pictures with other settings .prompts: "):
+    with pytest.raises(ValueError, match="holds images with other settings .prompts: "):
         evaluate("coco")
     (tmp_path / "foreign/pictures").mkdir(parents=True)
-    with pytest.raises(ValueError, match="has pictures but no suite.json"):
+    with pytest.raises(ValueError, match="has images but no suite.json"):
         drawn.claim(tmp_path / "foreign", records.read(Settings, tmp_path / "out" / "suite.json"))
 
 
@@ -544,8 +542,8 @@ def test_a_list_may_grow_and_a_retrained_adapter_is_another_model(evaluate, save
         ({"features": ("inception=nowhere.pt",)}, "no features 'inception=nowhere.pt'.*correct --features"),
         ({"scorer": ("clip=x {manifest} {out}",)}, "named .*clip.*rename one"),
         ({"scorer": ("a=x {manifest} {out}", "a=y {manifest} {out}")}, "expected each once"),
-        ({"lpips": True}, "LPIPS compares pictures of the same prompts.*--adapter none --steps 50"),
-        ({"reference": Path("nowhere")}, "no picture in nowhere.*check --reference"),
+        ({"lpips": True}, "LPIPS compares images of the same prompts.*--adapter none --steps 50"),
+        ({"reference": Path("nowhere")}, "no image in nowhere.*check --reference"),
     ],
 )
 def test_options_that_do_not_go_together_are_refused_before_anything_is_drawn(options, flaw, evaluate, saved) -> None:
@@ -554,13 +552,13 @@ def test_options_that_do_not_go_together_are_refused_before_anything_is_drawn(op
     assert not saved
 
 
-def test_numbers_that_are_not_finite_and_files_that_are_no_pictures_are_named(tmp_path) -> None:
+def test_numbers_that_are_not_finite_and_files_that_are_no_images_are_named(tmp_path) -> None:
     Image.new("RGB", (2, 2)).save(tmp_path / "a.png")
-    (tmp_path / "b.png").write_bytes(b"no picture")
+    (tmp_path / "b.png").write_bytes(b"no image")
     with pytest.raises(ValueError, match="a.png gives a number that is not finite"):
         measured.measure(tmp_path / "s", {"a": tmp_path / "a.png"}, lambda: lambda *_: torch.tensor([[float("nan")]]))
-    with pytest.raises(ValueError, match="b.png is no picture that can be read"):
-        measured.read_picture(tmp_path / "b.png")
+    with pytest.raises(ValueError, match="b.png is no image that can be read"):
+        measured.read_image(tmp_path / "b.png")
     assert measured.table(tmp_path / "s", ["a"]) is None
 
 
@@ -620,7 +618,7 @@ def test_a_suite_without_its_prompts_says_where_they_are(capsys, tmp_path) -> No
 
 @pytest.mark.slow
 def test_the_shipped_student_is_evaluated_on_the_world(tmp_path, capsys) -> None:
-    """The same pictures, and so the same share of right ones, as `arcflow evaluate` draws without a suite."""
+    """The same images, and so the same share of right ones, as `arcflow evaluate` draws without a suite."""
     from arcflow.sampling.attach import attach
     from arcflow.world.check import accuracy
 
@@ -637,7 +635,7 @@ def test_the_shipped_student_is_evaluated_on_the_world(tmp_path, capsys) -> None
 
 
 @pytest.mark.slow
-def test_a_lora_that_was_part_of_the_teacher_is_part_of_the_pictures(tmp_path) -> None:
+def test_a_lora_that_was_part_of_the_teacher_is_part_of_the_images(tmp_path) -> None:
     """Every command opens base, LoRA and adapter the same way."""
     from arcflow.sampling.attach import attach
     from arcflow.student.adapter import save_adapter

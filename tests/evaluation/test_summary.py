@@ -1,4 +1,4 @@
-"""From numbers of pictures to a table: shares of few prompts are not certain, and few are said to be few."""
+"""From numbers of images to a table: shares of few prompts are not certain, and few are said to be few."""
 
 import pytest
 
@@ -25,16 +25,16 @@ def test_a_share_of_few_prompts_is_not_certain() -> None:
     assert isinstance(some, Score) and (some.low, some.high) == pytest.approx(share_interval(0.75, 8)[1:])
 
 
-def test_several_pictures_of_a_prompt_count_as_one() -> None:
+def test_several_images_of_a_prompt_count_as_one() -> None:
     scores = {f"{i}/{draw}": float(draw < i % 3) for i in range(9) for draw in range(2)}
     both = [summary(items(9), 2, scores, share=share) for share in (True, False)]
     assert both[0] == both[1]
 
 
-def test_few_prompts_or_pictures_are_said_to_be_few() -> None:
+def test_few_prompts_or_images_are_said_to_be_few() -> None:
     line = told(Score(value=0.5, low=0.2, high=0.8, prompts=7, better="higher"))
     assert line == "0.5000 [0.2000, 0.8000] (of 7 prompts, which are few)"
     assert "few" not in told(Score(value=0.5, low=0.2, high=0.8, prompts=30, better="higher"))
     assert told(Distance(value=1.5, pictures=400, reference=12, better="lower")).endswith(
-        "of 12 pictures, which are few)"
+        "of 12 images, which are few)"
     )

@@ -55,7 +55,7 @@ class OnOurGrid(FlowMatchEulerDiscreteScheduler):
 
 
 def frames(family):
-    """Of a tiny video, as many as make two latent ones; of a picture one."""
+    """Of a tiny video, as many as make two latent ones; of an image one."""
     return {"num_frames": 5} if family.video else {}
 
 
@@ -143,10 +143,10 @@ def test_noise_and_velocity_are_those_of_the_stock_pipeline(pipe, dtype):
 
 
 def test_images_are_those_of_the_stock_pipeline(pipe, family):
-    picture = torch.as_tensor(draw(pipe, steps=1, output_type="np"))
+    image = torch.as_tensor(draw(pipe, steps=1, output_type="np"))
     tokens = tokens_of(pipe, draw(pipe, steps=1))
     ours = network.decode(pipe, tokens, SIDE, SIDE, frames(family).get("num_frames", 1))
-    assert torch.equal(torch.from_numpy(ours), (picture * 255).round().byte())
+    assert torch.equal(torch.from_numpy(ours), (image * 255).round().byte())
 
 
 def test_a_sample_does_not_depend_on_its_batch(pipe):

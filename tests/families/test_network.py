@@ -79,9 +79,9 @@ def test_images_are_those_of_the_stock_pipeline(pipe):
     assert ours.shape == (1, SIDE, SIDE, 3) and ours.tobytes() == image.tobytes()
 
 
-def test_pictures_become_latents_that_decode_as_the_autoencoder_says(pipe):
+def test_images_become_latents_that_decode_as_the_autoencoder_says(pipe):
     images = torch.randint(256, (1, SIDE, SIDE, 3), generator=torch.Generator().manual_seed(0)).byte().numpy()
-    x = network.encode_pictures(pipe, images)
+    x = network.encode_images(pipe, images)
     unit = torch.from_numpy(images).permute(0, 3, 1, 2) / 127.5 - 1
     video = unit.unsqueeze(2) if hasattr(pipe.vae.config, "temperal_downsample") else unit
     wanted = pipe.vae.decode(pipe.vae.encode(video).latent_dist.mode()).sample.flatten(2).squeeze(0)

@@ -1,4 +1,4 @@
-"""Latent consistency: one picture all along a path, and a sampler whose pictures are those of the data."""
+"""Latent consistency: one image all along a path, and a sampler whose images are those of the data."""
 
 import pytest
 import torch
@@ -21,11 +21,11 @@ def turn(done=0.0, seed=0):
 def exact(x, sigma, cond):
     """The student that sees the end of the teacher's exact path."""
     sigma = column(sigma, x)
-    picture = gaussian.end((x - (1 - sigma) * gaussian.MEAN) / gaussian.width(sigma))
-    return gaussian.policy((x - picture) / sigma)
+    image = gaussian.end((x - (1 - sigma) * gaussian.MEAN) / gaussian.width(sigma))
+    return gaussian.policy((x - image) / sigma)
 
 
-def test_a_picture_without_noise_is_seen_as_it_is():
+def test_an_image_without_noise_is_seen_as_it_is():
     x = gaussian.noise(4)
     assert torch.equal(clean(gaussian.Affine(), x, torch.zeros(4, dtype=x.dtype), {}), x)
 
@@ -48,7 +48,7 @@ def test_along_curved_paths_what_is_left_of_the_exact_student_is_the_solvers_err
         monkeypatch.setattr("arcflow.methods.consistency.INTERVALS", intervals)
         objective = METHOD.objective(CONFIG, gaussian.training(gaussian.Affine()))
 
-        def safe(x, sigma, cond):  # at sigma 0 every velocity gives the same picture
+        def safe(x, sigma, cond):  # at sigma 0 every velocity gives the same image
             return exact(x, sigma.clamp(min=1e-9), cond)
 
         (part,) = objective(safe, gaussian.teacher, gaussian.noise(4096), {}, turn())

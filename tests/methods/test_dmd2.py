@@ -51,7 +51,7 @@ def test_no_pull_where_the_two_guesses_agree():
     x0 = torch.randn(SHAPE, generator=draws())
     real = torch.randn(SHAPE, generator=draws(1))
     assert not dmd2.pull(x0, real, real).any()
-    assert not dmd2.pull(real, real, real).any(), "not even where the picture is what both expect"
+    assert not dmd2.pull(real, real, real).any(), "not even where the image is what both expect"
     assert dmd2.pull(x0, real + 1e-3, real).all()
 
 

@@ -1,4 +1,4 @@
-"""The policies of pi-Flow: what they say is the posterior's velocity, and a moving picture's."""
+"""The policies of pi-Flow: what they say is the posterior's velocity, and a moving image's."""
 
 import dataclasses
 
@@ -43,7 +43,7 @@ def curve(modes=5, step=STEP, x=None):
 
 
 def by_grid(pi, means, std, source, sigma, x, r):
-    """Velocity in one dimension from the posterior on a fine grid of pictures; nothing of the package."""
+    """Velocity in one dimension from the posterior on a fine grid of images; nothing of the package."""
     x0 = torch.linspace(-8, 8, 40_001, dtype=torch.float64)
     prior = (pi[:, None] * torch.exp(-0.5 * ((x0 - means[:, None]) / std) ** 2)).sum(0).log()
     seen, before = (-0.5 * ((y - (1 - s) * x0) / s) ** 2 for y, s in ((x, r), (source, sigma)))
@@ -60,7 +60,7 @@ def test_a_later_state_has_the_velocity_of_the_posterior(sigma, share):
     assert policy.velocity(sigma * share).item() == pytest.approx(wanted.item(), rel=1e-6)
 
 
-def test_at_the_call_it_is_the_mean_of_the_mixture_and_at_the_picture_the_picture():
+def test_at_the_call_it_is_the_mean_of_the_mixture_and_at_the_image_the_image():
     policy = gaussians()
     pi = policy.logits.softmax(-2)[..., None, :]
     mean = (pi * policy.means.unflatten(-1, (-1, PIXELS))).sum(-3).flatten(-2)
@@ -77,12 +77,12 @@ def test_without_spread_one_gaussian_is_a_straight_line_to_its_mean():
     torch.testing.assert_close(policy.displacement(0.0, 0.8), policy.x - goal, rtol=1e-4, atol=1e-6)
 
 
-def test_with_a_wide_spread_only_the_states_tell_where_the_picture_is():
-    """The picture is then where the ratio of the two likelihoods is centered."""
+def test_with_a_wide_spread_only_the_states_tell_where_the_image_is():
+    """The image is then where the ratio of the two likelihoods is centered."""
     policy, x, r, sigma = gaussians(std=1e4), draw(BATCH, TOKENS, WIDTH, seed=5), 0.5, 0.8
     precision = ((1 - r) / r) ** 2 - ((1 - sigma) / sigma) ** 2
-    picture = ((1 - r) / r**2 * x - (1 - sigma) / sigma**2 * policy.source) / precision
-    torch.testing.assert_close(policy.at(x).velocity(sigma - r), (x - picture) / r, rtol=1e-6, atol=1e-6)
+    image = ((1 - r) / r**2 * x - (1 - sigma) / sigma**2 * policy.source) / precision
+    torch.testing.assert_close(policy.at(x).velocity(sigma - r), (x - image) / r, rtol=1e-6, atol=1e-6)
 
 
 def test_a_pixel_is_a_vector_over_its_channels():
@@ -180,7 +180,7 @@ def test_float32_is_enough():
 
 
 @pytest.mark.parametrize("modes", [2, 5, 10])
-def test_the_picture_passes_through_the_grids_points_and_is_linear_between(modes):
+def test_the_image_passes_through_the_grids_points_and_is_linear_between(modes):
     policy = curve(modes)
     levels = torch.linspace(*STEP, modes, dtype=torch.float64)
     for k, r in enumerate(levels.tolist()):
@@ -278,6 +278,6 @@ def test_a_dropped_gaussian_is_no_longer_drawn_to():
     torch.testing.assert_close(far.velocity(0.2), dropped.velocity(0.2))
 
 
-def test_one_picture_is_no_curve():
+def test_one_image_is_no_curve():
     with pytest.raises(ValueError, match="2 or more modes"):
         denoised_curve(head_output(1), draw(BATCH, TOKENS, WIDTH), level(1.0), Distill())

@@ -100,14 +100,14 @@ def ends(pupil, steps):
     return end.mean().item(), end.std().item()
 
 
-def test_where_pictures_are_distributed_as_the_data_nothing_is_rectified():
+def test_where_images_are_distributed_as_the_data_nothing_is_rectified():
     t = torch.rand(BATCH, generator=draws(1)) * 0.98 + 0.01
     assert not twinflow.difference(exact(), noise(), t, cond()).any()
     assert twinflow.difference(exact(own=0.3), noise(), t, cond()).any()
 
 
 @pytest.mark.parametrize("own", [0.2, 0.8])
-def test_rectification_is_the_difference_of_the_scores_and_moves_pictures_down_the_divergence(own):
+def test_rectification_is_the_difference_of_the_scores_and_moves_images_down_the_divergence(own):
     x0, t = MEAN + own * noise(), torch.rand(BATCH, generator=draws(1)) * 0.9 + 0.05
     s = t[:, None, None]
     x = (1 - s) * x0 + s * noise(2)
@@ -163,7 +163,7 @@ def test_a_student_that_knows_its_mean_velocities_samples_exactly(steps):
 
 
 def test_the_loss_of_a_student_that_has_learned_all_is_at_its_floor():
-    """What is left of the twin is the scatter of single pictures; of the others the length of the step."""
+    """What is left of the twin is the scatter of single images; of the others the length of the step."""
     twin, others = twinflow.iteration(exact(), narrow_teacher, noise(), cond(), Turn(0.5, draws()))
     assert others.logs["distance"].sqrt() < 0.05
     narrow, _ = twinflow.iteration(exact(own=0.05), narrow_teacher, noise(), cond(), Turn(0.5, draws()))
@@ -172,7 +172,7 @@ def test_the_loss_of_a_student_that_has_learned_all_is_at_its_floor():
 
 @pytest.mark.slow
 def test_a_student_learns_the_mean_and_spread_of_the_data_in_any_number_of_calls():
-    assert ends(Knowing(), 1)[1] < 0.05 * NARROW, "one call of the teacher gives the mean of all pictures"
+    assert ends(Knowing(), 1)[1] < 0.05 * NARROW, "one call of the teacher gives the mean of all images"
     pupil = trained(Knowing(), 120, 0.03)
     assert pupil.bend.item() == pytest.approx(1.0, abs=0.05)
     assert [pupil.mean.item(), pupil.log_std.exp().item()] == pytest.approx([MEAN, NARROW], abs=0.03), (
@@ -207,7 +207,7 @@ def test_on_flux_the_gradients_reach_what_is_trained_and_all_is_counted(flux):
             tiny.net.zero_grad()
         assert seen == [learnable(tiny)] * 2, "the twin's loss and the others' reach all of them"
         assert not [p for p in tiny.net.parameters() if p.grad is not None and not p.requires_grad]
-        # pictures for three, the twin with gradient; the other three: teacher, two steps of the way, gradient
+        # images for three, the twin with gradient; the other three: teacher, two steps of the way, gradient
         assert tiny.cost.spent == 3 + 3 + 3 * (1 + 2 + 3) + rectified
         assert own.cost.spent == 0
 
@@ -222,7 +222,7 @@ def test_dropout_does_not_count_as_inconsistency(flux):
 
     own = torch.initial_seed()
     list(twinflow.iteration(pupil, tiny.teacher, tiny.x, tiny.cond, Turn(0.0, draws(1))))
-    pictures, twin, *others = seeds
-    assert pictures == twin == own == torch.initial_seed()
+    images, twin, *others = seeds
+    assert images == twin == own == torch.initial_seed()
     assert len(others) == 3
     assert len({own, *others}) == 2

@@ -8,8 +8,8 @@ import pytest
 import torch
 from scipy import stats
 
+from arcflow.metrics.images import clip_score, diversity, psnr, squared_error
 from arcflow.metrics.intervals import Interval, bootstrap, prompt_means, seed_difference, seed_interval, share_interval
-from arcflow.metrics.pictures import clip_score, diversity, psnr, squared_error
 from arcflow.metrics.sets import frechet_distance, kernel_distance, precision_recall
 from arcflow.metrics.streaming import Moments, merge
 from benchmarks import metrics_reference as reference
@@ -45,7 +45,7 @@ def test_kernel_distance_is_that_of_torch_fidelity_subset_for_subset(case) -> No
     assert ours == pytest.approx(numbers["torch_fidelity"]["kernel"], rel=1e-6)
 
 
-def test_kernel_distance_of_all_pictures_is_that_of_torchmetrics(case) -> None:
+def test_kernel_distance_of_all_images_is_that_of_torchmetrics(case) -> None:
     real, made, numbers = case
     ours = kernel_distance(real, made, subsets=2, subset_size=len(real))
     assert ours.mean == pytest.approx(numbers["torchmetrics"]["kernel_all"], rel=1e-6)
@@ -65,7 +65,7 @@ def test_psnr_is_that_of_torchmetrics() -> None:
 
 
 def gaussian(mean: torch.Tensor, covariance: torch.Tensor, count: int = 10) -> Moments:
-    """Pictures with exactly these moments."""
+    """Images with exactly these moments."""
     outer = (count - 1) * covariance + count * mean.outer(mean)
     return Moments(torch.tensor(float(count), dtype=torch.float64), count * mean, outer)
 
@@ -81,7 +81,7 @@ def test_frechet_distance_of_aligned_gaussians_is_that_of_means_and_deviations()
 
 @pytest.mark.parametrize("count", [2, 30, 200])
 def test_frechet_distance_is_zero_to_itself_and_the_same_both_ways(count) -> None:
-    """Also with fewer pictures than features."""
+    """Also with fewer images than features."""
     a, b = normal(count, 60) + 3, normal(count, 60, seed=1).exp()
     assert frechet(a, a.flip(0)) == pytest.approx(0, abs=1e-10)
     assert frechet(a, b) == pytest.approx(frechet(b, a))
@@ -93,7 +93,7 @@ def test_frechet_distance_of_merged_halves_is_that_of_the_whole(case) -> None:
     assert frechet_distance(Moments.of(real), halves) == pytest.approx(frechet(real, made))
 
 
-def test_frechet_distance_of_one_picture_repeated_is_that_of_means() -> None:
+def test_frechet_distance_of_one_image_repeated_is_that_of_means() -> None:
     assert frechet(torch.zeros(5, 3), torch.ones(5, 3)) == pytest.approx(3)
 
 
@@ -110,20 +110,20 @@ def test_kernel_distance_is_zero_on_average_between_draws_of_the_same() -> None:
 def covered(x: np.ndarray, points: np.ndarray, neighbors: int) -> float:
     """The definition of Kynkaanniemi et al., word for word."""
 
-    def inside(picture: np.ndarray) -> bool:
+    def inside(image: np.ndarray) -> bool:
         for i, point in enumerate(points):
             others = [np.linalg.norm(point - other) for j, other in enumerate(points) if j != i]
-            if np.linalg.norm(picture - point) <= sorted(others)[neighbors - 1]:
+            if np.linalg.norm(image - point) <= sorted(others)[neighbors - 1]:
                 return True
         return False
 
-    return float(np.mean([inside(picture) for picture in x]))
+    return float(np.mean([inside(image) for image in x]))
 
 
 @pytest.mark.parametrize("neighbors", [1, 3])
 @pytest.mark.parametrize("repeated", [False, True])
 def test_precision_and_recall_are_their_definition(neighbors, repeated) -> None:
-    """Also where pictures repeat, far from the origin: equal pictures stay equal."""
+    """Also where images repeat, far from the origin: equal images stay equal."""
     real, made = normal(40, 2), 1.5 * normal(30, 2, seed=1) + 0.5
     if repeated:
         real, made = real.round() + 1e3, made.round() + 1e3
@@ -133,7 +133,7 @@ def test_precision_and_recall_are_their_definition(neighbors, repeated) -> None:
     assert 0 < min(ours) < 1
 
 
-def test_generated_pictures_of_one_kind_have_precision_and_little_recall() -> None:
+def test_generated_images_of_one_kind_have_precision_and_little_recall() -> None:
     real = torch.cat([normal(50, 4), normal(50, 4, seed=1) + 20])
     one_kind, noise = normal(40, 4, seed=2) * 0.5, 40 * normal(40, 4, seed=3)
     assert precision_recall(real, one_kind).precision > 0.9
@@ -147,7 +147,7 @@ def test_clip_score_is_100_for_parallel_embeddings_of_any_length() -> None:
     assert clip_score(x, 5 * turned).tolist() == pytest.approx([100, -100, 0])
 
 
-def test_the_squared_error_of_a_batch_is_the_mean_of_its_pictures() -> None:
+def test_the_squared_error_of_a_batch_is_the_mean_of_its_images() -> None:
     a, b = normal(5, 4, 3), normal(5, 4, 3, seed=1)
     assert squared_error(a, b).shape == (5,)
     assert squared_error(a, b).mean() == pytest.approx((a - b).square().mean())
@@ -193,9 +193,9 @@ def test_an_interval_is_the_same_every_time_and_reads_as_one() -> None:
         (lambda: precision_recall(normal(9, 3), normal(3, 3)), "neighbors=3; expected 1 or more, and fewer"),
         (lambda: squared_error(normal(5, 3), normal(1, 3)), r"got \(5, 3\) and \(1, 3\); expected pairs"),
         (lambda: clip_score(normal(5, 3), normal(1, 3)), "expected pairs of the same shape"),
-        (lambda: diversity(normal(5, 3), seeds=2), "got 5 pictures and seeds=2; expected as many pictures of each"),
-        (lambda: diversity(normal(5, 3), seeds=1), "a distance takes two pictures of each prompt"),
-        (lambda: prompt_means(normal(5), seeds=0), "got 5 pictures and seeds=0"),
+        (lambda: diversity(normal(5, 3), seeds=2), "got 5 images and seeds=2; expected as many images of each"),
+        (lambda: diversity(normal(5, 3), seeds=1), "a distance takes two images of each prompt"),
+        (lambda: prompt_means(normal(5), seeds=0), "got 5 images and seeds=0"),
         (lambda: bootstrap(normal(1)), "got 1 values over 1; expected one finite value for each of two prompts"),
         (lambda: bootstrap(normal(4), over=normal(3)), "got 4 values over 3"),
         (lambda: bootstrap(torch.tensor([1.0, math.inf])), "expected one finite value"),

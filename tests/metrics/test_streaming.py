@@ -69,7 +69,7 @@ def test_filling_a_row_again_in_the_same_process_replaces_it() -> None:
 def test_a_table_with_holes_or_rows_filled_twice_is_refused() -> None:
     table = Table.empty(3, 1)
     table.put([0, 2], torch.ones(2, 1))
-    with pytest.raises(ValueError, match="1 of 3 rows are not filled, row 1 first; every picture has to be put"):
+    with pytest.raises(ValueError, match="1 of 3 rows are not filled, row 1 first; every image has to be put"):
         table.complete()
     other = Table.empty(3, 1)
     other.put([1, 2], torch.ones(2, 1))
@@ -80,17 +80,17 @@ def test_a_table_with_holes_or_rows_filled_twice_is_refused() -> None:
 def test_what_does_not_belong_together_is_refused(unchecked) -> None:
     with pytest.raises(ValueError, match="got features of width 4 after features of width 6"):
         Moments.empty(6).update(features(3, 4))
-    with pytest.raises(ValueError, match=r"got values \(1, 6\), expected \(2, 6\): one row for each picture named"):
+    with pytest.raises(ValueError, match=r"got values \(1, 6\), expected \(2, 6\): one row for each image named"):
         Table.empty(4, 6).put([0, 1], features(1))
     with pytest.raises(ValueError, match="merge parts of the same evaluation"):
         merge(Moments.empty(6), Moments.empty(4))
     broken = features()
     broken[3] = torch.nan
-    with pytest.raises(ValueError, match="1 of 50 pictures have values that are not finite, 3 first"):
+    with pytest.raises(ValueError, match="1 of 50 images have values that are not finite, 3 first"):
         Moments.of(broken)
 
 
 @pytest.mark.parametrize("count", [0, 1])
-def test_a_covariance_takes_two_pictures(count) -> None:
-    with pytest.raises(ValueError, match=f"a covariance takes two pictures or more, got {count}"):
+def test_a_covariance_takes_two_images(count) -> None:
+    with pytest.raises(ValueError, match=f"a covariance takes two images or more, got {count}"):
         _ = Moments.of(features(count)).covariance

@@ -56,7 +56,7 @@ def test_entrants_are_ranked_by_distance_and_told_from_noise(results):
     assert told == {"arcflow": "same", "near": "same", "linear": "higher", "euler": "higher"}
 
 
-def test_the_report_is_one_file_with_the_pictures_that_are_there(results, tmp_path):
+def test_the_report_is_one_file_with_the_images_that_are_there(results, tmp_path):
     strip = np.zeros((64, 8 * 64, 3), np.uint8)
     (tmp_path / "runs" / "linear").mkdir(parents=True)
     for path in (tmp_path / "teacher.png", tmp_path / "runs" / "linear" / "2-0-2.png"):
@@ -66,7 +66,7 @@ def test_the_report_is_one_file_with_the_pictures_that_are_there(results, tmp_pa
     assert "Near, second network" in page and "0.2100 \u00b1 0.0248" in page and "7 forward-equivalents" in page
 
 
-def test_the_figures_are_pictures(results):
+def test_the_figures_are_images(results):
     for figure in (calls_figure(results.rows), cost_figure(results.rows, 2)):
         assert min(Image.open(io.BytesIO(figure)).size) > 300
 

@@ -30,7 +30,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 folder = sys.argv[1]
-picture = Image.fromarray(numpy.load(folder + "/picture.npy"))
+image = Image.fromarray(numpy.load(folder + "/image.npy"))
 size = dict(prompt="a red cube", num_inference_steps=2, height=16, width=16, max_sequence_length=8)
 size |= dict(output_type="latent", guidance_scale=3.5)
 drawn = {}
@@ -43,7 +43,7 @@ def draw(name, pipe):
         other = FluxImg2ImgPipeline.from_pipe(pipe)
         other.set_progress_bar_config(disable=True)
         generator = torch.Generator("cpu").manual_seed(0)
-        drawn[f"{name} {strength}"] = other(image=picture, strength=strength, generator=generator, **size).images
+        drawn[f"{name} {strength}"] = other(image=image, strength=strength, generator=generator, **size).images
 
 
 draw("merged", DiffusionPipeline.from_pretrained(folder + "/merged"))
@@ -68,22 +68,22 @@ def apart(one, other):
 
 
 @pytest.mark.slow
-def test_diffusers_alone_draws_the_same_pictures(flux, tmp_path):
-    """Two steps, from text and from a picture: a plain LoRA, and a merged folder."""
+def test_diffusers_alone_draws_the_same_images(flux, tmp_path):
+    """Two steps, from text and from an image: a plain LoRA, and a merged folder."""
     made = in_coefficients(flux, tmp_path / "adapter")
     flux.save_pretrained(tmp_path / "base", max_shard_size="40KB")
     model_card.export(str(made), tmp_path / "lora", layout="lora")
     model_card.export(str(made), tmp_path / "merged", layout="merged", base=tmp_path / "base")
     pixels = np.random.default_rng(0).integers(0, 255, (SIDE, SIDE, 3), dtype=np.uint8)
-    np.save(tmp_path / "picture.npy", pixels)
+    np.save(tmp_path / "image.npy", pixels)
 
     plain, wanted = sample(flux), {}
     arcflow.attach(flux, made, guidance=True)
     wanted[""] = sample(flux)
-    picture = Image.fromarray(pixels)
+    image = Image.fromarray(pixels)
     for strength in (0.5, 1.0):
         other = FluxImg2ImgPipeline.from_pipe(flux)
-        wanted[f" {strength}"] = sample(other, image=picture, strength=strength, guidance_scale=3.5)
+        wanted[f" {strength}"] = sample(other, image=image, strength=strength, guidance_scale=3.5)
     assert apart(plain, wanted[""]) > 0.01
 
     run = subprocess.run([sys.executable, "-c", NO_ARCFLOW, str(tmp_path)], capture_output=True, text=True, timeout=300)

@@ -114,7 +114,7 @@ def test_results_of_a_suite_are_a_table(tmp_path: Path) -> None:
     path.write_text(json.dumps(suite | {"metrics": {"accuracy": score}, "seconds": seconds, "about": about}))
     adapter = adapter_of("world", "world")
     text = (model_card.export(adapter, tmp_path / "out", results=path) / "README.md").read_text()
-    assert "world (8 prompts, 8 pictures, a part of it)" in text and "| accuracy | 0.5000" in text
+    assert "world (8 prompts, 8 images, a part of it)" in text and "| accuracy | 0.5000" in text
     for content in ("[1]", '{"suite": 1}', "half", "[" * 100_000, '{"x": 1}'):
         path.write_text(content)
         with pytest.raises(ValueError, match="results.json"):

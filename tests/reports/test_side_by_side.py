@@ -1,4 +1,4 @@
-"""The report: one file with everything in it, and a picture whose plane belongs to the teacher."""
+"""The report: one file with everything in it, and an image whose plane belongs to the teacher."""
 
 import base64
 import io
@@ -47,8 +47,8 @@ def way(bend: float = 0.5) -> Tracks:
         return t * axes[0] + bend * t * (1 - t) * axes[1]
 
     chords = torch.stack([curve(0, 1, 2)[0], 0.5 * axes[0], axes[0] + 0.1 * axes[2]])
-    pictures = {name: np.zeros((8, 8, 3), np.uint8) for name in ("teacher", "chords", "arcs")}
-    return Tracks("a red ring", curve(0, 1, 51), chords, [curve(0, 0.3, 9), curve(0.3, 1, 9)], pictures)
+    images = {name: np.zeros((8, 8, 3), np.uint8) for name in ("teacher", "chords", "arcs")}
+    return Tracks("a red ring", curve(0, 1, 51), chords, [curve(0, 0.3, 9), curve(0.3, 1, 9)], images)
 
 
 LOG = [{"step": 0, "distance": 0.4, "euler_2": 0.5, "euler_4": 0.2, "euler_8": 0.1}]
@@ -63,7 +63,7 @@ def page(tmp_path_factory) -> str:
     rows = {row: samples(n) for row, (_, n) in ROWS.items()}
     file = tmp_path_factory.mktemp("report") / "deep" / "report.html"
     write_report(
-        file, results, rows, PROMPTS, [way(), way(1.0)], LOG, rows=2, judge=lambda picture, prompt: "red" in prompt
+        file, results, rows, PROMPTS, [way(), way(1.0)], LOG, rows=2, judge=lambda image, prompt: "red" in prompt
     )
     return file.read_text("utf-8")
 
@@ -84,7 +84,7 @@ def test_the_report_shows_every_number_and_escapes_prompts(page) -> None:
     assert "arcflow demo" in page and page.count("wrong</span>") == len(ROWS)
 
 
-def test_a_picture_survives_as_png() -> None:
+def test_an_image_survives_as_png() -> None:
     image = samples(1).images[0]
     assert np.array_equal(np.asarray(Image.open(io.BytesIO(png(image)))), image)
 
@@ -98,7 +98,7 @@ def test_the_plane_is_the_one_the_teacher_bends_in() -> None:
     assert flat[-1, 0] > flat[0, 0] and flat[25, 1] > flat[0, 1]
 
 
-def test_figures_are_pictures_of_some_size() -> None:
+def test_figures_are_images_of_some_size() -> None:
     for figure in (path_figure([way()]), path_figure([way()] * 3), curves_figure(LOG)):
         assert min(Image.open(io.BytesIO(figure)).size) > 400
 

@@ -19,8 +19,8 @@ def made(pipe):
     return adapter.save_adapter(net, tempfile.mkdtemp())
 
 
-def same(picture, wanted):
-    torch.testing.assert_close(picture, wanted, rtol=1e-3, atol=1e-4)
+def same(image, wanted):
+    torch.testing.assert_close(image, wanted, rtol=1e-3, atol=1e-4)
 
 
 def whole():
@@ -36,8 +36,8 @@ def whole():
         if first == "compile":
             same(sample(pipe), teacher)
             arcflow.attach(pipe, two_steps)
-        for steps, picture in drawn.items():
-            same(sample(pipe, num_inference_steps=steps), picture)
+        for steps, image in drawn.items():
+            same(sample(pipe, num_inference_steps=steps), image)
         adapter.save_adapter(pipe.transformer, tempfile.mkdtemp())
         arcflow.detach(pipe)
         same(sample(pipe), teacher)

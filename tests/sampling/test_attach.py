@@ -1,4 +1,4 @@
-"""What people do with a pipeline, done with a student on it: the right picture, or one sentence and nothing changed."""
+"""What people do with a pipeline, done with a student on it: the right image, or one sentence and nothing changed."""
 
 import copy
 import importlib
@@ -125,8 +125,8 @@ def test_a_teacher_beside_the_student_is_refused_and_its_sibling_is_not(flux, tm
         sample(teacher)
     sibling = FluxImg2ImgPipeline(**flux.components)
     sibling.set_progress_bar_config(disable=True)
-    picture = torch.zeros(1, 3, SIDE, SIDE)
-    sample(sibling, image=picture, strength=1.0, guidance_scale=3.5)
+    image = torch.zeros(1, 3, SIDE, SIDE)
+    sample(sibling, image=image, strength=1.0, guidance_scale=3.5)
     assert torch.equal(sample(flux), drawn)
 
 
@@ -210,8 +210,8 @@ def test_threads_with_a_scheduler_each_share_all_else(pipe, two_steps):
     drawn = in_threads(
         *(lambda n=n: [sample(pipes[n], num_inference_steps=n, **embeds) for _ in range(3)] for n in wanted)
     )
-    for steps, pictures in zip(wanted, drawn, strict=True):
-        assert all(torch.equal(picture, wanted[steps]) for picture in pictures)
+    for steps, images in zip(wanted, drawn, strict=True):
+        assert all(torch.equal(image, wanted[steps]) for image in images)
 
 
 def test_one_pipeline_in_two_threads_is_refused_in_both(pipe, two_steps):
@@ -242,7 +242,7 @@ def test_one_pipeline_in_two_threads_is_refused_in_both(pipe, two_steps):
 
 
 def test_a_refused_attach_leaves_the_plain_pipeline(pipe, two_steps, monkeypatch):
-    before, picture = as_it_was(pipe), sample(pipe)
+    before, image = as_it_was(pipe), sample(pipe)
 
     def fail(*_):
         raise MemoryError
@@ -250,7 +250,7 @@ def test_a_refused_attach_leaves_the_plain_pipeline(pipe, two_steps, monkeypatch
     monkeypatch.setattr(FUSE, "_merged", fail)
     with pytest.raises(MemoryError):
         arcflow.attach(pipe, two_steps, fuse=True)
-    assert unchanged(before, as_it_was(pipe)) and torch.equal(sample(pipe), picture)
+    assert unchanged(before, as_it_was(pipe)) and torch.equal(sample(pipe), image)
     pipe.transformer._parallel_config = object()
     with pytest.raises(ValueError, match="split over processes already"):
         arcflow.attach(pipe, two_steps)
@@ -261,7 +261,7 @@ def test_a_refused_attach_leaves_the_plain_pipeline(pipe, two_steps, monkeypatch
 def test_a_refused_attach_leaves_the_adapter_before_it(pipe, two_steps, tmp_path, monkeypatch, fused):
     arcflow.attach(pipe, two_steps, fuse=fused)
     other = made_like(two_steps, pipe, tmp_path)
-    before, picture = as_it_was(pipe), sample(pipe)
+    before, image = as_it_was(pipe), sample(pipe)
     merge, calls = FUSE._merged, []
 
     def fail_once(*given):
@@ -274,7 +274,7 @@ def test_a_refused_attach_leaves_the_adapter_before_it(pipe, two_steps, tmp_path
         patch.setattr(FUSE, "_merged", fail_once)
         with pytest.raises(MemoryError):
             arcflow.attach(pipe, other, fuse=True)
-    assert unchanged(before, as_it_was(pipe)) and torch.equal(sample(pipe), picture)
+    assert unchanged(before, as_it_was(pipe)) and torch.equal(sample(pipe), image)
 
 
 def test_detach_gives_back_mode_and_dtype(pipe, two_steps):

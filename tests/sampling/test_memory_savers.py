@@ -40,7 +40,7 @@ def test_tiles_of_the_autoencoder(attached):
     plain = sample(attached, output_type="pt")
     attached.vae = copy.deepcopy(attached.vae)
     attached.vae.enable_tiling()
-    torch.testing.assert_close(sample(attached, output_type="pt"), plain)  # one tile holds this picture
+    torch.testing.assert_close(sample(attached, output_type="pt"), plain)  # one tile holds this image
 
 
 @pytest.mark.long

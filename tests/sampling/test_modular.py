@@ -37,7 +37,7 @@ def two_steps(pipe, tmp_path):
 
 
 def draw(modular):
-    """A picture; Qwen-Image is told about its guidance by a guider."""
+    """An image; Qwen-Image is told about its guidance by a guider."""
     guided = "guider" not in modular.components
     how = {"guidance_scale": GUIDANCE[type(modular).__name__], "max_sequence_length": 8} if guided else {}
     noise = torch.Generator().manual_seed(0)

@@ -32,7 +32,7 @@ def recipe(prompt: str = PROMPTS[0], seed: int = 0) -> Recipe:
     return Recipe(prompt=prompt, seed=seed, steps=2, guidance=None, model="tiny", adapter="none", version="0", **size)
 
 
-def test_pictures_are_those_of_the_stock_pipeline(flux) -> None:
+def test_images_are_those_of_the_stock_pipeline(flux) -> None:
     with euler(flux):
         ours = generate(flux, PROMPTS[:1], [7], steps=3, **SIZE)
         generator = torch.Generator("cpu").manual_seed(7)
@@ -67,7 +67,7 @@ def test_every_part_is_timed_and_no_hook_stays(pipe) -> None:
     assert not pipe.transformer._forward_hooks and not pipe.vae.decoder._forward_hooks
 
 
-def test_a_trajectory_ends_where_the_picture_is(flux) -> None:
+def test_a_trajectory_ends_where_the_image_is(flux) -> None:
     with euler(flux):
         path = trajectory(flux, PROMPTS[0], 5, steps=4, **SIZE)
         end = generate(flux, PROMPTS[:1], [5], steps=4, **SIZE).latents
@@ -106,14 +106,14 @@ def test_a_folder_is_finished_and_not_drawn_again(flux, tmp_path) -> None:
     assert sorted(path.name for path in tmp_path.glob("*.png")) == sorted(r.file for r in recipes)
 
 
-def test_a_picture_carries_its_recipe(flux, tmp_path) -> None:
+def test_an_image_carries_its_recipe(flux, tmp_path) -> None:
     with euler(flux):
         (path,) = sample_folder(flux, [recipe()], tmp_path)
     text = Image.open(path).text  # type: ignore[attr-defined]
     assert text == {name: str(value) for name, value in dataclasses.asdict(recipe()).items()}
 
 
-def test_a_deleted_picture_and_a_line_cut_short_are_made_again(flux, tmp_path) -> None:
+def test_a_deleted_image_and_a_line_cut_short_are_made_again(flux, tmp_path) -> None:
     with euler(flux):
         (path,) = sample_folder(flux, [recipe()], tmp_path)
         before = path.read_bytes()

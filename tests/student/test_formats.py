@@ -214,7 +214,7 @@ def mutate(path, rng):
 
 
 def deciding(info):
-    """What a record says of the pictures; the base's sizes are only held against the base."""
+    """What a record says of the images; the base's sizes are only held against the base."""
     free = (*record.FREE, "sizes")
     return {name: value for name, value in dataclasses.asdict(info).items() if name not in free}
 

@@ -1,4 +1,4 @@
-"""Pictures whose numbers are all drawn from one Gaussian, N(MEAN, SPREAD^2): teacher and best students are formulas."""
+"""Images whose numbers are all drawn from one Gaussian, N(MEAN, SPREAD^2): teacher and best students are formulas."""
 
 import torch
 from torch import nn

@@ -162,7 +162,7 @@ def perturb(transformer, scale: float = 0.05, seed: int = 0) -> None:
 
 
 def sample(pipe, prompt="a red cube", **more):
-    """Latents of one picture from the stock pipeline."""
+    """Latents of one image from the stock pipeline."""
     settings = {"height": SIDE, "width": SIDE, "num_inference_steps": 2, "output_type": "latent", **more}
     if not isinstance(pipe, QwenImagePipeline):  # which does not pad
         settings.setdefault("max_sequence_length", 8)

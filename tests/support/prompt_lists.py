@@ -7,8 +7,8 @@ from PIL import Image
 from arcflow.config import Data
 
 
-def with_pictures(folder, count=4):
-    """A list of prompts with a picture each, of one color."""
+def with_images(folder, count=4):
+    """A list of prompts with an image each, of one color."""
     for i in range(count):
         Image.new("RGB", (8 + i, 20), (i, 0, 0)).save(folder / f"{i}.png")
     lines = [json.dumps({"prompt": f"prompt {i}", "image": f"{i}.png"}) for i in range(count)]

@@ -1,4 +1,4 @@
-"""Several processes, as the guide starts them: one picture drawn together, and a list of pictures shared out."""
+"""Several processes, as the guide starts them: one image drawn together, and a list of images shared out."""
 
 import os
 import re
@@ -24,7 +24,7 @@ GUIDE = (Path(__file__).parents[2] / "docs" / "sampling.md").read_text("utf-8")
 
 
 def pipeline():
-    """The same in every process; pictures of 16 x 16 unless told otherwise."""
+    """The same in every process; images of 16 x 16 unless told otherwise."""
     torch.manual_seed(0)
     pipe = flux_pipeline()
     pipe.default_sample_size = 8
@@ -56,7 +56,7 @@ def work(folder: Path) -> None:
 
 
 @pytest.mark.slow
-def test_two_processes_draw_the_picture_of_one(tmp_path) -> None:
+def test_two_processes_draw_the_image_of_one(tmp_path) -> None:
     pipe = pipeline()
     made = student.build(pipeline().transformer, modes=4, rank=2)
     perturb(made)
@@ -66,8 +66,8 @@ def test_two_processes_draw_the_picture_of_one(tmp_path) -> None:
     torchrun(2, __file__, tmp_path, folder=tmp_path)
     together = torch.load(tmp_path / "latents.pt", weights_only=True)
     torch.testing.assert_close(together, alone[0], rtol=1e-5, atol=1e-6)
-    with Image.open(tmp_path / "picture.png") as picture:
-        assert picture.size == (16, 16)
+    with Image.open(tmp_path / "image.png") as image:
+        assert image.size == (16, 16)
 
 
 @pytest.mark.slow
@@ -77,11 +77,11 @@ def test_two_processes_share_a_list_and_one_finds_nothing_left(tmp_path) -> None
     words[words.index("--model") + 1] = words[words.index("--adapter") + 1] = "world"
     command = words[words.index("-m") :]
     torchrun(2, *command, folder=tmp_path)
-    manifests = sorted(path.name for path in (tmp_path / "pictures").glob("manifest*"))
+    manifests = sorted(path.name for path in (tmp_path / "images").glob("manifest*"))
     assert manifests == ["manifest-0-of-2.jsonl", "manifest-1-of-2.jsonl"]
-    assert len(read_manifest(tmp_path / "pictures")) == len(list((tmp_path / "pictures").glob("*.png"))) == 3
+    assert len(read_manifest(tmp_path / "images")) == len(list((tmp_path / "images").glob("*.png"))) == 3
     again = subprocess.check_output([sys.executable, *command], cwd=tmp_path, text=True)
-    assert "new images: 0; in pictures: 3 of 3" in again
+    assert "new images: 0; in images: 3 of 3" in again
 
 
 def test_the_student_goes_on_before_the_work_is_split(flux) -> None:

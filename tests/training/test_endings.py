@@ -246,7 +246,7 @@ def tracker(where):
 
     run = SimpleNamespace(log=log, finish=fails(TimeoutError("no upload")) if where == "finish" else lambda: None)
     begin = fails(RuntimeError("timed out")) if where == "init" else lambda **_: run
-    return library(init=begin, Image=lambda picture: None)
+    return library(init=begin, Image=lambda image: None)
 
 
 @pytest.mark.parametrize("where", ["log", "finish"])
@@ -293,7 +293,7 @@ def test_a_stream_that_breaks_off_is_saved_up_to_there(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_a_broken_picture_in_the_middle_costs_nothing_that_was_done(tmp_path):
+def test_a_broken_image_in_the_middle_costs_nothing_that_was_done(tmp_path):
     for i in range(24):
         Image.new("RGB", (8, 8)).save(tmp_path / f"{i}.png")
     rows = (json.dumps({"prompt": f"p {i}", "image": f"{i}.png"}) + "\n" for i in range(24))

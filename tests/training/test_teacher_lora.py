@@ -92,8 +92,8 @@ def test_the_adapter_goes_on_a_pipeline_with_that_lora_and_says_so(shelf, styled
     assert read_info(folder / "adapter").teacher_lora == str(shelf / "style")
     pipe = open_base(shelf, lora=True)
     arcflow.attach(pipe, folder / "adapter")
-    picture = pipe("a red ring", num_inference_steps=2, height=8, width=8, output_type="np").images
-    assert picture.shape == (1, 8, 8, 3)
+    image = pipe("a red ring", num_inference_steps=2, height=8, width=8, output_type="np").images
+    assert image.shape == (1, 8, 8, 3)
     with pytest.warns(UserWarning, match="distilled from its base with a LoRA on it, which this pipeline does not"):
         arcflow.attach(open_base(shelf), folder / "adapter")
     card = (model_card.export(str(folder / "adapter"), folder / "out") / "README.md").read_text()

@@ -36,7 +36,7 @@ from arcflow.system.signals import Stopped, stop_signals
 from arcflow.training.home import claim
 from arcflow.training.loop import train
 from arcflow.training.optimizer import accepted, adamw, rate
-from tests.support.prompt_lists import with_pictures
+from tests.support.prompt_lists import with_images
 from tests.support.trainings import ITERATIONS, config, quiet, tiny_pipe
 
 
@@ -70,8 +70,8 @@ def test_a_run_leaves_a_folder_that_explains_itself(run):
     assert len(list((folder / "checkpoints").iterdir())) == 2
     drawn = [path.name for path in sorted((folder / "pictures").iterdir())]
     assert drawn == ["000000.png", "000004.png", "000008.png", "000012.png"]
-    with Image.open(folder / "pictures" / drawn[0]) as picture:
-        assert picture.size == (3 * 8, 2 * 8)  # teacher above student
+    with Image.open(folder / "pictures" / drawn[0]) as image:
+        assert image.size == (3 * 8, 2 * 8)  # teacher above student
 
 
 def test_the_log_has_every_iteration_and_the_distance_where_asked(run):
@@ -174,7 +174,7 @@ def test_whoever_insists_is_obeyed(monkeypatch):
 
 @pytest.fixture
 def shapes(tmp_path):
-    """A data set of prompts, some for wide pictures and some for high ones."""
+    """A data set of prompts, some for wide images and some for high ones."""
     pytest.importorskip("datasets")
     (tmp_path / "set").mkdir()
     for k, color in enumerate(("red", "blue", "green", "yellow")):
@@ -189,7 +189,7 @@ def shapes(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_streamed_run_in_several_picture_sizes_goes_on_to_the_same_bits(shapes, tmp_path):
+def test_a_streamed_run_in_several_image_sizes_goes_on_to_the_same_bits(shapes, tmp_path):
     train(config(tmp_path / "whole", data=shapes, optim__iterations=3), tiny_pipe(), quiet)
     for _ in range(3):
         train(config(tmp_path / "left", data=shapes, optim__iterations=3, stop_after=1e-9), tiny_pipe(), quiet)
@@ -367,8 +367,8 @@ def test_every_choice_trains_and_its_adapter_samples(choice, tmp_path):
 
 
 @pytest.mark.slow
-def test_shapes_of_pictures_are_honoured_whether_text_is_cached_or_not(tmp_path):
-    """In memory, encoded batch by batch, or on the disk: the same losses, over pictures of several shapes."""
+def test_shapes_of_images_are_honoured_whether_text_is_cached_or_not(tmp_path):
+    """In memory, encoded batch by batch, or on the disk: the same losses, over images of several shapes."""
     pytest.importorskip("pyarrow")
     rows = [
         {"prompt": f"{count} {color} ring", "height": height, "width": 80 - height}
@@ -406,8 +406,8 @@ def test_one_student_learns_several_numbers_of_steps_in_turn(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_run_may_start_its_later_segments_from_pictures(tmp_path):
-    data = dataclasses.replace(with_pictures(tmp_path, 8), height=8, width=8, held_out_count=3, teacher_steps=2)
+def test_a_run_may_start_its_later_segments_from_images(tmp_path):
+    data = dataclasses.replace(with_images(tmp_path, 8), height=8, width=8, held_out_count=3, teacher_steps=2)
     folder = train(config(tmp_path / "run", data=data, optim__iterations=3), tiny_pipe(), quiet)
     first, *_ = (line for line in files.read_lines(folder / "log.jsonl") if "loss" in line)
     plain = dataclasses.replace(data, images=False)
@@ -424,15 +424,15 @@ def test_the_curves_go_to_a_tracker_too(tmp_path, monkeypatch):
     )
     library = ModuleType("trackio")
     library.init = lambda **given: settings.append(given) or run
-    library.Image = lambda picture: picture.shape
+    library.Image = lambda image: image.shape
     monkeypatch.setitem(sys.modules, "trackio", library)
     folder = train(config(tmp_path / "run", tracker="trackio", optim__iterations=2), tiny_pipe(), quiet)
     ((given,), own), end = (settings, (folder / "tracker.txt").read_text()), lines.pop()
     assert (given["project"], given["name"], end) == ("arcflow", own, 0) and own.startswith("run-")
     assert given["config"]["optim"]["iterations"] == 2
-    pictures = [line for line in lines if HELD_OUT in line]
-    assert pictures == [{HELD_OUT: (2 * 8, 3 * 8, 3), "step": step} for step in (0, 2)]
-    numbers = [line for line in lines if line not in pictures]
+    images = [line for line in lines if HELD_OUT in line]
+    assert images == [{HELD_OUT: (2 * 8, 3 * 8, 3), "step": step} for step in (0, 2)]
+    numbers = [line for line in lines if line not in images]
     told = [line for line in numbers if not any(name.startswith("speed/") for name in line)]
     assert told == [{k: v for k, v in line.items() if v is not None} for line in files.read_lines(folder / "log.jsonl")]
     with pytest.raises(ValueError, match="tracker = 'wandb' takes wandb, which is not here"):
@@ -443,7 +443,7 @@ def test_the_curves_go_to_a_tracker_too(tmp_path, monkeypatch):
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", ["wandb", "trackio"])
-def test_the_tracker_itself_takes_curves_and_pictures_and_is_taken_up(name, tmp_path, monkeypatch):
+def test_the_tracker_itself_takes_curves_and_images_and_is_taken_up(name, tmp_path, monkeypatch):
     """Where it is installed; nothing leaves this machine."""
     kept = tmp_path / "kept"
     kept.mkdir()

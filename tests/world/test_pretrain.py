@@ -122,6 +122,6 @@ def test_all_stages_one_after_the_other_with_their_probes(tmp_path: Path, monkey
     monkeypatch.setattr("arcflow.world.pretrain.PROBED", 6)
     short = Pretrain(text_steps=2, autoencoder_steps=2, scenes=256, flow_steps=2, guidance_steps=2, decoder_steps=2)
     folder = train_teacher(tmp_path, short)
-    picture = load_teacher(folder)("a ring", height=64, width=64, num_inference_steps=1, max_sequence_length=16)
-    assert picture.images[0].size == (64, 64)
+    image = load_teacher(folder)("a ring", height=64, width=64, num_inference_steps=1, max_sequence_length=16)
+    assert image.images[0].size == (64, 64)
     assert all(len((tmp_path / f"{stage}.jsonl").read_text().splitlines()) == 2 for stage in ("autoencoder", "flow"))

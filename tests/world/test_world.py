@@ -1,4 +1,4 @@
-"""The world: captions mean what they say, pictures show it, and the checker reads it back."""
+"""The world: captions mean what they say, images show it, and the checker reads it back."""
 
 import random
 
@@ -135,6 +135,6 @@ def test_a_text_outside_the_grammar_is_refused_with_an_example(caption: str) -> 
         parse(caption)
 
 
-def test_a_picture_of_the_wrong_size_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"expected a uint8 picture \(64, 64, 3\)"):
+def test_an_image_of_the_wrong_size_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"expected a uint8 image \(64, 64, 3\)"):
         read(np.zeros((32, 32, 3), np.uint8))

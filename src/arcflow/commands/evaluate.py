@@ -18,7 +18,7 @@ from arcflow.world.scene import FIRST_SEED, HELD_OUT, held_out
 @dataclass(frozen=True, kw_only=True)
 class Evaluate:
     """Teacher at 50 steps, plain Euler at 2, 4, 8 and the student at 1, 2, 4, on held-out prompts of the world; with
-    --suite NAME the pictures of a benchmark, scored, by any model."""
+    --suite NAME the images of a benchmark, scored, by any model."""
 
     request: Annotated[Request, OmitArgPrefixes] = field(default_factory=Request)
 

@@ -14,7 +14,7 @@ from arcflow.sampling.options import unset
 
 @dataclass(frozen=True, kw_only=True)
 class Serve:
-    """Serve pictures in OpenAI's protocol, with a page to look at (http://127.0.0.1:8000)."""
+    """Serve images in OpenAI's protocol, with a page to look at (http://127.0.0.1:8000)."""
 
     model: str = SHIPPED
     """Teacher: "world" for the shipped small one, a diffusers pipeline folder, or a Hub id."""
@@ -32,9 +32,9 @@ class Serve:
     api_key: str | None = None
     """Key that clients must send; by default what stands in ARCFLOW_API_KEY."""
     max_batch: int = 8
-    """Pictures drawn together at most."""
+    """Images drawn together at most."""
     max_waiting: int = 64
-    """Pictures in the queue at most; more are answered 429."""
+    """Images in the queue at most; more are answered 429."""
     max_side: int | None = None
     """Largest height or width; by default four times the model's own, at most 2048."""
     device: config.Device = "auto"

@@ -1,4 +1,4 @@
-"""What `arcflow evaluate --suite NAME` does: draw a benchmark's pictures, score them, write results.json; resumable."""
+"""What `arcflow evaluate --suite NAME` does: draw a benchmark's images, score them, write results.json; resumable."""
 
 import sys
 from typing import TYPE_CHECKING
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 def run_suite(request: Request) -> None:
     """Draw and score what is missing, and tell the numbers when nothing is."""
-    from arcflow.evaluation.pictures import alone
+    from arcflow.evaluation.images import alone
     from arcflow.sampling.folder import share_of_work
     from arcflow.sampling.open import settle
 
@@ -50,7 +50,7 @@ def _run(request: Request, setup: "Setup", share: tuple[int, int]) -> None:
     if results is None:
         if share[1] == 1:
             raise ValueError(
-                f"{request.folder}: pictures or numbers are missing although all was done, so something took them "
+                f"{request.folder}: images or numbers are missing although all was done, so something took them "
                 f"away: expected this command alone in the folder; run it again, it makes what is missing"
             )
         print(

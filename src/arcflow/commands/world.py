@@ -1,4 +1,4 @@
-"""The commands of `arcflow world`: render scenes, check pictures, train and score the small teacher."""
+"""The commands of `arcflow world`: render scenes, check images, train and score the small teacher."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,17 +41,17 @@ class Render:
                 files.write_atomic(self.out / file, lambda draft, image=image: image.save(draft, format="PNG"))
                 lines.append({"file": file, "prompt": prompt.text, "skill": prompt.skill})
             files.write_lines(self.out / "manifest.jsonl", lines)
-        print(f"{self.count} pictures in {self.out}")
+        print(f"{self.count} images in {self.out}")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Check:
-    """Score pictures against their captions, per skill; without a folder, test the checker itself."""
+    """Score images against their captions, per skill; without a folder, test the checker itself."""
 
     folder: Positional[Path | None] = None
     """Folder with manifest.jsonl, as `arcflow sample` and `arcflow world render` write it."""
     count: int = 10_000
-    """Rendered pictures to test the checker on when no folder is given."""
+    """Rendered images to test the checker on when no folder is given."""
 
     def run(self) -> None:
         from arcflow.world import check
@@ -70,7 +70,7 @@ def print_scores(scores: dict[str, float]) -> None:
 
 
 def check_folder(folder: Path) -> dict[str, float]:
-    """Accuracy of the pictures a manifest lists."""
+    """Accuracy of the images a manifest lists."""
     import numpy as np
     from PIL import Image
 
@@ -135,7 +135,7 @@ class Train:
 
 @dataclass(frozen=True, kw_only=True)
 class World:
-    """The built-in text-to-image world: render scenes, check pictures, train and score the small teacher."""
+    """The built-in text-to-image world: render scenes, check images, train and score the small teacher."""
 
     action: (
         Annotated[Render, subcommand("render")]

@@ -4,7 +4,7 @@ An `Entrant` is a method with what it changes in the settings. `train` gives it 
 FLUX with a LoRA and a head of K modes), the common prompts and noise, AdamW, averaging, and a budget counted in
 forward-equivalents (`distillation.method`), not in iterations: a method that asks the teacher often takes fewer steps.
 Rates follow the share of the budget that is spent. `judge` samples held-out prompts from the noise that the teacher's
-own pictures came from, and keeps a number for each picture, so that everything can be averaged later.
+own images came from, and keeps a number for each image, so that everything can be averaged later.
 """
 
 from collections.abc import Callable, Sequence
@@ -29,7 +29,7 @@ from arcflow.families import network
 from arcflow.families.conditioning import Cond
 from arcflow.families.loading import load_pipe
 from arcflow.metrics.features import world_features
-from arcflow.metrics.pictures import diversity, squared_error
+from arcflow.metrics.images import diversity, squared_error
 from arcflow.path import step_grid
 from arcflow.student import layers, views
 from arcflow.system.devices import torch_device
@@ -42,12 +42,12 @@ CURVE = 64
 """Held-out prompts on which the distance is measured while a training goes on."""
 
 SHOWN = 8
-"""Pictures of each student that are kept to look at."""
+"""Images of each student that are kept to look at."""
 
 BATCH = 64
 
 ALIKE_SEED = 900_000
-"""Noise of the first picture that is drawn for the diversity."""
+"""Noise of the first image that is drawn for the diversity."""
 
 End = Callable[[Tensor, Cond, torch.Generator], Tensor]
 """(noise, conditioning, random numbers) -> final latents."""
@@ -55,11 +55,11 @@ End = Callable[[Tensor, Cond, torch.Generator], Tensor]
 
 @dataclass
 class Reference:
-    """The teacher's own pictures of the held-out prompts, and what they are drawn from."""
+    """The teacher's own images of the held-out prompts, and what they are drawn from."""
 
     latents: Float[Tensor, "count tokens width"]
     diversity: Float[Tensor, " alike"]
-    """Mean distance between the pictures of each prompt that is drawn several times."""
+    """Mean distance between the images of each prompt that is drawn several times."""
 
 
 class Bench:
@@ -105,20 +105,20 @@ class Bench:
         return Reference(latents, self._diversity(alike))
 
     def judge(self, end: End, reference: Reference) -> tuple[Judged, UInt8[np.ndarray, "few rows columns 3"]]:
-        """What the held-out pictures that a sampler draws are worth, and the first of them. Latents that are not finite
+        """What the held-out images that a sampler draws are worth, and the first of them. Latents that are not finite
         count as 0, and are counted."""
         latents = self._each(end, self.prompts, FIRST_SEED)
         broken = int((~latents.isfinite()).flatten(1).any(1).sum())
         latents = latents.nan_to_num(0.0, 0.0, 0.0)
-        pictures = self.pictures(latents)
+        images = self.images(latents)
         alike = self._each(end, self.alike, ALIKE_SEED).nan_to_num(0.0, 0.0, 0.0)
         judged = Judged(
             distance=squared_error(latents, reference.latents).tolist(),
-            right=[check.judge(picture, text) for picture, text in zip(pictures, self.prompts, strict=True)],
+            right=[check.judge(image, text) for image, text in zip(images, self.prompts, strict=True)],
             diversity=float(self._diversity(alike).mean() / reference.diversity.mean()),
             broken=broken,
         )
-        return judged, pictures[:SHOWN]
+        return judged, images[:SHOWN]
 
     def distance(self, end: End, reference: Reference) -> float:
         """Mean squared distance to the teacher on the first `CURVE` held-out prompts alone."""
@@ -135,9 +135,9 @@ class Bench:
         return torch.cat(ends)
 
     def _diversity(self, latents: Tensor) -> Tensor:
-        return diversity(self.features(self.pictures(latents)), self.contest.pictures)
+        return diversity(self.features(self.images(latents)), self.contest.pictures)
 
-    def pictures(self, latents: Tensor) -> UInt8[np.ndarray, "count rows columns 3"]:
+    def images(self, latents: Tensor) -> UInt8[np.ndarray, "count rows columns 3"]:
         """Final latents, decoded."""
         parts = [network.decode(self.pipe, part.to(self.device), SIZE, SIZE) for part in latents.split(BATCH)]
         return np.concatenate(parts)

@@ -40,11 +40,11 @@ class Contest:
     prompts: int = USUAL.run.data.count
     """Training captions."""
     count: int = HELD_OUT
-    """Held-out captions, one picture of each."""
+    """Held-out captions, one image of each."""
     alike: int = 32
     """Held-out captions that are drawn more than once, for the diversity."""
     pictures: int = 4
-    """Pictures of each caption that is drawn more than once."""
+    """Images of each caption that is drawn more than once."""
     model: str = "world"
     """The teacher; "world" is the shipped one."""
     device: Device = "auto"

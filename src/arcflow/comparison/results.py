@@ -22,16 +22,16 @@ TITLES = {"euler": "plain Euler", "heun": "Heun", "dpmpp": "DPM-Solver++"}
 
 @dataclass(frozen=True, kw_only=True)
 class Judged:
-    """One number for each held-out picture that a student draws."""
+    """One number for each held-out image that a student draws."""
 
     distance: list[float]
     """Squared distance to the teacher's final latents from the same noise."""
     right: list[bool]
-    """Whether the picture shows what its prompt says."""
+    """Whether the image shows what its prompt says."""
     diversity: float
-    """Distance between pictures of one prompt, over the teacher's."""
+    """Distance between images of one prompt, over the teacher's."""
     broken: int
-    """Pictures whose latents are not finite."""
+    """Images whose latents are not finite."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +41,7 @@ class Record:
     entrant: str
     seed: int
     results: dict[int, Judged]
-    """Numbers of the pictures, by the number of calls."""
+    """Numbers of the images, by the number of calls."""
     title: str
     spent: int
     """Forward-equivalents; 0 for a solver."""
@@ -91,9 +91,9 @@ class Means:
     curve: list[tuple[float, float]]
     """Forward-equivalents spent, and the distance then; empty for a solver."""
     broken: int
-    """Pictures that were not finite, of all trainings."""
+    """Images that were not finite, of all trainings."""
     pictures: list[str]
-    """Where its runs keep their pictures."""
+    """Where its runs keep their images."""
     less_first: Apart
 
 

@@ -88,7 +88,7 @@ def _shared(contest: Contest, missing: list[Job]) -> Iterator[Job]:
 
 @cache
 def _settled(contest: Contest) -> tuple[Bench, Reference]:
-    """What the runs of a process share: the bench, and the teacher's pictures."""
+    """What the runs of a process share: the bench, and the teacher's images."""
     bench = Bench(contest)
     return bench, bench_reference(contest, bench)
 
@@ -112,7 +112,7 @@ def _work(contest: Contest, job: Job) -> None:
 
 
 def bench_reference(contest: Contest, bench: Bench | None = None) -> Reference:
-    """The teacher's pictures, drawn once for a folder."""
+    """The teacher's images, drawn once for a folder."""
     path = Path(contest.out) / "teacher.safetensors"
     if not path.exists():
         reference = (bench or Bench(contest)).reference()
@@ -121,7 +121,7 @@ def bench_reference(contest: Contest, bench: Bench | None = None) -> Reference:
 
 
 def run(bench: Bench, reference: Reference, job: Job) -> Record:
-    """Train, judge, and put it on disk: first the pictures, then the numbers, which say that it is done."""
+    """Train, judge, and put it on disk: first the images, then the numbers, which say that it is done."""
     path = _record(Path(bench.contest.out), job)
     path.parent.mkdir(parents=True, exist_ok=True)
     made = _solver(bench, job) if job.entrant in SOLVERS else _student(bench, reference, job)
@@ -129,8 +129,8 @@ def run(bench: Bench, reference: Reference, job: Job) -> Record:
     results: dict[int, Judged] = {}
     for calls in job.calls:
         with torch.no_grad():
-            results[calls], pictures = bench.judge(made.ends(calls), reference)
-        Image.fromarray(np.concatenate(list(pictures), 1)).save(path.with_name(f"{path.stem}-{calls}.png"))
+            results[calls], images = bench.judge(made.ends(calls), reference)
+        Image.fromarray(np.concatenate(list(images), 1)).save(path.with_name(f"{path.stem}-{calls}.png"))
     record = replace(made.record, results=results)
     files.write_text(path, json.dumps(records.plain(record)) + "\n")
     return record

@@ -3,7 +3,7 @@
 Which prompts and which noise iteration n gets is a function of the run's seed and n, nothing else, so an interrupted
 run goes on as if nothing had happened; only a streamed data set has a position that is saved. Samples are counted
 through the whole run: epoch e walks through all prompts in a random order of its own, and sample i has noise of its
-own. With `data.buckets` pictures have the shapes that the list tells, all of a batch the same. Text encoders are
+own. With `data.buckets` images have the shapes that the list tells, all of a batch the same. Text encoders are
 frozen: a small pipeline's embeddings are computed once, in fixed chunks, and kept in memory (one encoding per prompt,
 whatever batch asks for it); a large one encodes every batch.
 """
@@ -23,7 +23,7 @@ from arcflow.system.seeds import seed_of
 
 
 def buckets(height: int, width: int, step: int) -> list[tuple[int, int]]:
-    """Picture sizes (height, width) of about the same area, from twice as high to twice as wide, in steps of `step`."""
+    """Image sizes (height, width) of about the same area, from twice as high to twice as wide, in steps of `step`."""
     area = height * width
     sizes = {(height, width)}
     for short in range(step, min(height, width) + step, step):
@@ -47,7 +47,7 @@ def micro_batches(count: int, optim: Optim) -> Iterator[slice]:
 
 
 class Batch(NamedTuple):
-    """Samples of one iteration: pictures of one size."""
+    """Samples of one iteration: images of one size."""
 
     prompts: list[str]
     seeds: list[int]
@@ -55,7 +55,7 @@ class Batch(NamedTuple):
     size: tuple[int, int]
     """Height and width in pixels."""
     images: Sequence[str] = ()
-    """Paths of pictures, where training depends on them."""
+    """Paths of images, where training depends on them."""
 
 
 def _sizes(config: Data) -> list[tuple[int, int]]:
@@ -90,11 +90,11 @@ class PromptData:
             self._merge(config.prompts)
 
     def _look(self, folder: Path, where: str) -> None:
-        """Every row must have a picture."""
+        """Every row must have an image."""
         lacking = [row for row in self.train if not row.image or not (folder / row.image).is_file()]
         if lacking:
             raise ValueError(
-                f"{where}: {len(lacking)} of {len(self.train)} rows have no picture, the first {lacking[0].image!r} "
+                f"{where}: {len(lacking)} of {len(self.train)} rows have no image, the first {lacking[0].image!r} "
                 f"of {lacking[0].text[:60]!r}: expected paths relative to {folder} in the column 'image'; correct "
                 f"them, or leave data.images off"
             )
@@ -104,7 +104,7 @@ class PromptData:
         full = [size for size, places in self._places.items() if len(places) >= self.count]
         if not full:
             raise ValueError(
-                f"{where}: no picture size has {self.count} prompts, one batch: expected more; "
+                f"{where}: no image size has {self.count} prompts, one batch: expected more; "
                 f"lower optim.batch or switch data.buckets off"
             )
         for size in [size for size in self._places if size not in full]:
@@ -152,7 +152,7 @@ class PromptData:
 class PromptStream:
     """Prompts of a data set that is read as it goes: batches come in order, and the position is saved.
 
-    A block of rows is shuffled, then sorted by picture size; what does not fill a batch waits for the next block.
+    A block of rows is shuffled, then sorted by image size; what does not fill a batch waits for the next block.
     """
 
     def __init__(self, config: Data, *, seed: int, batch: int) -> None:

@@ -68,7 +68,7 @@ def make(
     """Encode every prompt once, and the empty one.
 
     Args:
-        encode: prompts to their conditioning without picture and guidance, see `network.encode_text`.
+        encode: prompts to their conditioning without image and guidance, see `network.encode_text`.
         about: what the embeddings depend on (model, text length, and `encoder`, a digest of the text encoders' weights,
             where it is known); a folder with other settings is refused.
         shard: prompts in a file.
@@ -155,7 +155,7 @@ def verify(folder: Path) -> list[str]:
 
 
 class Cache:
-    """Embeddings that were made before. Called with prompts it gives their conditioning without picture and guidance.
+    """Embeddings that were made before. Called with prompts it gives their conditioning without image and guidance.
 
     Raises:
         ValueError: no cache in the folder, one of something else, or one that is damaged.

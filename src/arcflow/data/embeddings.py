@@ -18,7 +18,7 @@ from arcflow.families.conditioning import Cond
 from arcflow.system.processes import Ranks
 
 Encode = Callable[[list[str], tuple[int, int]], Cond]
-"""(prompts, height and width of their pictures) -> conditioning."""
+"""(prompts, height and width of their images) -> conditioning."""
 
 
 def encoder(

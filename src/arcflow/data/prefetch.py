@@ -25,7 +25,7 @@ class Sample:
     position: dict[str, Any]
     """Where a streamed data set stands after it."""
     clean: Tensor | None = None
-    """Latents of pictures, where training depends on them."""
+    """Latents of images, where training depends on them."""
 
 
 class Prefetcher:

@@ -46,13 +46,13 @@ BLANK = "\u034f\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa0"
 
 
 class Row(NamedTuple):
-    """One prompt, and the size of its picture where the list tells it."""
+    """One prompt, and the size of its image where the list tells it."""
 
     text: str
     size: tuple[int, int] | None = None
     """Height and width in pixels."""
     image: str = ""
-    """Path of a picture as the list gives it."""
+    """Path of an image as the list gives it."""
 
 
 class Raw(NamedTuple):
@@ -306,7 +306,7 @@ def _long_cells() -> Iterator[None]:
 
 
 def _parquet(file: Path, column: str) -> Iterator[Raw]:
-    """Rows of a parquet file. Only columns of text and numbers are read: pictures may stand beside them."""
+    """Rows of a parquet file. Only columns of text and numbers are read: images may stand beside them."""
     arrow, parquet = extra("pyarrow"), extra("pyarrow.parquet")
     place = 0
     try:

@@ -37,7 +37,7 @@ class Stream:
                 f"streams; check the name, data.split and the connection"
             ) from error
         need_extra(column, columns, name)
-        # Pictures that stand beside the prompts are neither fetched nor decoded.
+        # Images that stand beside the prompts are neither fetched nor decoded.
         self.rows = rows.select_columns([one for one in dict.fromkeys((column, "height", "width")) if one in columns])
         self.column, self.block = column, block
         self.sieve = Sieve(name, strict, "row")

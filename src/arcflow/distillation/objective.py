@@ -75,7 +75,7 @@ def distill(
     clean: Float[Tensor, "batch *rest"] | None = None,
 ) -> Iterator[Part]:
     """One part per segment, from noise `x` at sigma 1. Call `backward` on a part before asking for the next. With
-    `clean` pictures (data-dependent training) every segment starts from these, noised, not where the last one ended.
+    `clean` images (data-dependent training) every segment starts from these, noised, not where the last one ended.
 
     Logs: `loss` as it is and `distance`, the mean squared error of the velocity without any weight.
     """

@@ -1,4 +1,4 @@
-"""Kept pairs of noise and picture, and the network as it was as a target for the network as it is."""
+"""Kept pairs of noise and image, and the network as it was as a target for the network as it is."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -35,7 +35,7 @@ class Pairs:
     def draw(
         self, teacher: Teacher, eps: Float[Tensor, "batch *rest"], cond: Cond, draws: Draws
     ) -> tuple[Float[Tensor, "batch *rest"], Float[Tensor, "batch *rest"], Cond]:
-        """A batch of random pairs, noise and picture, and their conditioning. In one iteration of `REUSE` those of
+        """A batch of random pairs, noise and image, and their conditioning. In one iteration of `REUSE` those of
         `eps` and `cond` are made first."""
         if self.iterations % REUSE == 0:
             x0 = by_dpmpp(teacher, eps, cond, CALLS, self.shift)

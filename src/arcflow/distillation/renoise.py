@@ -25,7 +25,7 @@ def guess(
 def clean(
     student: Student, x: Float[Tensor, "batch *rest"], sigma: Float[Tensor, " batch"], cond: Cond
 ) -> Float[Tensor, "batch *rest"]:
-    """f, the picture that the network sees."""
+    """f, the image that the network sees."""
     return guess(student(x, sigma, cond).velocity(0.0), x, sigma)
 
 

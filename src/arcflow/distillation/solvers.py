@@ -1,6 +1,6 @@
 """The teacher itself in few calls: nothing is trained, only its path is followed by a better rule.
 
-Sampling is the equation dx/dsigma = u(x, sigma), walked from sigma 1 (noise) to 0 (image). With the picture that the
+Sampling is the equation dx/dsigma = u(x, sigma), walked from sigma 1 (noise) to 0 (image). With the image that the
 teacher has in mind, D = x - sigma u, the three rules take a step from s to t
 
     Euler           x_t = x - (s - t) u

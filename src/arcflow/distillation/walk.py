@@ -29,12 +29,12 @@ def sampler_grid(steps: int, config: Distill) -> Float[Tensor, " points"]:
 
 def guided(teacher: Teacher, negative: Cond, scale: float) -> Teacher:
     """The teacher under true guidance, u = n + scale (p - n), in float32; `negative` is a batch of one, whatever the
-    size of its picture. Both prompts go through the network in one call where their texts are equally long; padding
+    size of its image. Both prompts go through the network in one call where their texts are equally long; padding
     would cost a mask, which fused attention does not like."""
 
     def velocity(x: Tensor, sigma: Tensor, cond: Cond) -> Tensor:
-        picture = {name: value for name, value in cond.items() if name.startswith("img_")}
-        empty = repeat(negative, len(x)) | picture
+        image = {name: value for name, value in cond.items() if name.startswith("img_")}
+        empty = repeat(negative, len(x)) | image
         if all(empty[name].shape == value.shape for name, value in cond.items()):
             both = teacher(torch.cat([x, x]), torch.cat([sigma, sigma]), beside(empty, cond))
             against, wanted = both.float().chunk(2)

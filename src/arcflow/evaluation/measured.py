@@ -1,8 +1,8 @@
-"""Numbers for each picture of a folder, computed once: scores and features, kept as they come.
+"""Numbers for each image of a folder, computed once: scores and features, kept as they come.
 
-`measure` calls a function on those pictures that have no numbers yet and writes each batch to a file of its own, so a
+`measure` calls a function on those images that have no numbers yet and writes each batch to a file of its own, so a
 run that is killed loses one batch, and several processes share the work without talking. `table` puts the files
-together. Pictures are known by a name, not by a place in a list: a list may grow.
+together. Images are known by a name, not by a place in a list: a list may grow.
 """
 
 import hashlib
@@ -20,37 +20,37 @@ from jaxtyping import Float, UInt8
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from arcflow.data.pictures import read_picture
+from arcflow.data.images import read_image
 from arcflow.metrics import features
-from arcflow.metrics import pictures as picture_metrics
+from arcflow.metrics import images as image_metrics
 from arcflow.metrics.streaming import Table
 from arcflow.system import files
 from arcflow.world.check import judge
 
 Call = Callable[[UInt8[np.ndarray, "n rows columns 3"], list[str]], Float[Tensor, "n width"]]
-"""(pictures, their names) -> one row of numbers each."""
+"""(images, their names) -> one row of numbers each."""
 
 BATCH = 64
-"""Pictures at a time; a run that is killed loses as many."""
+"""Images at a time; a run that is killed loses as many."""
 
 KINDS = (".png", ".jpg", ".jpeg", ".webp")
 
 
 def measure(
     store: Path,
-    pictures: Mapping[str, Path],
+    paths: Mapping[str, Path],
     load: Callable[[], Call],
     *,
     share: tuple[int, int] = (0, 1),
 ) -> int:
-    """Put numbers into a folder for those pictures of this process's share that have none; for how many.
+    """Put numbers into a folder for those images of this process's share that have none; for how many.
 
-    `pictures` are files by name. Those of a batch have one size, so pictures of many sizes go in small batches. `load`
+    `paths` are files by name. Images of a batch have one size, so images of many sizes go in small batches. `load`
     makes the function that computes, and is called only if something is missing.
     """
     rank, ranks = share
     there = set(_shards(store, heal=True))
-    missing = {name: pictures[name] for name in list(pictures)[rank::ranks] if name not in there}
+    missing = {name: paths[name] for name in list(paths)[rank::ranks] if name not in there}
     if not missing:
         return 0
     store.mkdir(parents=True, exist_ok=True)
@@ -60,7 +60,7 @@ def measure(
         wrong = [name for name, row in zip(names, values, strict=True) if not row.isfinite().all()]
         if wrong:
             raise ValueError(
-                f"{pictures[wrong[0]]} gives a number that is not finite; look at the picture, or take another network"
+                f"{paths[wrong[0]]} gives a number that is not finite; look at the image, or take another network"
             )
         file = store / f"{hashlib.sha256(names[0].encode()).hexdigest()[:16]}.safetensors"
         about = {"names": json.dumps(names), "sum": _sum(names, values)}
@@ -69,7 +69,7 @@ def measure(
 
 
 def table(store: Path, names: list[str]) -> Table | None:
-    """The numbers of the pictures of these names, one row each; None if there are none yet."""
+    """The numbers of the images of these names, one row each; None if there are none yet."""
     rows = {name: row for row, name in enumerate(names)}
     found = _shards(store)
     if not found:
@@ -82,7 +82,7 @@ def table(store: Path, names: list[str]) -> Table | None:
 
 
 def _shards(store: Path, *, heal: bool = False) -> dict[str, Tensor]:
-    """The numbers of a folder by name of picture. Damaged files are taken away with `heal`: it can be computed again.
+    """The numbers of a folder by name of image. Damaged files are taken away with `heal`: it can be computed again.
 
     Raises:
         ValueError: a file is damaged.
@@ -99,7 +99,7 @@ def _shards(store: Path, *, heal: bool = False) -> dict[str, Tensor]:
         except (SafetensorError, OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             if not heal:
                 raise ValueError(
-                    f"{file} is damaged ({error}): expected numbers of pictures; remove it, and the same command "
+                    f"{file} is damaged ({error}): expected numbers of images; remove it, and the same command "
                     f"computes them again"
                 ) from error
             print(f"{file} is damaged ({error}); its numbers are computed again", file=sys.stderr)
@@ -112,11 +112,11 @@ def _sum(names: list[str], values: Tensor) -> str:
     return hashlib.sha256(json.dumps(names).encode() + values.numpy().tobytes()).hexdigest()
 
 
-def _batches(pictures: Mapping[str, Path], size: int) -> Iterator[tuple[list[str], np.ndarray]]:
+def _batches(paths: Mapping[str, Path], size: int) -> Iterator[tuple[list[str], np.ndarray]]:
     names: list[str] = []
     images: list[np.ndarray] = []
-    for name, path in pictures.items():
-        image = read_picture(path)
+    for name, path in paths.items():
+        image = read_image(path)
         if images and (len(images) == size or image.shape != images[0].shape):
             yield names, np.stack(images)
             names, images = [], []
@@ -126,11 +126,11 @@ def _batches(pictures: Mapping[str, Path], size: int) -> Iterator[tuple[list[str
         yield names, np.stack(images)
 
 
-def folder_pictures(folder: Path) -> dict[str, Path]:
-    """All pictures in a folder, by names that change with the file."""
+def folder_images(folder: Path) -> dict[str, Path]:
+    """All images in a folder, by names that change with the file."""
     files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in KINDS)
     if not files:
-        raise ValueError(f"no picture in {folder}: expected a folder of {', '.join(KINDS)} files; check --reference")
+        raise ValueError(f"no image in {folder}: expected a folder of {', '.join(KINDS)} files; check --reference")
     return {f"{file.relative_to(folder)} {file.stat().st_size} {file.stat().st_mtime_ns}": file for file in files}
 
 
@@ -147,13 +147,13 @@ def named_by(kind: str, value: str) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Material:
-    """What there is beside a picture to score it by."""
+    """What there is beside an image to score it by."""
 
     suite: str
     prompts: Mapping[str, str]
-    """What each picture is of, by the picture's name."""
+    """What each image is of, by the image's name."""
     twins: Mapping[str, Path] | None
-    """The same pictures by another model, by the same names; None without a reference of the same prompts."""
+    """The same images by another model, by the same names; None without a reference of the same prompts."""
     device: str
     clip: str | None = None
     """The CLIP network that is asked for."""
@@ -163,16 +163,16 @@ class Material:
 
 @dataclass(frozen=True, kw_only=True)
 class Measure:
-    """A score of single pictures. `MEASURES` lists them; nothing else knows one by name."""
+    """A score of single images. `MEASURES` lists them; nothing else knows one by name."""
 
     name: str
     better: Literal["higher", "lower"]
     wanted: Callable[[Material], bool]
     """Whether it can be had and is asked for."""
     load: Callable[[Material], Call]
-    """What computes it, one column wide; called only if a picture has no score yet."""
+    """What computes it, one column wide; called only if an image has no score yet."""
     share: bool = False
-    """Whether it says of each picture only that it is right or wrong."""
+    """Whether it says of each image only that it is right or wrong."""
     of: Callable[[Material], str] = lambda material: ""
     """The network or file that it depends on: scores of another one are kept under another name."""
 
@@ -182,35 +182,35 @@ class Measure:
 
 
 def accuracy(prompts: Mapping[str, str], images: np.ndarray, names: list[str]) -> Tensor:
-    """1 for a picture of the built-in world that shows what its caption says."""
+    """1 for an image of the built-in world that shows what its caption says."""
     return torch.tensor([[float(judge(image, prompts[name]))] for image, name in zip(images, names, strict=True)])
 
 
 def squared_error(twins: Mapping[str, Path], images: np.ndarray, names: list[str]) -> Tensor:
-    """Mean squared difference to another picture, of channels from 0 to 1."""
-    theirs = np.stack([read_picture(twins[name]) for name in names])
-    return picture_metrics.squared_error(torch.from_numpy(images) / 255, torch.from_numpy(theirs) / 255)[:, None]
+    """Mean squared difference to another image, of channels from 0 to 1."""
+    theirs = np.stack([read_image(twins[name]) for name in names])
+    return image_metrics.squared_error(torch.from_numpy(images) / 255, torch.from_numpy(theirs) / 255)[:, None]
 
 
 def clip_score(model: str, device: str, prompts: Mapping[str, str]) -> Call:
-    """Cosine of picture and prompt, times 100."""
+    """Cosine of image and prompt, times 100."""
     network = features.clip(model, device=device)
 
     def call(images: np.ndarray, names: list[str]) -> Tensor:
         texts = network.texts([prompts[name] for name in names])
-        return picture_metrics.clip_score(network.images(images), texts)[:, None]
+        return image_metrics.clip_score(network.images(images), texts)[:, None]
 
     return call
 
 
 def lpips(device: str, twins: Mapping[str, Path]) -> Call:
-    """Perceptual distance to another picture."""
+    """Perceptual distance to another image."""
     distance = features.lpips_distance(device=device)
-    return lambda images, names: distance(images, np.stack([read_picture(twins[name]) for name in names]))[:, None]
+    return lambda images, names: distance(images, np.stack([read_image(twins[name]) for name in names]))[:, None]
 
 
 def twins(material: Material) -> Mapping[str, Path]:
-    """The reference's pictures, which a paired measure has made sure of."""
+    """The reference's images, which a paired measure has made sure of."""
     assert material.twins is not None
     return material.twins
 
@@ -243,7 +243,7 @@ MEASURES = (
         load=lambda material: lpips(material.device, twins(material)),
     ),
 )
-"""Every score of single pictures, in the order of the results."""
+"""Every score of single images, in the order of the results."""
 
 
 def check_network(named: str) -> None:

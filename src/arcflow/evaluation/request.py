@@ -18,7 +18,7 @@ else:
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """A student beside its teacher on the built-in world; with `suite` the pictures of a benchmark, scored."""
+    """A student beside its teacher on the built-in world; with `suite` the images of a benchmark, scored."""
 
     suite: Annotated[SuiteName | None, unset(f"{{{','.join(SUITES)}}}")] = None
     """A benchmark; all but the built-in "world" read their own prompt file. What is there already is neither drawn nor
@@ -36,7 +36,7 @@ class Request:
     seed: Annotated[int | None, unset("INT")] = None
     """Seed of the first image's noise, by default that of the held-out prompts; a benchmark's are fixed."""
     out: Annotated[Path | None, unset("PATH")] = None
-    """Folder for results.json and the pictures or the report, by default out/evaluate or out/suite; one for each model,
+    """Folder for results.json and the images or the report, by default out/evaluate or out/suite; one for each model,
     adapter and number of steps."""
     device: Device = "auto"
     """Where to compute; auto takes cuda, then mps, then cpu."""
@@ -63,14 +63,14 @@ class Request:
     true_cfg: Annotated[float | None, unset("FLOAT")] = None
     """* Scale of that second call; by default 4 where there is a negative prompt, else a student makes none."""
     reference: Annotated[Path | None, unset("PATH")] = None
-    """* Pictures to compare with: another folder of this command (the teacher's), or any folder of pictures."""
+    """* Images to compare with: another folder of this command (the teacher's), or any folder of images."""
     features: UseAppendAction[tuple[str, ...]] = ()
     """* Network whose features are compared: world, dino, inception=FILE, patch=FILE (inception on full resolution);
     may be given several times."""
     clip: Annotated[str | None, unset("STR")] = None
-    """* CLIP network for the score of picture and prompt, say openai/clip-vit-large-patch14-336."""
+    """* CLIP network for the score of image and prompt, say openai/clip-vit-large-patch14-336."""
     lpips: bool = False
-    """* LPIPS to the same picture of --reference (needs arcflow[eval])."""
+    """* LPIPS to the same image of --reference (needs arcflow[eval])."""
     scorer: UseAppendAction[tuple[str, ...]] = ()
     """* NAME='COMMAND with {manifest} and {out}': a scorer in an environment of its own; may be given several times."""
     answers: UseAppendAction[tuple[str, ...]] = ()

@@ -11,34 +11,34 @@ from arcflow.system.packages import About
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
-    """One way to sample, over all pictures."""
+    """One way to sample, over all images."""
 
     nfe: int
-    """Calls of the transformer for a picture, counted."""
+    """Calls of the transformer for an image, counted."""
     seconds_per_image: float
     seconds: dict[str, float]
     """The same by part of the pipeline."""
     mse_to_teacher: float
     """Mean squared difference of the final latents to the reference's from the same noise."""
     accuracy: dict[str, float]
-    """Share of pictures that show what their prompts say: "overall", and one entry for each skill."""
+    """Share of images that show what their prompts say: "overall", and one entry for each skill."""
     prompts: int
     seeds: int
-    """Pictures of each prompt."""
+    """Images of each prompt."""
 
     @property
     def right(self) -> float:
-        """Share of right pictures over all skills."""
+        """Share of right images over all skills."""
         return self.accuracy["overall"]
 
     @property
     def weakest(self) -> float:
-        """Share of right pictures of the skill that has the fewest."""
+        """Share of right images of the skill that has the fewest."""
         return min(share for skill, share in self.accuracy.items() if skill != "overall")
 
     @property
     def transformer(self) -> float:
-        """Seconds of the transformer for a picture."""
+        """Seconds of the transformer for an image."""
         return self.seconds["transformer"]
 
 
@@ -100,7 +100,7 @@ class Score(Part):
 
 @dataclass(frozen=True, kw_only=True)
 class Distance:
-    """A number of two sets of pictures."""
+    """A number of two sets of images."""
 
     value: float
     pictures: int
@@ -110,7 +110,7 @@ class Distance:
 
 @dataclass(frozen=True, kw_only=True)
 class Lacking:
-    """A number that cannot be had, and why: too few pictures, for example."""
+    """A number that cannot be had, and why: too few images, for example."""
 
     value: None
     why: str
@@ -124,7 +124,7 @@ Metric = Score | Distance | Lacking
 
 
 FEW = 30
-"""Prompts or pictures, below which a number says that they are few."""
+"""Prompts or images, below which a number says that they are few."""
 
 
 def told(metric: Metric) -> str:
@@ -132,9 +132,7 @@ def told(metric: Metric) -> str:
     if isinstance(metric, Lacking):
         return f"none: {metric.why}"
     count, what = (
-        (metric.prompts, "prompts")
-        if isinstance(metric, Score)
-        else (min(metric.pictures, metric.reference), "pictures")
+        (metric.prompts, "prompts") if isinstance(metric, Score) else (min(metric.pictures, metric.reference), "images")
     )
     few = f" (of {count} {what}, which are few)" if count < FEW else ""
     if isinstance(metric, Score) and metric.low is not None:
@@ -144,7 +142,7 @@ def told(metric: Metric) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """What the pictures of a folder are of: `suite.json`."""
+    """What the images of a folder are of: `suite.json`."""
 
     suite: str
     prompts: str
@@ -173,7 +171,7 @@ class Settings:
 
 @dataclass(frozen=True, kw_only=True)
 class Seconds:
-    """Time for a picture."""
+    """Time for an image."""
 
     generation: float
     evaluation: dict[str, float]

@@ -1,7 +1,7 @@
-"""Scorers that live in an environment of their own: a command, a list of pictures in, their scores out.
+"""Scorers that live in an environment of their own: a command, a list of images in, their scores out.
 
 Preference models and detectors pin versions that clash with ours and with one another, so none is imported here. A
-scorer is any command with {manifest} and {out} in it. The manifest has one line of JSON for each picture that has no
+scorer is any command with {manifest} and {out} in it. The manifest has one line of JSON for each image that has no
 score yet: {"id", "prompt", "image", "category", "suite", "seed"}, and "metadata" where the benchmark has some. For each
 the command writes a line {"id", "score"} to {out}, best at once: what is there when it dies is kept. The answers end up
 in `scores/<name>.jsonl`, whole or not at all, each with a checksum; what was damaged since is asked for again.
@@ -35,7 +35,7 @@ CONTRACT = 'one line {"id": ..., "score": a finite number} for each line of the 
 
 @dataclass(frozen=True, kw_only=True)
 class Line:
-    """A picture in a scorer's manifest."""
+    """An image in a scorer's manifest."""
 
     id: str
     prompt: str
@@ -66,7 +66,7 @@ def parse(named: str) -> tuple[str, str]:
 
 
 def read_scores(folder: Path, name: str) -> dict[str, float]:
-    """All scores of a scorer so far, by id of the picture."""
+    """All scores of a scorer so far, by id of the image."""
     found = [record for file in _stores(folder, name) for record in _stored(file)]
     return {str(record["id"]): float(str(record["score"])) for record in found}
 
@@ -113,8 +113,8 @@ def _flaw(record: Mapping[str, object]) -> str:
     return "" if finite else f"{shown(name, 60)} has the score {shown(score, 20)}"
 
 
-def ask(folder: Path, name: str, command: str, pictures: Sequence[Line], share: tuple[int, int] = (0, 1)) -> int:
-    """Let a command score those of the pictures, lines of a manifest, that have no score yet; how many it scored.
+def ask(folder: Path, name: str, command: str, images: Sequence[Line], share: tuple[int, int] = (0, 1)) -> int:
+    """Let a command score those of the images, lines of a manifest, that have no score yet; how many it scored.
 
     Raises:
         ValueError: it failed, or did not answer as agreed; what it did answer is kept.
@@ -128,10 +128,10 @@ def ask(folder: Path, name: str, command: str, pictures: Sequence[Line], share: 
             _collect(part.with_suffix(".jsonl"), name)
     for path in _stores(folder, name):
         if lost := len(_parsed(path)) - len(_stored(path)):
-            print(f"{path}: {lost} lines are damaged; their pictures are scored again", file=sys.stderr)
+            print(f"{path}: {lost} lines are damaged; their images are scored again", file=sys.stderr)
             files.write_lines(path, _stored(path))
     before = read_scores(folder, name)
-    missing = [picture for picture in pictures if picture.id not in before]
+    missing = [image for image in images if image.id not in before]
     if not missing:
         return 0
     files.write_text(manifest, "".join(json.dumps(records.plain(line)) + "\n" for line in missing))
@@ -140,12 +140,12 @@ def ask(folder: Path, name: str, command: str, pictures: Sequence[Line], share: 
     code = _run(command, log)
     _collect(store, name)
     there = read_scores(folder, name)
-    silent = [picture.id for picture in missing if picture.id not in there]
+    silent = [image.id for image in missing if image.id not in there]
     if code or silent:
         said = [shown(line) for line in log.read_text("utf-8", errors="replace").strip().splitlines()[-3:]]
         what = f"ended with code {code}" if code else f"left out {silent[0]!r}"
         raise ValueError(
-            f"the scorer {name} {what} after {len(missing) - len(silent)} of {len(missing)} pictures, whose scores are "
+            f"the scorer {name} {what} after {len(missing) - len(silent)} of {len(missing)} images, whose scores are "
             f"kept ({' / '.join(said) or 'it said nothing'}; {log}): expected {CONTRACT}; correct it and run the same "
             "command again, it goes on from there"
         )

@@ -2,8 +2,8 @@
 
 Each row of `ROWS` is one way to sample. For all of them are reported: the network calls (`nfe`, counted, not assumed),
 the time per image and of each part, the mean squared distance of the final latents to those of the 50-step teacher
-(`mse_to_teacher`), and the share of pictures that show what their prompts say, per skill. Distances compare like with
-like, for both ends start from the same noise; accuracy needs no reference picture.
+(`mse_to_teacher`), and the share of images that show what their prompts say, per skill. Distances compare like with
+like, for both ends start from the same noise; accuracy needs no reference image.
 
 `tracks` records what the report draws: the teacher's path, Euler's chords, the student's arcs. An arc is known at every
 point from one call, x(s) = x_src - d(0, s), so it is drawn from the closed form and not from extra calls.
@@ -44,7 +44,7 @@ ROWS = {
 REFERENCE = "teacher_50"
 
 Judge = Callable[[np.ndarray, Sequence[str]], dict[str, float]]
-"""Pictures and their prompts to "overall" and one entry per skill, each from 0 to 1."""
+"""Images and their prompts to "overall" and one entry per skill, each from 0 to 1."""
 
 
 def compare(
@@ -66,7 +66,7 @@ def compare(
 
     Args:
         folder: the adapter that makes the pipeline a student.
-        seeds: how many pictures of each prompt; every picture has a noise of its own, shared by all rows.
+        seeds: how many images of each prompt; every image has a noise of its own, shared by all rows.
         fuse: whether the student is added into the weights; by default where no other LoRA is.
     """
     words = [prompt for prompt in prompts for _ in range(seeds)]
@@ -114,7 +114,7 @@ def compare(
 
 @dataclass(frozen=True)
 class Tracks:
-    """One picture's way from noise to image, as each method walks it; every point a flat latent."""
+    """One image's way from noise to image, as each method walks it; every point a flat latent."""
 
     prompt: str
     teacher: Float[Tensor, "_ size"]
@@ -122,7 +122,7 @@ class Tracks:
     arcs: list[Float[Tensor, "_ size"]]
     """One curve for each call of the student."""
     ends: dict[str, UInt8[np.ndarray, "rows columns 3"]]
-    """The pictures they arrive at: "teacher", "chords", "arcs"."""
+    """The images they arrive at: "teacher", "chords", "arcs"."""
 
 
 def tracks(
@@ -142,8 +142,8 @@ def tracks(
     finally:
         attach.detach(pipe)
     last = torch.stack([teacher[-1], chords[-1], arcs[-1][-1]])
-    pictures = decode(pipe, last, height, width)
-    ends = {"teacher": pictures[0], "chords": pictures[1], "arcs": pictures[2]}
+    images = decode(pipe, last, height, width)
+    ends = {"teacher": images[0], "chords": images[1], "arcs": images[2]}
     return Tracks(prompt, teacher.flatten(1), chords.flatten(1), [arc.flatten(1) for arc in arcs], ends)
 
 

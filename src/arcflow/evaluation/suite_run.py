@@ -21,8 +21,9 @@ from diffusers import DiffusionPipeline
 from torch import Tensor
 
 from arcflow.data.identity import part_digest
-from arcflow.evaluation import pictures as drawn
+from arcflow.evaluation import images as drawn
 from arcflow.evaluation import scorers, summary
+from arcflow.evaluation.images import Image
 from arcflow.evaluation.measured import (
     MEASURES,
     NETWORKS,
@@ -30,14 +31,13 @@ from arcflow.evaluation.measured import (
     Material,
     Measure,
     check_network,
-    folder_pictures,
+    folder_images,
     measure,
     named_by,
     network,
     parted,
     table,
 )
-from arcflow.evaluation.pictures import Picture
 from arcflow.evaluation.request import Request
 from arcflow.evaluation.results import Metric, Settings, SuiteResults
 from arcflow.evaluation.scorers import Line
@@ -53,7 +53,7 @@ from arcflow.system.packages import About
 
 @dataclass(frozen=True, kw_only=True)
 class Reference:
-    """Pictures to compare with."""
+    """Images to compare with."""
 
     store: Path
     """Where their features are kept: in their own folder if it is one of ours, so that all who compare share them."""
@@ -71,7 +71,7 @@ class Run:
     suite: Suite
     items: list[Item]
     draws: int
-    pictures: list[Picture]
+    images: list[Image]
     folder: Path
     adapter: str
     share: tuple[int, int]
@@ -81,15 +81,15 @@ class Run:
 
     @property
     def files(self) -> dict[str, Path]:
-        return {picture.file: self.folder / "pictures" / picture.file for picture in self.pictures}
+        return {image.file: self.folder / "pictures" / image.file for image in self.images}
 
     def draw(self, open_pipe: Callable[[], DiffusionPipeline]) -> None:
         """Draw what is missing and show it to the official scorer; `open_pipe` gives the pipeline, student and all."""
         new = 0
-        if drawn.to_draw(self.folder, self.pictures, self.share):
+        if drawn.to_draw(self.folder, self.images, self.share):
             pipe = open_pipe()
             with nullcontext() if self.adapter else euler(pipe):
-                new = drawn.draw(pipe, self.folder, self.pictures, self.asked.batch, self.share)
+                new = drawn.draw(pipe, self.folder, self.images, self.asked.batch, self.share)
             del pipe
             if torch.cuda.is_available():  # a scorer may want the memory
                 gc.collect()
@@ -114,7 +114,7 @@ class Run:
                 store, files = self.reference.store / name, self.reference.files
                 self._timed(f"{name} of the reference", partial(measure, store, files, load, share=self.share))
 
-        lines = self._manifest(self.pictures[self.share[0] :: self.share[1]])
+        lines = self._manifest(self.images[self.share[0] :: self.share[1]])
         for name, command in self.scorers.items():
             self._timed(name, partial(scorers.ask, self.folder, name, command, lines, self.share))
 
@@ -122,7 +122,7 @@ class Run:
         return drawn.timed(self.folder, stage, do, self.share)
 
     def _measures(self) -> dict[str, Measure]:
-        """Scores of single pictures, by the name they are kept under."""
+        """Scores of single images, by the name they are kept under."""
         material = self._material
         return {one.stored(material): one for one in MEASURES if one.wanted(material)}
 
@@ -130,7 +130,7 @@ class Run:
     def _material(self) -> Material:
         return Material(
             suite=self.suite.name,
-            prompts={picture.file: picture.prompt for picture in self.pictures},
+            prompts={image.file: image.prompt for image in self.images},
             twins=self.reference.files if self.reference and self.reference.paired else None,
             device=self._device(),
             clip=self.asked.clip,
@@ -146,24 +146,24 @@ class Run:
     def _device(self) -> str:
         return str(torch_device(self.asked.device))
 
-    def _manifest(self, pictures: Sequence[Picture]) -> list[Line]:
+    def _manifest(self, images: Sequence[Image]) -> list[Line]:
         more = {item.number: item.more for item in self.items}
         return [
             Line(
-                id=picture.id,
-                prompt=picture.prompt,
-                image=str((self.folder / "pictures" / picture.file).absolute()),
-                category=picture.category,
+                id=image.id,
+                prompt=image.prompt,
+                image=str((self.folder / "pictures" / image.file).absolute()),
+                category=image.category,
                 suite=self.suite.name,
-                seed=picture.seed,
-                metadata=more[picture.number] or None,
+                seed=image.seed,
+                metadata=more[image.number] or None,
             )
-            for picture in pictures
+            for image in images
         ]
 
     def results(self, about: About) -> SuiteResults | None:
         """All numbers, also in results.json; None as long as another process has not done its share."""
-        if drawn.to_draw(self.folder, self.pictures):
+        if drawn.to_draw(self.folder, self.images):
             return None
         found: dict[str, Metric] = {}
 
@@ -171,7 +171,7 @@ class Run:
             if not self._summed_up(found):
                 return 0
             drawn.lay_out(self.folder, self.suite, self.items, self.draws, self.asked.name)
-            return len(self.pictures)
+            return len(self.images)
 
         if not self._timed("results", sum_up):
             return None
@@ -179,10 +179,10 @@ class Run:
         result = SuiteResults(
             suite=self.suite.name,
             paper=self.suite.paper,
-            complete=whole and self.draws >= self.suite.pictures,
+            complete=whole and self.draws >= self.suite.images,
             settings=self.settings,
             prompts=len(self.items),
-            pictures=len(self.pictures),
+            pictures=len(self.images),
             metrics=found,
             seconds=drawn.times(self.folder, list(self.scorers)),
             about=about,
@@ -196,7 +196,7 @@ class Run:
             values = self._rows(self.folder / "measured" / name, list(self.files))
             if values is None:
                 return False
-            scores = dict(zip((picture.id for picture in self.pictures), values[:, 0].tolist(), strict=True))
+            scores = dict(zip((image.id for image in self.images), values[:, 0].tolist(), strict=True))
             found[name] = summary.summary(self.items, self.draws, scores, one.better, share=one.share)
 
         if not all(self._compared(name, found) for name in self._features()):
@@ -204,7 +204,7 @@ class Run:
 
         for name in self.scorers:
             scores = scorers.read_scores(self.folder, name)
-            if not all(picture.id in scores for picture in self.pictures):
+            if not all(image.id in scores for image in self.images):
                 return False
             found[name] = summary.summary(self.items, self.draws, scores, "")
 
@@ -248,7 +248,7 @@ def plan(
     Args:
         share: number of this process and of all of them.
         adapter: the adapter's files; empty for the teacher itself.
-        version: of this package, for the pictures' recipes.
+        version: of this package, for the images' recipes.
         fused: whether the adapter is added into the weights.
         told: further fields of the settings, and those that are not what is asked for but what came of it.
 
@@ -266,7 +266,7 @@ def plan(
     assert asked.suite
     suite = SUITES[asked.suite]
     items = read_items(suite, asked.prompts, count=asked.count, complete=asked.complete)
-    draws = asked.images or suite.pictures
+    draws = asked.images or suite.images
     wanted = {"model": asked.model, "adapter": asked.adapter, "steps": asked.steps}
     wanted |= {"dtype": dtype_of(asked.device, asked.dtype)}
     settings = Settings(
@@ -279,12 +279,12 @@ def plan(
         base=part_digest(asked.model, "transformer") or "",
         **{**wanted, **(told or {})},
     )
-    pictures = drawn.pictures_of(suite, items, draws, settings, version, fused)
+    images = drawn.images_of(suite, items, draws, settings, version, fused)
     drawn.claim(asked.folder, settings)
-    reference = _reference(asked.reference, asked.folder, settings, pictures) if asked.reference else None
+    reference = _reference(asked.reference, asked.folder, settings, images) if asked.reference else None
     if asked.lpips and not (reference and reference.paired):
         raise ValueError(
-            f"LPIPS compares pictures of the same prompts, got --reference {asked.reference}: expected the folder of "
+            f"LPIPS compares images of the same prompts, got --reference {asked.reference}: expected the folder of "
             f"another evaluation of {suite.name}; make one of the teacher with --adapter none --steps 50"
         )
     return Run(
@@ -293,7 +293,7 @@ def plan(
         suite=suite,
         items=items,
         draws=draws,
-        pictures=pictures,
+        images=images,
         folder=asked.folder,
         adapter=adapter,
         share=share,
@@ -312,21 +312,21 @@ def _weights(adapter: str) -> str:
     return "-".join(files.digest(path)[:16] for path in stored)
 
 
-def _reference(folder: Path, out: Path, settings: Settings, pictures: Sequence[Picture]) -> Reference:
+def _reference(folder: Path, out: Path, settings: Settings, images: Sequence[Image]) -> Reference:
     about = folder / "suite.json"
     if not about.exists():
         key = hashlib.sha256(str(folder.absolute()).encode()).hexdigest()[:16]
-        return Reference(store=out / "reference" / key, files=folder_pictures(folder), paired=False)
+        return Reference(store=out / "reference" / key, files=folder_images(folder), paired=False)
     theirs = drawn.read_settings(folder)
     if (theirs.suite, theirs.prompts) != (settings.suite, settings.prompts):
         files = {path.name: path for path in sorted((folder / "pictures").glob("*.png"))}
         return Reference(store=folder / "measured", files=files, paired=False)
-    files = {picture.file: folder / "pictures" / picture.file for picture in pictures}
+    files = {image.file: folder / "pictures" / image.file for image in images}
     missing = [name for name, path in files.items() if not path.exists()]
     if missing:
         raise ValueError(
-            f"{len(missing)} of {len(files)} pictures are not in {folder}, {missing[0]} first: expected the same "
-            "prompts and as many pictures of each; finish that evaluation first"
+            f"{len(missing)} of {len(files)} images are not in {folder}, {missing[0]} first: expected the same "
+            "prompts and as many images of each; finish that evaluation first"
         )
     return Reference(store=folder / "measured", files=files, paired=True)
 
@@ -342,7 +342,7 @@ def _official(suite: Suite, items: Sequence[Item], draws: int, model: str, named
             found = suite.answers(path, items, model)
         else:
             raise ValueError(f"{suite.name} has no file of its own to read")
-        known = {item.id for item in items} | {item.picture(draw) for item in items for draw in range(draws)}
+        known = {item.id for item in items} | {item.image(draw) for item in items for draw in range(draws)}
         strange = [name for name, score in found.items() if name not in known or not np.isfinite(score)]
         if strange or not found:
             raise ValueError(

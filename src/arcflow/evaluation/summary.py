@@ -1,4 +1,4 @@
-"""From a number for each picture to a table: means, intervals, differences, diversity."""
+"""From a number for each image to a table: means, intervals, differences, diversity."""
 
 from collections.abc import Callable, Mapping, Sequence
 
@@ -7,8 +7,8 @@ from torch import Tensor
 
 from arcflow.evaluation.results import Better, Distance, Estimate, Lacking, Part, Score
 from arcflow.evaluation.suites.suite import Item
+from arcflow.metrics import images as image_metrics
 from arcflow.metrics import intervals, sets
-from arcflow.metrics import pictures as picture_metrics
 from arcflow.metrics.streaming import Moments
 
 
@@ -22,13 +22,13 @@ def summary(
 ) -> Score | Lacking:
     """Mean of the scores, prompt by prompt, with its interval; of each category; and the mean of those means.
 
-    `scores` are by id of picture, or of prompt where a scorer gives one number for all its pictures. Prompts without a
-    score are left out and not counted. A `share` says of each picture whether it is right: where every prompt is right
+    `scores` are by id of image, or of prompt where a scorer gives one number for all its images. Prompts without a
+    score are left out and not counted. A `share` says of each image whether it is right: where every prompt is right
     or wrong as a whole the interval is Wilson's, which knows that all of few is not certain.
     """
     values: dict[str, float] = {}
     for item in items:
-        found = [scores[name] for name in map(item.picture, range(draws)) if name in scores]
+        found = [scores[name] for name in map(item.image, range(draws)) if name in scores]
         if found or item.id in scores:
             values[item.id] = sum(found) / len(found) if found else scores[item.id]
     scored = [item for item in items if item.id in values]
@@ -65,7 +65,7 @@ def _interval(values: Tensor, over: Tensor | None = None, *, share: bool = False
 
 
 def between(x: Tensor, y: Tensor) -> dict[str, Distance | Lacking]:
-    """Distances of the features y of a suite's pictures from those x of a reference."""
+    """Distances of the features y of a suite's images from those x of a reference."""
     size = min(1000, len(x), len(y))
 
     def of(better: Better, compute: Callable[[], float]) -> Distance | Lacking:
@@ -83,11 +83,11 @@ def between(x: Tensor, y: Tensor) -> dict[str, Distance | Lacking]:
 
 
 def diversity(items: Sequence[Item], draws: int, y: Tensor, x: Tensor | None) -> Score | Lacking:
-    """Mean distance between the pictures of a prompt; with the features x of a reference, divided by its own."""
+    """Mean distance between the images of a prompt; with the features x of a reference, divided by its own."""
     better: Better = "as the reference" if x is None else "close to 1"
     try:
-        theirs = None if x is None else picture_metrics.diversity(x, draws)
-        mean = _interval(picture_metrics.diversity(y, draws), theirs)
+        theirs = None if x is None else image_metrics.diversity(x, draws)
+        mean = _interval(image_metrics.diversity(y, draws), theirs)
     except ValueError as error:
         return Lacking(value=None, why=str(error), prompts=len(items), better=better)
     return Score(**vars(mean), prompts=len(items), better=better)

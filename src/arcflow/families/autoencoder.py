@@ -1,4 +1,4 @@
-"""Latents to pictures and back, in the ways that several families share."""
+"""Latents to images and back, in the ways that several families share."""
 
 import torch
 from diffusers import DiffusionPipeline

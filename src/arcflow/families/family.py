@@ -60,12 +60,12 @@ def as_it_is(x: Tensor, time: Tensor, dtype: torch.dtype) -> Arguments:
 
 
 def first_tokens(tokens: Tensor, count: int, cond: Cond) -> Tensor:
-    """The picture's tokens where others, if there are any, stand behind them."""
+    """The image's tokens where others, if there are any, stand behind them."""
     return tokens[:, :count]
 
 
 def last_tokens(tokens: Tensor, count: int, cond: Cond) -> Tensor:
-    """The picture's tokens where the text's stand before them."""
+    """The image's tokens where the text's stand before them."""
     return tokens[:, -count:]
 
 
@@ -103,7 +103,7 @@ class Family:
     encode: Callable[[DiffusionPipeline, list[str], int, str | torch.device | None], Cond]
     """(pipe, prompts, text tokens, device of the text encoders) -> what these make of them, a row for each."""
     places: Callable[[Cond, int, int], Cond]
-    """(that, rows and columns of tokens) -> where text and picture stand."""
+    """(that, rows and columns of tokens) -> where text and image stand."""
     text_length: Callable[[DiffusionPipeline], int]
     """(pipe) -> text tokens its encoder reads at most."""
     to_vae: Callable[[DiffusionPipeline, Tensor], Tensor]
@@ -121,14 +121,14 @@ class Family:
     patch: tuple[int, ...] = (2, 2)
     """Latent pixels along the sides of a token: rows and columns, and frames before them in a video."""
     folds: bool = False
-    """Whether the network itself takes a picture and folds its tokens back into one, behind the head. Its config then
+    """Whether the network itself takes an image and folds its tokens back into one, behind the head. Its config then
     says the patch."""
     patch_first: bool = False
     """Whether the head's rows go by the place in the patch first and the channel then; else the other way."""
     enter: Callable[[Tensor, Tensor, torch.dtype], Arguments] = cast_then_divided
     """(state, 1000 sigma in float32, the network's dtype) -> both as keyword arguments, rounded as pipelines do."""
     leaves: Callable[[Tensor, int, Cond], Tensor] = first_tokens
-    """(tokens behind the head, how many the picture has, conditioning) -> the picture's."""
+    """(tokens behind the head, how many the image has, conditioning) -> the image's."""
     sign: float = 1.0
     """-1 where the network gives the velocity's negative."""
     time: tuple[float, float] = (0.0, 1.0)

@@ -2,8 +2,8 @@
 
 Above this file a model is two callables of (x, sigma, cond), and x is tokens: patches of the latents, channel first in
 each. `call` rounds time exactly as the stock pipelines do (`Family.enter`), so that teacher, student and pipeline see
-the same number. Where the network itself takes a picture (`Family.folds`), `call` makes one of the tokens (`folded`)
-and tokens of what comes out (`unfolded`); a video is a picture with an axis more.
+the same number. Where the network itself takes an image (`Family.folds`), `call` makes one of the tokens (`folded`)
+and tokens of what comes out (`unfolded`); a video is an image with an axis more.
 
 `family` is that of the network, for those who know it already; who leaves it out has it looked up at every call."""
 
@@ -32,7 +32,7 @@ def call(
     """Raw output of the network at noise level `sigma`, with the stock pipeline's casts."""
     family = family or family_of(transformer)
     output = run(transformer, x, sigma, cond, family)
-    if isinstance(output, list):  # pictures of one frame
+    if isinstance(output, list):  # images of one frame
         output = torch.stack(output).squeeze(2)
     if family.folds:
         tokens = unfolded(output, family.patch_of(transformer))
@@ -59,7 +59,7 @@ def run(
 
 
 def folded(x: Float[Tensor, "batch tokens width"], cells: list[int], patch: tuple[int, ...]) -> Tensor:
-    """The picture (batch, channels, *sides) that patches make, in rows and columns, or frames, rows and columns."""
+    """The image (batch, channels, *sides) that patches make, in rows and columns, or frames, rows and columns."""
     x = x.unflatten(1, cells).unflatten(-1, (-1, *patch))
     d = len(patch)  # batch, cells, channel, places in the patch
     order = [0, d + 1, *(axis for i in range(d) for axis in (1 + i, d + 2 + i))]
@@ -67,10 +67,10 @@ def folded(x: Float[Tensor, "batch tokens width"], cells: list[int], patch: tupl
     return x.permute(order).reshape(len(x), -1, *sides)
 
 
-def unfolded(picture: Tensor, patch: tuple[int, ...]) -> Float[Tensor, "batch tokens width"]:
-    """Patches of a picture (batch, channels, *sides), channel first in each: the inverse of `folded`."""
-    split = [part for n, p in zip(picture.shape[2:], patch, strict=True) for part in (n // p, p)]
-    x = picture.reshape(*picture.shape[:2], *split)
+def unfolded(image: Tensor, patch: tuple[int, ...]) -> Float[Tensor, "batch tokens width"]:
+    """Patches of an image (batch, channels, *sides), channel first in each: the inverse of `folded`."""
+    split = [part for n, p in zip(image.shape[2:], patch, strict=True) for part in (n // p, p)]
+    x = image.reshape(*image.shape[:2], *split)
     d = len(patch)
     order = [0, *(2 + 2 * i for i in range(d)), 1, *(3 + 2 * i for i in range(d))]
     return x.permute(order).flatten(1 + d).flatten(1, d)
@@ -99,7 +99,7 @@ def encode_text(
     max_sequence_length: int | None = None,
     device: str | torch.device | None = None,
 ) -> Cond:
-    """What the pipeline's text encoders make of prompts, a row for each: conditioning without picture and guidance.
+    """What the pipeline's text encoders make of prompts, a row for each: conditioning without image and guidance.
     `device` is theirs, if it is not that of the pipeline."""
     family = family_of(pipe.transformer)
     return family.encode(pipe, prompts, max_sequence_length or family.text_length(pipe), device)
@@ -160,10 +160,10 @@ def decode(
 
 
 @torch.no_grad()
-def encode_pictures(
+def encode_images(
     pipe: DiffusionPipeline, images: UInt8[np.ndarray, "batch *frames height width 3"], family: Family | None = None
 ) -> Float[Tensor, "batch tokens channels"]:
-    """Packed latents of pictures, or of videos, by the pipeline's own autoencoder; float32."""
+    """Packed latents of images, or of videos, by the pipeline's own autoencoder; float32."""
     family = family or family_of(pipe.transformer)
     unit = torch.from_numpy(images).movedim(-1, 1).to(pipe.vae.device, pipe.vae.dtype) / 127.5 - 1
     return unfolded(family.from_vae(pipe, unit).float(), family.patch_of(pipe.transformer))

@@ -6,7 +6,7 @@ are, x_sigma ~ 1/M sum_j N((1 - sigma) m_j, w I) with w = ((1 - sigma) c)^2 + si
     u(x, sigma) = E[eps - x0 | x] = sum_j r_j ((sigma - (1 - sigma) c^2) / w (x - (1 - sigma) m_j) - m_j)
 
 r_j being the share of place j in x, a softmax of -|x - (1 - sigma) m_j|^2 / 2w. Nothing is divided by sigma: it holds
-down to sigma 0. Time runs from noise (1) to image (0). A point is a picture of one token, two channels and one pixel, x
+down to sigma 0. Time runs from noise (1) to image (0). A point is an image of one token, two channels and one pixel, x
 (B, 1, 2), and head, mixture, objective, optimizer and average are those that train the large models.
 """
 

@@ -1,9 +1,9 @@
-"""DMD2: the student's pictures are pulled to where the teacher, more than they themselves, expects them.
+"""DMD2: the student's images are pulled to where the teacher, more than they themselves, expects them.
 
 The student samples in n calls, each a guess of the whole image, x0 = x - sigma u; between calls the guess is noised
 again, with fresh noise, to the next level of the grid. For training the calls before a random one are made without
 gradient (backward simulation), so that it sees the states it will see. A second network, the fake one, learns by flow
-matching how the student's pictures are distributed, as the teacher knows it of real ones. At x_sigma = (1 - sigma) x0 +
+matching how the student's images are distributed, as the teacher knows it of real ones. At x_sigma = (1 - sigma) x0 +
 sigma eps, sigma and eps random, both guess the image, and
 
     pull = (x0_fake - x0_real) / mean |x0 - x0_real|        loss = 0.5 mean (x0 - stop[x0 - pull])^2,  dloss/dx0 ~ pull
@@ -12,7 +12,7 @@ A distribution's score is ((1 - sigma) x0_guess - x) / sigma^2, hence pull is sc
 factor: on average the gradient of the Kullback-Leibler divergence of the student from the teacher, zero where both
 agree. The fake network takes five steps for one of the student.
 
-Differs from the paper: without its discriminator, which needs real pictures; noise levels are uniform in raw time,
+Differs from the paper: without its discriminator, which needs real images; noise levels are uniform in raw time,
 shifted as everywhere here. Sources: arXiv 2405.14867, and 2311.18828 for the gradient.
 """
 
@@ -51,7 +51,7 @@ TAU = (0.02, 0.98)
 
 @dataclass(frozen=True)
 class Fake:
-    """What knows the student's pictures: a velocity, with gradient, and what of it learns."""
+    """What knows the student's images: a velocity, with gradient, and what of it learns."""
 
     velocity: Teacher
     parameters: Sequence[nn.Parameter]
@@ -75,13 +75,13 @@ def second_network(net: nn.Module) -> Fake:
 def pull(
     x0: Float[Tensor, "batch *rest"], fake: Float[Tensor, "batch *rest"], real: Float[Tensor, "batch *rest"]
 ) -> Float[Tensor, "batch *rest"]:
-    """Gradient of the divergence by the picture `x0`, from the two guesses; its size does not depend on the level."""
+    """Gradient of the divergence by the image `x0`, from the two guesses; its size does not depend on the level."""
     size = (x0 - real).abs().flatten(1).mean(1).clamp(min=1e-8)
     return (fake - real) / column(size, x0)
 
 
 class Dmd2:
-    """Five steps of the fake network, each on pictures of its own, and one of the student before the last of them."""
+    """Five steps of the fake network, each on images of its own, and one of the student before the last of them."""
 
     def __init__(self, config: Distill, training: Training, fake: Fake) -> None:
         self.config, self.cost, self.fake = config, training.cost, fake
@@ -101,7 +101,7 @@ class Dmd2:
             self._follow(x0.detach(), cond, draws)
 
     def _lead(self, teacher: Teacher, x0: Tensor, cond: Cond, draws: Draws) -> Part:
-        """The student's loss on its pictures `x0`."""
+        """The student's loss on its images `x0`."""
         still = x0.detach()
         sigma = self._levels(still, draws, *TAU)
         x = torch.lerp(still, normal(still, draws), column(sigma, still))
@@ -112,7 +112,7 @@ class Dmd2:
         return Part(loss, {"loss": loss.detach(), "distance": (fake - real).square().mean()})
 
     def _follow(self, x0: Tensor, cond: Cond, draws: Draws) -> None:
-        """A step of the fake network on the student's pictures, by flow matching."""
+        """A step of the fake network on the student's images, by flow matching."""
         sigma, eps = self._levels(x0, draws), normal(x0, draws)
         u = self.fake.velocity(torch.lerp(x0, eps, column(sigma, x0)), sigma, cond)
         self.cost.add(len(x0), backward=True)

@@ -1,11 +1,11 @@
 """pi-Flow: a call gives a policy, which says the velocity at every later state; it is trained to imitate the teacher.
 
 Both of its policies are read from the same head as ArcFlow's and trained by the same objective. Each of the K
-velocities v_k stands for a clean picture x0_k = x - sigma v_k, so that a new student is the teacher's Euler step (the
+velocities v_k stands for a clean image x0_k = x - sigma v_k, so that a new student is the teacher's Euler step (the
 mixture but for its spread). With sigma the noise level of the call, r = sigma - s a later one, A = 1 - sigma and
 a = 1 - r:
 
-GM policy. Per latent pixel, the pictures that may lie behind the state x' of the call are a mixture of Gaussians with
+GM policy. Per latent pixel, the images that may lie behind the state x' of the call are a mixture of Gaussians with
 means x0_k, weights pi_k and a common standard deviation d. Given a later state x they are q(x0) N(x; a x0, r^2) /
 N(x'; A x0, sigma^2), a mixture too, whose mean gives the velocity:
 
@@ -17,7 +17,7 @@ N(x'; A x0, sigma^2), a mixture too, whose mean gives the velocity:
 Nothing is divided by r or by s: at s = 0 this is (x - m) / sigma, m the mixture's mean, and at r = 0 it is -x. The
 policy looks at the state, so its path is walked in Euler sub-steps, 128 over raw time.
 
-DX policy. The picture moves along the step: x0(r) is linear between x0_k at K evenly spaced noise levels, and u =
+DX policy. The image moves along the step: x0(r) is linear between x0_k at K evenly spaced noise levels, and u =
 (x - x0(r)) / r. That is linear in x, so the path has a closed form, and no sub-steps are taken. Per piece it is
 
     x_b = r_b / r_a x_a + r_b (integral of x0(r) / r^2 from r_b to r_a)
@@ -50,7 +50,7 @@ SPREAD, RANGE = 0.1, 10.0
 
 @dataclass(frozen=True)
 class GaussianMixture(ByMeans):
-    """The pictures behind the state of a call, and the velocity that they give a later state."""
+    """The images behind the state of a call, and the velocity that they give a later state."""
 
     means: Float[Tensor, "*batch modes width"]
     logits: Float[Tensor, "*batch modes pixels"]
@@ -120,7 +120,7 @@ class GaussianMixture(ByMeans):
 
 @dataclass(frozen=True)
 class DenoisedCurve(ByMeans):
-    """A picture that moves while the noise level falls, and the velocity towards it."""
+    """An image that moves while the noise level falls, and the velocity towards it."""
 
     x0: Float[Tensor, "*batch modes width"]
     """Where it is at evenly spaced noise levels of the step, the first at its start, the last at its end."""
@@ -131,7 +131,7 @@ class DenoisedCurve(ByMeans):
 
     def __post_init__(self) -> None:
         if self.x0.shape[-2] < 2:
-            raise ValueError(f"{self.x0.shape[-2]} picture is no curve: expected 2 or more modes (10 in `DX`).")
+            raise ValueError(f"{self.x0.shape[-2]} image is no curve: expected 2 or more modes (10 in `DX`).")
 
     def mean_velocity(self, a: float | Tensor, b: float | Tensor) -> Float[Tensor, "*batch width"]:
         """Displacement over b - a, without the division: over an empty interval it is the velocity."""
@@ -155,7 +155,7 @@ class DenoisedCurve(ByMeans):
 def pull(
     levels: Float[Tensor, "samples points"], start: Float[Tensor, " samples"], end: Float[Tensor, " samples"]
 ) -> Float[Tensor, "samples points"]:
-    """How strongly the state is drawn to the picture at each level, in the mean from noise level `start` down to `end`:
+    """How strongly the state is drawn to the image at each level, in the mean from noise level `start` down to `end`:
     the mean velocity is the sum of these weights times (x - x0_k). In float64."""
     tiny = torch.finfo(levels.dtype).tiny
     start, end = start[:, None].clamp(min=tiny), end[:, None].clamp(min=0)
@@ -187,17 +187,17 @@ def gaussian_mixture(mixture: Mixture, x: Tensor, sigma: Tensor, config: Distill
     gains = mixture.log_gamma.flatten(1)
     moved = gains.mean(1) - start_gains(mixture.v.shape[-2]).log().mean().to(gains) if gains.shape[1] else 0 * sigma
     std = SPREAD * torch.exp(math.log(RANGE) * torch.tanh(moved))
-    return GaussianMixture(pictures(mixture, x, sigma), mixture.logits, std, x, sigma, x, config.shift)
+    return GaussianMixture(images(mixture, x, sigma), mixture.logits, std, x, sigma, x, config.shift)
 
 
 def denoised_curve(mixture: Mixture, x: Tensor, sigma: Tensor, config: Distill) -> DenoisedCurve:
     """The head's output as the DX policy over the step that starts at `sigma`; gates and momentum factors go unused."""
     end = step_end(sigma, sampler_grid(config.steps, config))
-    return DenoisedCurve(pictures(mixture, x, sigma), sigma, end, x)
+    return DenoisedCurve(images(mixture, x, sigma), sigma, end, x)
 
 
-def pictures(mixture: Mixture, x: Tensor, sigma: Tensor) -> Float[Tensor, "*batch modes width"]:
-    """The clean pictures x0_k = x - sigma v_k that the head's velocities point to."""
+def images(mixture: Mixture, x: Tensor, sigma: Tensor) -> Float[Tensor, "*batch modes width"]:
+    """The clean images x0_k = x - sigma v_k that the head's velocities point to."""
     return x.unsqueeze(-2) - column(sigma, mixture.v) * mixture.v
 
 

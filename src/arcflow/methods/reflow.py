@@ -1,4 +1,4 @@
-"""Reflow: the straight line between a noise and the teacher's picture of it.
+"""Reflow: the straight line between a noise and the teacher's image of it.
 
 The velocity of the line from eps to x0, u = eps - x0, is learned at every noise level on the way,
 

@@ -1,7 +1,7 @@
-"""TwinFlow: one network is sampler, critic of its own pictures and judge of real ones, told apart by the sign of time.
+"""TwinFlow: one network is sampler, critic of its own images and judge of real ones, told apart by the sign of time.
 
 The network F(x, t, r) is told a second noise level, r <= t, and at t > 0 gives the mean velocity from t to r, at r = t
-the velocity of real pictures. At -t, with r = t, it gives that of its own pictures: the twin. With fake = x - F(x, 1,
+the velocity of real images. At -t, with r = t, it gives that of its own images: the twin. With fake = x - F(x, 1,
 0) from noise x, y = (1 - t) fake + t eps, and u the teacher's velocity at y, the four quarters of a batch learn
 
     whole     t = 1, r = 0                         twin      F(y, -t, t) -> eps - fake
@@ -12,7 +12,7 @@ the velocity of real pictures. At -t, with r = t, it gives that of its own pictu
 What is on the right has no gradient; clamp is to [-1, 1]. `end` is y - h u, h = 0.01, walked on to r by the network in
 two steps (RCGM of order 2; where t - r < h it is F - u), so the others stand still at the mean velocity. Last comes the
 rectification, at z = (1 - t) x0 + t eps, t and eps new, x0 = x - F(x, 1, 0): the difference of the two velocities is
-(x0_real - x0_fake) / t, and the picture moves by it, down the divergence of `dmd`. It has half the weight. A sample's
+(x0_real - x0_fake) / t, and the image moves by it, down the divergence of `dmd`. It has half the weight. A sample's
 squared error e counts e / sqrt(e + 1e-6); for the others, tan((1 - t + r) pi / 2.5) + 1 times. t is uniform.
 
 This is the released code's training without images, but for: the teacher's velocity is u itself; r is told as guidance
@@ -78,7 +78,7 @@ def mean_velocity(
 def twin_velocity(
     student: Student, x: Float[Tensor, "batch *rest"], t: Float[Tensor, " batch"], cond: Cond
 ) -> Float[Tensor, "batch *rest"]:
-    """F(x, -t, t): the velocity of the network's own pictures."""
+    """F(x, -t, t): the velocity of the network's own images."""
     return student(x, -t, cond).velocity(0.0)
 
 
@@ -126,7 +126,7 @@ def sample(student: Student, x: Tensor, cond: Cond, steps: int, config: Distill,
 def difference(
     student: Student, x: Float[Tensor, "batch *rest"], t: Float[Tensor, " batch"], cond: Cond
 ) -> Float[Tensor, "batch *rest"]:
-    """How the velocity of the network's own pictures differs from that of real ones, both as it knows them."""
+    """How the velocity of the network's own images differs from that of real ones, both as it knows them."""
     return twin_velocity(student, x, t, cond) - mean_velocity(student, x, t, t, cond)
 
 

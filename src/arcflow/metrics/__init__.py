@@ -1,1 +1,1 @@
-"""Measures of pictures and sets of pictures, as functions of tensors and arrays."""
+"""Measures of images and sets of images, as functions of tensors and arrays."""

@@ -1,13 +1,13 @@
-"""Pictures to vectors: the networks whose features the metrics compare.
+"""Images to vectors: the networks whose features the metrics compare.
 
-Every function loads a network once and returns a plain callable from uint8 pictures to one vector each; a metric takes
+Every function loads a network once and returns a plain callable from uint8 images to one vector each; a metric takes
 any other callable as well. Only the world's own network comes with the package. The others are fetched as their
 libraries do it, or read from a file, and where they are not to be had an error says which and how.
 
 Resizing is part of a network: Inception sees 299 x 299 by an antialiased bicubic filter, as in pi-Flow (arXiv
 2510.14974); CLIP and DINOv2 see what their own processors make, always through PIL, so that a number does not depend
 on torchvision being installed. `patches` cuts crops at full resolution, which Inception then does not resize: their
-Frechet distance is patch FID (SDXL-Lightning, arXiv 2402.13929) and sees the detail that 299 pixels for a whole picture
+Frechet distance is patch FID (SDXL-Lightning, arXiv 2402.13929) and sees the detail that 299 pixels for a whole image
 cannot hold.
 """
 
@@ -41,21 +41,21 @@ INCEPTION_SIZE = 299
 
 
 def patches(images: Images, size: int = INCEPTION_SIZE, per_side: int = 1) -> UInt8[np.ndarray, "crops size size 3"]:
-    """Square crops of each picture, one picture's after the other's: its center, or a grid from edge to edge."""
+    """Square crops of each image, one image's after the other's: its center, or a grid from edge to edge."""
     rows, columns = (_starts(length, size, per_side) for length in images.shape[1:3])
     return np.concatenate([[image[y : y + size, x : x + size] for y in rows for x in columns] for image in images])
 
 
 def _starts(length: int, size: int, count: int) -> list[int]:
     if size > length:
-        raise ValueError(f"a patch of {size} pixels does not fit pictures of {length}; give a size of {length} or less")
+        raise ValueError(f"a patch of {size} pixels does not fit images of {length}; give a size of {length} or less")
     if count == 1:
         return [(length - size) // 2]
     return np.linspace(0, length - size, count).round().astype(int).tolist()
 
 
 def world_features(batch_size: int = 32) -> Features:
-    """44 numbers that say what is in a picture of the built-in world, and what goes with what, but not where.
+    """44 numbers that say what is in an image of the built-in world, and what goes with what, but not where.
 
     The shipped autoencoder's latents were trained to say in each cell what is there (`autoencoder.plain_map`); these
     are the means over the cells of its 8 channels and of their 36 products. For this world alone: the network has seen
@@ -66,7 +66,7 @@ def world_features(batch_size: int = 32) -> Features:
 
     def call(images: Images) -> Tensor:
         if images.shape[1:3] != (SIZE, SIZE):
-            raise ValueError(f"the world's pictures are {SIZE} x {SIZE}, got {images.shape[1]} x {images.shape[2]}")
+            raise ValueError(f"the world's images are {SIZE} x {SIZE}, got {images.shape[1]} x {images.shape[2]}")
         z = encode(vae, to_tensor(images)).flatten(2)
         return torch.cat([z.mean(2), (z @ z.mT)[:, first, second] / z.shape[2]], 1)
 
@@ -115,7 +115,7 @@ def clip(
     device: str | torch.device = "cpu",
     batch_size: int = 64,
 ) -> Clip:
-    """Embeddings of pictures and of texts in one space; the default network is pi-Flow's."""
+    """Embeddings of images and of texts in one space; the default network is pi-Flow's."""
     net = _pretrained(CLIPModel, model, dtype=torch.float32).to(device).eval()
     processor = _pretrained(AutoImageProcessor, model, backend="pil")
     tokenizer = _pretrained(AutoTokenizer, model)
@@ -134,7 +134,7 @@ def clip(
 def lpips_distance(
     net: Literal["alex", "vgg", "squeeze"] = "alex", *, device: str | torch.device = "cpu", batch_size: int = 64
 ) -> Callable[[Images, Images], Float[Tensor, "n"]]:
-    """Perceptual distance of each pair of pictures (arXiv 1801.03924), by the package lpips."""
+    """Perceptual distance of each pair of images (arXiv 1801.03924), by the package lpips."""
     library = need("lpips", asked="LPIPS", install="arcflow[eval]")
     try:
         network = library.LPIPS(net=net, verbose=False).to(device)
@@ -172,10 +172,10 @@ def _in_batches(call: Callable[..., Tensor], batch_size: int) -> Callable[..., T
         count = len(inputs[0])
         if not count or any(len(part) != count for part in inputs):
             counts = " and ".join(str(len(part)) for part in inputs)
-            raise ValueError(f"got {counts} pictures or texts; expected one at least, and as many of each")
+            raise ValueError(f"got {counts} images or texts; expected one at least, and as many of each")
         for images in (part for part in inputs if isinstance(part, np.ndarray)):
             if images.dtype != np.uint8 or images.ndim != 4:
-                raise ValueError(f"expected uint8 pictures (n, rows, columns, 3), got {images.dtype} {images.shape}")
+                raise ValueError(f"expected uint8 images (n, rows, columns, 3), got {images.dtype} {images.shape}")
         batches = (slice(start, start + batch_size) for start in range(0, count, batch_size))
         return torch.cat([call(*(part[batch] for part in inputs)).float().cpu() for batch in batches])
 

@@ -11,13 +11,13 @@ from torch import Tensor
 
 
 def prompt_means(values: Float[Tensor, "n"], seeds: int) -> Float[Tensor, "prompts"]:
-    """Mean over the seeds of each prompt: pictures of one prompt are alike, so an interval must count prompts."""
+    """Mean over the seeds of each prompt: images of one prompt are alike, so an interval must count prompts."""
     return by_prompt(values, seeds).mean(1)
 
 
 def by_prompt(values: Tensor, seeds: int) -> Tensor:
     if seeds < 1 or len(values) % seeds:
-        raise ValueError(f"got {len(values)} pictures and seeds={seeds}; expected as many pictures of each prompt")
+        raise ValueError(f"got {len(values)} images and seeds={seeds}; expected as many images of each prompt")
     return values.unflatten(0, (-1, seeds))
 
 

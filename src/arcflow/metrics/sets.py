@@ -1,4 +1,4 @@
-"""Distances between sets of pictures: Frechet, kernel, precision and recall."""
+"""Distances between sets of images: Frechet, kernel, precision and recall."""
 
 from typing import NamedTuple
 
@@ -15,7 +15,7 @@ def frechet_distance(a: Moments, b: Moments) -> float:
 
     With C = R R^T, the trace of the root is the sum of the singular values of R_a^T R_b. R comes from the eigenvalues
     of a symmetric matrix, those at rounding level left out. C_a C_b itself is not symmetric, and singular where there
-    are fewer pictures than features: the roots of its eigenvalues are complex, and wrong by the root of the rounding.
+    are fewer images than features: the roots of its eigenvalues are complex, and wrong by the root of the rounding.
     """
     _same_width(a.total, b.total)
     root_a, root_b = _root(a.covariance), _root(b.covariance)
@@ -59,7 +59,7 @@ def kernel_distance(
     _same_width(a, b)
     if not 2 <= subset_size <= min(len(a), len(b)):
         raise ValueError(
-            f"got {len(a)} and {len(b)} pictures and subset_size={subset_size}; a subset has two pictures or more and "
+            f"got {len(a)} and {len(b)} images and subset_size={subset_size}; a subset has two images or more and "
             f"no more than there are, here subset_size={min(len(a), len(b))} at most"
         )
     rng = np.random.RandomState(seed)
@@ -83,7 +83,7 @@ def _discrepancy(x: Float[Tensor, "n width"], y: Float[Tensor, "n width"]) -> Fl
 
 
 class PrecisionRecall(NamedTuple):
-    """Share of the generated pictures among the real ones, share of the real ones among the generated."""
+    """Share of the generated images among the real ones, share of the real ones among the generated."""
 
     precision: float
     recall: float
@@ -92,14 +92,14 @@ class PrecisionRecall(NamedTuple):
 def precision_recall(
     real: Float[Tensor, "n width"], generated: Float[Tensor, "m width"], *, neighbors: int = 3
 ) -> PrecisionRecall:
-    """Improved precision and recall: a picture is among those of a set if it is no farther from one of them than that
+    """Improved precision and recall: an image is among those of a set if it is no farther from one of them than that
     one's nearest neighbor of order `neighbors` in the set.
     """
     _same_width(real, generated)
     if not 1 <= neighbors < min(len(real), len(generated)):
         raise ValueError(
-            f"got {len(real)} and {len(generated)} pictures and neighbors={neighbors}; expected 1 or more, and fewer "
-            "than there are pictures in either set"
+            f"got {len(real)} and {len(generated)} images and neighbors={neighbors}; expected 1 or more, and fewer "
+            "than there are images in either set"
         )
     return PrecisionRecall(_covered(generated, real, neighbors), _covered(real, generated, neighbors))
 
@@ -109,7 +109,7 @@ def _covered(x: Float[Tensor, "n width"], points: Float[Tensor, "m width"], neig
     center = points.double().mean(0)  # near which the expanded square below is most exact
     x, points = x.double() - center, points.double() - center
     radii = torch.cat([_squared_distances(part, points).kthvalue(neighbors + 1).values for part in points.split(1024)])
-    reach = radii + 1e-12 * points.square().sum(1).max()  # rounding must not part a picture from its equal
+    reach = radii + 1e-12 * points.square().sum(1).max()  # rounding must not part an image from its equal
     inside = [(_squared_distances(part, points) <= reach).any(1) for part in x.split(1024)]
     return float(torch.cat(inside).double().mean())
 

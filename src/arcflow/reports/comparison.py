@@ -23,7 +23,7 @@ UNTRAINED = (EULER, "#94a3b8", "#475569")
 
 @dataclass(frozen=True)
 class Strip:
-    """The first pictures of an entrant."""
+    """The first images of an entrant."""
 
     title: str
     image: bytes
@@ -38,7 +38,7 @@ class Part:
 
 
 def write_ranking(path: Path, results: Comparison, folder: Path) -> Path:
-    """Write the report of `comparison.runs.compare`'s results; `folder` has the pictures. The tables as Markdown
+    """Write the report of `comparison.runs.compare`'s results; `folder` has the images. The tables as Markdown
     and the curves against calls as PNG go beside it."""
     rows = results.rows
     calls, curves = main_calls(rows), calls_figure(rows)
@@ -69,7 +69,7 @@ def _table(results: Comparison, calls: int) -> Table:
         means = rows[name].calls[calls]
         apart = means.less_first
         note = ", second network" if rows[name].second_network else ""
-        note += f", {means.broken} pictures not finite" if means.broken else ""
+        note += f", {means.broken} images not finite" if means.broken else ""
         line = Line.of(
             rows[name].title + note,
             Cell(spread(means.distance, ".4f"), _mark(apart.distance, better="lower")),

@@ -82,7 +82,7 @@ def export(
         transformer: the base's, needed to change the layout, and to make a LoRA of a mixture; it ends as it came.
         base: the base pipeline's folder, which "merged" copies.
         bound: the largest loss that a LoRA of a mixture may have.
-        measure: how different the pictures of a LoRA's file are, for a mixture; see `sampling.plain`.
+        measure: how different the images of a LoRA's file are, for a mixture; see `sampling.plain`.
         log: `log.jsonl` of the run that made it.
         results: `results.json` of `arcflow evaluate`.
         name: where it will be found, for the example in the card.
@@ -138,14 +138,14 @@ def _table_of(results: Path) -> str:
     suite = records.read(SuiteResults, results)
     rows = [Line.of(prose(name), prose(told(metric)), metric.better) for name, metric in suite.metrics.items()]
     whole = "" if suite.complete else ", a part of it"
-    about = f"{prose(suite.suite)} ({suite.prompts} prompts, {suite.pictures} pictures{whole})"
+    about = f"{prose(suite.suite)} ({suite.prompts} prompts, {suite.pictures} images{whole})"
     return Table([about, "value [95 % interval]", "better"], rows).markdown()
 
 
 def _plain(
     found: Found, transformer: nn.Module | None, bound: float, measure: Callable[[Path], float] | None
 ) -> tuple[dict[str, Factors], float]:
-    """An adapter's LoRA, and how far its pictures are from the student's.
+    """An adapter's LoRA, and how far its images are from the student's.
 
     Raises:
         ValueError: they are further than `bound`.
@@ -183,7 +183,7 @@ class Use:
 
     kind: Literal["adapter", "lora", "merged"] = "adapter"
     lost: float = 0.0
-    """How far its pictures are from the adapter's, of a LoRA or a pipeline."""
+    """How far its images are from the adapter's, of a LoRA or a pipeline."""
 
 
 def card(
@@ -193,7 +193,7 @@ def card(
 
     Args:
         table: results as Markdown.
-        curves: whether the folder holds a picture of loss and distance.
+        curves: whether the folder holds a plot of loss and distance.
         use: what the folder is; by default an adapter of ours.
     """
     use, info = use or Use(), public(info)

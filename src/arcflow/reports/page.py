@@ -1,4 +1,4 @@
-"""What reports are made of: one HTML file with its style and its pictures inside, and figures in one look.
+"""What reports are made of: one HTML file with its style and its images inside, and figures in one look.
 
 Pages are Jinja2 templates in `templates/`, which escape whatever they are given. `base.html` has the look of all:
 light and dark, as wide as a desk and as narrow as a phone.
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 TEACHER, EULER, STUDENT, FAINT = "#334155", "#e8710a", "#2563eb", "#cbd5e1"
 
-Picture = UInt8[np.ndarray, "rows columns 3"]
+Pixels = UInt8[np.ndarray, "rows columns 3"]
 
 
 @cache
@@ -54,15 +54,15 @@ def write_page(path: Path, template: str, **values: object) -> Path:
     return path
 
 
-def png(image: Picture) -> bytes:
-    """A picture as the bytes of a PNG file."""
+def png(image: Pixels) -> bytes:
+    """An image as the bytes of a PNG file."""
     file = io.BytesIO()
     Image.fromarray(image).save(file, format="PNG", optimize=True)
     return file.getvalue()
 
 
-def source(image: bytes | Picture) -> str:
-    """A picture, or a PNG file, as the source of an img."""
+def source(image: bytes | Pixels) -> str:
+    """An image, or a PNG file, as the source of an img."""
     content = image if isinstance(image, bytes) else png(image)
     return "data:image/png;base64," + base64.b64encode(content).decode()
 

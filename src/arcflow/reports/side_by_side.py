@@ -1,6 +1,6 @@
-"""One HTML file that shows a comparison: pictures, numbers, times, and the idea itself.
+"""One HTML file that shows a comparison: images, numbers, times, and the idea itself.
 
-Everything is inside the file (style, PNGs as base64), nothing is fetched. The picture of the idea projects the latents
+Everything is inside the file (style, PNGs as base64), nothing is fetched. The figure of the idea projects the latents
 of one image on the plane that shows most of the teacher's curved path (its first two principal components): Euler's two
 chords leave it at once, the student's two arcs follow. The plane is chosen by the teacher's path alone.
 """
@@ -17,7 +17,7 @@ from torch import Tensor
 from arcflow.evaluation.results import Evaluation, Result
 from arcflow.evaluation.side_by_side import Tracks
 from arcflow.metrics.intervals import share_interval
-from arcflow.reports.page import EULER, FAINT, STUDENT, TEACHER, Picture, canvas, render, write_page
+from arcflow.reports.page import EULER, FAINT, STUDENT, TEACHER, Pixels, canvas, render, write_page
 from arcflow.reports.table import Line, Table
 from arcflow.sampling.generate import PARTS, Samples
 from arcflow.system import files
@@ -30,7 +30,7 @@ TITLES = {"teacher": "teacher", "euler": "plain Euler", "arcflow": "ArcFlow"}
 PART_TITLES = {"text_encoder": "text encoders", "transformer": "transformer", "vae": "VAE decoder"}
 
 FEW = 0.03
-"""Half the width of a share's interval from which the report says that its pictures are few."""
+"""Half the width of a share's interval from which the report says that its images are few."""
 
 
 LogLine = Mapping[str, float | int | None]
@@ -39,11 +39,11 @@ LogLine = Mapping[str, float | int | None]
 
 @dataclass(frozen=True)
 class Shown:
-    """A picture in the report."""
+    """An image in the report."""
 
     title: str
     calls: str
-    image: Picture
+    image: Pixels
     ours: bool
     wrong: bool
     """Whether it does not show what its prompt says."""
@@ -51,7 +51,7 @@ class Shown:
 
 @dataclass(frozen=True)
 class Row:
-    """The pictures of a prompt, from one noise."""
+    """The images of a prompt, from one noise."""
 
     prompt: str
     cells: list[Shown]
@@ -66,9 +66,9 @@ def write_report(
     log: Sequence[LogLine],
     *,
     rows: int = 10,
-    judge: Callable[[Picture, str], bool] | None = None,
+    judge: Callable[[Pixels, str], bool] | None = None,
 ) -> Path:
-    """Write the report, and its picture of the idea as path.png beside it.
+    """Write the report, and its figure of the idea as path.png beside it.
 
     It shows the first `rows` images of `samples`, whose prompts are `prompts`, and everything else. Those that do not
     show what their prompts say, by `judge`, are marked.
@@ -90,7 +90,7 @@ def write_report(
         interval=f"{100 * around.low:.1f}, {100 * around.high:.1f}",
         teacher_right=f"{teacher.right:.1%}",
         paths=[path_figure([way], width=4.6) for way in ways],
-        pictures=_pictures(results, samples, prompts[:rows], judge or (lambda picture, prompt: True)),
+        drawn=_drawn(results, samples, prompts[:rows], judge or (lambda image, prompt: True)),
         numbers=_numbers(results),
         times=_times(results),
         curves=curves_figure(log) if log else None,
@@ -108,11 +108,11 @@ def _ours(row: str) -> bool:
     return row == "arcflow_2"
 
 
-def _pictures(
+def _drawn(
     results: Evaluation,
     samples: dict[str, Samples],
     prompts: Sequence[str],
-    judge: Callable[[Picture, str], bool],
+    judge: Callable[[Pixels, str], bool],
 ) -> list[Row]:
     def shown(row: str, place: int) -> Shown:
         nfe, image = results.rows[row].nfe, samples[row].images[place]
@@ -186,7 +186,7 @@ def plane(points: Tensor) -> Tensor:
 
 
 def path_figure(ways: Sequence[Tracks], width: float | None = None) -> bytes:
-    """The picture of the idea, one panel for each image, as PNG; `width` is that of a panel in inches."""
+    """The figure of the idea, one panel for each image, as PNG; `width` is that of a panel in inches."""
     figure, panels = canvas(len(ways), (width or (4.1 if len(ways) > 1 else 8.0)) * len(ways), 4.3)
     for panel, way in zip(panels, ways, strict=True):
         _draw_way(panel, way)
@@ -220,15 +220,15 @@ def _draw_way(panel: "Axes", way: Tracks) -> None:
 
 
 def _thumbnails(panel: "Axes", way: Tracks, ends: dict[str, np.ndarray]) -> None:
-    """The three final pictures in a column on the right, each tied to its end point, in the order of the end points."""
+    """The three final images in a column on the right, each tied to its end point, in the order of the end points."""
     from matplotlib.offsetbox import AnnotationBbox, OffsetImage
 
     colors = {"teacher": TEACHER, "arcs": STUDENT, "chords": EULER}
     for place, name in enumerate(sorted(ends, key=lambda name: -ends[name][1])):
         size = way.ends[name].shape[0]
-        picture = OffsetImage(way.ends[name], zoom=46 / size, interpolation="bilinear")
+        image = OffsetImage(way.ends[name], zoom=46 / size, interpolation="bilinear")
         box = AnnotationBbox(
-            picture,
+            image,
             tuple(ends[name]),
             xybox=(1.13, 0.84 - 0.34 * place),
             boxcoords="axes fraction",

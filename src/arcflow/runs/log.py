@@ -63,8 +63,8 @@ class Tracker:
     def log(self, step: int, values: dict[str, float | int]) -> None:
         self.run.log(values, step=step)
 
-    def picture(self, step: int, picture: np.ndarray) -> None:
-        self.run.log({HELD_OUT: self.library.Image(picture)}, step=step)
+    def image(self, step: int, image: np.ndarray) -> None:
+        self.run.log({HELD_OUT: self.library.Image(image)}, step=step)
 
     def finish(self) -> None:
         self.run.finish()
@@ -140,7 +140,7 @@ class Log:
     ) -> None:
         """Open the log and cut off what comes after the checkpoint at `step`: at 0 there is none, and all is cut.
 
-        `tracker` gets the curves and pictures too. `mark` is what the log said of itself when the checkpoint was made;
+        `tracker` gets the curves and images too. `mark` is what the log said of itself when the checkpoint was made;
         what it lacks or has changed since is told.
         """
         self.folder, self.say = folder, log
@@ -176,16 +176,16 @@ class Log:
         self._to_curves(draw)
         self._to_tracker(lambda tracker: tracker.log(step, values))
 
-    def picture(self, step: int, picture: np.ndarray) -> None:
-        """A picture (rows, columns, 3) of uint8: `pictures/` in the run folder, TensorBoard and tracker."""
+    def image(self, step: int, image: np.ndarray) -> None:
+        """An image (rows, columns, 3) of uint8: `pictures/` in the run folder, TensorBoard and tracker."""
         path = self.folder / "pictures" / f"{step:06d}.png"
         try:
             path.parent.mkdir(exist_ok=True)
-            files.write_atomic(path, lambda temporary: Image.fromarray(picture).save(temporary, "png"))
+            files.write_atomic(path, lambda temporary: Image.fromarray(image).save(temporary, "png"))
         except OSError as error:
             self.say(f"could not write {path} ({first_line(error)}): the run goes on without it")
-        self._to_curves(lambda curves: curves.add_image(HELD_OUT, picture, step, dataformats="HWC"))
-        self._to_tracker(lambda tracker: tracker.picture(step, picture))
+        self._to_curves(lambda curves: curves.add_image(HELD_OUT, image, step, dataformats="HWC"))
+        self._to_tracker(lambda tracker: tracker.image(step, image))
 
     def _to_curves(self, draw: Callable[[Curves], None]) -> None:
         if self.curves:

@@ -1,4 +1,4 @@
-"""A folder of pictures that can be taken up again: recipes in the PNG files, a manifest, nothing drawn twice."""
+"""A folder of images that can be taken up again: recipes in the PNG files, a manifest, nothing drawn twice."""
 
 import hashlib
 import json
@@ -24,7 +24,7 @@ from arcflow.system import files
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """All that decides one picture, besides the machine; it is written into the PNG."""
+    """All that decides one image, besides the machine; it is written into the PNG."""
 
     prompt: str
     seed: int
@@ -71,11 +71,11 @@ def sample_folder(
     batch_size: int = 8,
     share: tuple[int, int] = (0, 1),
 ) -> list[Path]:
-    """Write every picture that the folder's manifests do not list yet; the paths of the new ones.
+    """Write every image that the folder's manifests do not list yet; the paths of the new ones.
 
     The recipes must agree in everything but prompt, seed and size. Several processes share the work, (rank, ranks)
     each: who draws what depends on the list alone, so they need not talk to one another, and each keeps a manifest of
-    its own, which also says how many seconds a picture took.
+    its own, which also says how many seconds an image took.
     """
     rank, ranks = share
     missing = to_draw(recipes, folder, share)
@@ -134,15 +134,15 @@ def batches(recipes: Sequence[Recipe], most: int) -> list[list[Recipe]]:
 
 
 def read_manifest(folder: Path) -> list[dict[str, Any]]:
-    """One record for each picture that a folder's manifests list. A last line cut short by a kill is left out, and so
-    is a damaged one: its picture is drawn again."""
+    """One record for each image that a folder's manifests list. A last line cut short by a kill is left out, and so
+    is a damaged one: its image is drawn again."""
     lines = [line for file in sorted(folder.glob("manifest*.jsonl")) for line in files.whole_lines(file)]
     records = [record for record in map(_listed, lines) if record]
     return list({record["file"]: record for record in records}.values())
 
 
 def _listed(line: str) -> dict[str, Any] | None:
-    """The record of a picture; None if a line is none."""
+    """The record of an image; None if a line is none."""
     try:
         record = json.loads(line)
     except (ValueError, RecursionError):

@@ -1,4 +1,4 @@
-"""Prompts and seeds in, pictures out: always through the stock pipeline, teacher and student alike.
+"""Prompts and seeds in, images out: always through the stock pipeline, teacher and student alike.
 
 `generate` calls an unmodified diffusers pipeline. What it samples is decided before: with `euler(pipe)` the teacher
 walks straight pieces on the grid `sigma = shift tau / (1 + (shift - 1) tau)`; after `arcflow.attach` the student walks
@@ -36,7 +36,7 @@ Told = dict[str, float | int | list[str]]
 
 @dataclass(frozen=True)
 class Samples:
-    """Pictures, the latents they were decoded from, and what they cost."""
+    """Images, the latents they were decoded from, and what they cost."""
 
     images: UInt8[np.ndarray, "n rows columns 3"]
     latents: Float[Tensor, "n tokens size"]
@@ -126,7 +126,7 @@ def generate(
     true_cfg: float | None = None,
     progress: bool = False,
 ) -> Samples:
-    """One picture for each pair of prompt and seed, from the stock pipeline as it is set up now.
+    """One image for each pair of prompt and seed, from the stock pipeline as it is set up now.
 
     Args:
         guidance: the scale that the model embeds; of a teacher that embeds none, that of its second call.
@@ -148,8 +148,8 @@ def generate(
         ):
             batch = slice(start, start + batch_size)
             told = _arguments(pipe, len(prompts[batch]), guidance, negative, true_cfg)
-            picture, path = _call(pipe, prompts[batch], seeds[batch], steps, height, width, told)
-            images.append(np.round(picture * 255).astype(np.uint8))
+            image, path = _call(pipe, prompts[batch], seeds[batch], steps, height, width, told)
+            images.append(np.round(image * 255).astype(np.uint8))
             latents.append(path[-1])
     nfe = meter.calls["transformer"] // len(images)
     return Samples(np.concatenate(images), torch.cat(latents), nfe, meter.seconds)
@@ -165,7 +165,7 @@ def trajectory(
     width: int,
     guidance: float | None = None,
 ) -> Float[Tensor, "steps tokens width"]:
-    """The latents of one picture after each step, without the noise it started from."""
+    """The latents of one image after each step, without the noise it started from."""
     with _quiet(pipe):
         _, path = _call(pipe, [prompt], [seed], steps, height, width, _arguments(pipe, 1, guidance))
     return torch.cat(path)

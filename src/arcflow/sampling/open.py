@@ -165,7 +165,7 @@ class Setup:
         return files.text_digest([hub.content_of(file) for file in kept], 16)
 
     def recipe(self, prompt: str, seed: int, *, height: int, width: int) -> "Recipe":
-        """The recipe of one picture."""
+        """The recipe of one image."""
         from arcflow import __version__
         from arcflow.sampling.folder import Recipe
 
@@ -183,7 +183,7 @@ class Setup:
 
     @property
     def recorded(self) -> dict[str, Any]:
-        """What all pictures have in common, as recipes keep it."""
+        """What all images have in common, as recipes keep it."""
         return {
             "steps": self.steps,
             "guidance": self.guidance,

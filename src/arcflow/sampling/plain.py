@@ -1,4 +1,4 @@
-"""How far the pictures of a plain LoRA are from those of the student that it was made of."""
+"""How far the images of a plain LoRA are from those of the student that it was made of."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,7 +25,7 @@ def difference(
     prompts: Sequence[str] = PROMPTS,
     **settings: int | float | None,
 ) -> float:
-    """Root mean square of the difference of the latents, over that of the student's: 0 for the same pictures.
+    """Root mean square of the difference of the latents, over that of the student's: 0 for the same images.
 
     The pipeline ends as it came.
 

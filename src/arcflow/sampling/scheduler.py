@@ -126,7 +126,7 @@ class ArcFlowScheduler(SchedulerMixin, ConfigMixin):
             index = self._coming(timestep)
             index = self._index_of(timestep) if index is None else index
             if index >= len(self.timesteps):
-                raise ValueError(f"all {index} steps of the grid are taken; call set_timesteps before another picture.")
+                raise ValueError(f"all {index} steps of the grid are taken; call set_timesteps before another image.")
             if velocity and self._called != index:
                 raise ValueError(
                     "the model output is a velocity, but no student was called for this step. Is an adapter attached "
@@ -207,7 +207,7 @@ class ArcFlowScheduler(SchedulerMixin, ConfigMixin):
             self._shared = True  # the other thread is told as well
         if self._shared:
             raise ValueError(
-                "this scheduler is used by several threads at once, so is the pipeline around it: their pictures would "
+                "this scheduler is used by several threads at once, so is the pipeline around it: their images would "
                 "be mixed. Give each thread a pipeline of its own, which may share all other parts: "
                 "type(pipe)(**{**pipe.components, 'scheduler': copy.deepcopy(pipe.scheduler)})."
             )

@@ -171,7 +171,7 @@ class Head(Tuned):
 
     @contextmanager
     def keeping(self) -> Iterator[list[Tensor]]:
-        """The paths of the calls in this block: for a network that folds what follows the head into a picture."""
+        """The paths of the calls in this block: for a network that folds what follows the head into an image."""
         self.paths = []
         try:
             yield self.paths
@@ -503,7 +503,7 @@ def frozen(transformer: nn.Module, name: str) -> nn.Module:
 
 
 def module_of(transformer: nn.Module, name: str) -> nn.Module:
-    """The module of this name: `get_submodule`, at a fifth of its time, for what is asked at every picture."""
+    """The module of this name: `get_submodule`, at a fifth of its time, for what is asked at every image."""
     module = transformer
     for part in name.split("."):
         module = module._modules.get(part) or getattr(module, part)

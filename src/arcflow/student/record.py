@@ -151,7 +151,7 @@ def agree(told: AdapterInfo, own: AdapterInfo, path: Path, weights: Path) -> Non
     """Refuse a record that says other things than the tensor file it vouches for.
 
     Raises:
-        ValueError: they differ in what decides the pictures.
+        ValueError: they differ in what decides the images.
     """
     for one in dataclasses.fields(AdapterInfo):
         here, there = getattr(told, one.name), getattr(own, one.name)

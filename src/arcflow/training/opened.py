@@ -17,7 +17,7 @@ from diffusers import DiffusionPipeline
 from arcflow.config import Run, to_json
 from arcflow.data.batches import Prompts, open_prompts
 from arcflow.data.embeddings import Encode, encoder
-from arcflow.data.pictures import read_pictures
+from arcflow.data.images import read_images
 from arcflow.data.prefetch import Prefetcher, Sample
 from arcflow.distillation.policy import Student, Teacher
 from arcflow.families import family_of, network
@@ -78,7 +78,7 @@ class Training:
         learn(self.pipe.transformer)
 
         if self.journal and config.pictures:
-            self.journal.picture(step, self.validation.pictures(self.pipe, config.pictures, self.size))
+            self.journal.image(step, self.validation.images(self.pipe, config.pictures, self.size))
         if self.journal:
             self.journal.write(step, **measured, **(self.validation.euler if step == 0 else {}))
 
@@ -244,8 +244,8 @@ def prefetcher_of(
         x = network.noise(pipe, batch.seeds[mine], *batch.size, family=family).to(device)
         clean = None
         if config.data.images:
-            drawn = read_pictures(batch.images[mine], batch.size)
-            clean = network.encode_pictures(pipe, drawn, family=family).to(device)
+            drawn = read_images(batch.images[mine], batch.size)
+            clean = network.encode_images(pipe, drawn, family=family).to(device)
         return Sample(x, encode(batch.prompts[mine], batch.size), position, clean)
 
     in_memory = config.data.cache and not config.data.embeddings

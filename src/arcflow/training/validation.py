@@ -70,10 +70,8 @@ class DistanceToTeacher:
         sigmas = sampler_grid(steps, self.distill)
         return self._all([arcs(walker, self.x[p], rows(self.cond, p), sigmas) for p in self.parts])
 
-    def pictures(
-        self, pipe: DiffusionPipeline, count: int, size: tuple[int, int]
-    ) -> UInt8[np.ndarray, "rows columns 3"]:
-        """The first held-out pictures side by side: the teacher's above, below them the student's as last measured."""
+    def images(self, pipe: DiffusionPipeline, count: int, size: tuple[int, int]) -> UInt8[np.ndarray, "rows columns 3"]:
+        """The first held-out images side by side: the teacher's above, below them the student's as last measured."""
         drawn = [np.concatenate(list(decode(pipe, end[:count], *size)), 1) for end in (self.end, self.latest)]
         return np.concatenate(drawn)
 

@@ -2,7 +2,7 @@
 
 64 x 64 pixels become 8 x 8 latents of 8 channels, so 2 x 2 patches give 16 tokens of width 32.
 
-Latents that only reconstruct well are slow to learn a flow on; latents aligned with what a picture means are much
+Latents that only reconstruct well are slow to learn a flow on; latents aligned with what an image means are much
 quicker (VA-VAE, arXiv 2501.01423). Features of a foundation model are not needed here, the scene itself is known: the
 encoder's mean is held near `plain_map`, which says in every cell what is there and where. It is trained in two stages.
 First encoder and decoder together. Then the encoder is frozen, its latents are standardised (`shift_factor`,
@@ -114,7 +114,7 @@ def encode(model: ModelMixin, x: Float[Tensor, "count 3 64 64"]) -> Float[Tensor
 
 
 def decode(model: ModelMixin, z: Float[Tensor, "count 8 8 8"]) -> Float[Tensor, "count 3 64 64"]:
-    """Pictures of standardised latents."""
+    """Images of standardised latents."""
     return model.decode(z / model.config.scaling_factor + model.config.shift_factor, return_dict=False)[0]
 
 

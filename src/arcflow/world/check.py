@@ -1,4 +1,4 @@
-"""The exact checker: reads a picture back into a scene and holds it against the caption, skill by skill.
+"""The exact checker: reads an image back into a scene and holds it against the caption, skill by skill.
 
 Reading: the background is the nearest palette color of the border's median; what differs from it falls into connected
 components; the color of a component is the palette color nearest to its core's median; its shape is the one whose
@@ -44,24 +44,24 @@ TINT = 70.0
 
 
 def read(image: np.ndarray) -> Scene:
-    """The scene in a picture (64, 64, 3) uint8.
+    """The scene in an image (64, 64, 3) uint8.
 
     Raises:
-        ValueError: the array is not one 64 x 64 RGB picture of type uint8.
+        ValueError: the array is not one 64 x 64 RGB image of type uint8.
     """
     if image.shape != (SIZE, SIZE, 3) or image.dtype != np.uint8:
-        raise ValueError(f"expected a uint8 picture ({SIZE}, {SIZE}, 3), got {image.dtype} {image.shape}")
-    picture = image.astype(np.float32)
-    border = np.concatenate([picture[0], picture[-1], picture[:, 0], picture[:, -1]])
+        raise ValueError(f"expected a uint8 image ({SIZE}, {SIZE}, 3), got {image.dtype} {image.shape}")
+    image = image.astype(np.float32)
+    border = np.concatenate([image[0], image[-1], image[:, 0], image[:, -1]])
     background, paper = _nearest(np.median(border, axis=0), BACKGROUNDS)
-    apart = np.abs(picture - paper) > CONTRAST
+    apart = np.abs(image - paper) > CONTRAST
     found: Any = ndimage.label(apart[..., 0] | apart[..., 1] | apart[..., 2])
     labels = found[0]
     objects = []
     for index, box in enumerate(ndimage.find_objects(labels), start=1):
         part = labels[box] == index
         if part.sum() >= SPECK:
-            objects.append(_read_object(picture, paper, labels, index, box))
+            objects.append(_read_object(image, paper, labels, index, box))
     return Scene(background, tuple(objects))
 
 
@@ -74,15 +74,15 @@ def _nearest(color: np.ndarray, palette: dict[str, tuple[int, int, int]]) -> tup
 
 
 def _read_object(
-    picture: np.ndarray, paper: np.ndarray, labels: np.ndarray, index: int, box: tuple[slice, slice]
+    image: np.ndarray, paper: np.ndarray, labels: np.ndarray, index: int, box: tuple[slice, slice]
 ) -> Object:
     rows, columns = (slice(max(0, s.start - 2), min(SIZE, s.stop + 2)) for s in box)
     near = np.asarray(ndimage.binary_dilation(labels[rows, columns] == index), bool)
     mine = near & ((labels[rows, columns] == 0) | (labels[rows, columns] == index))
-    offset = picture[rows, columns] - paper
+    offset = image[rows, columns] - paper
     strength = np.linalg.norm(offset, axis=-1) * mine
     core = strength >= np.quantile(strength[labels[rows, columns] == index], 0.5)
-    color, ink = _nearest(np.median(picture[rows, columns][core], axis=0), COLORS)
+    color, ink = _nearest(np.median(image[rows, columns][core], axis=0), COLORS)
     direction = ink - paper
     alpha = np.clip(offset @ direction / max(float(direction @ direction), 1.0), 0, 1) * mine
     shape, x, y, radius = _fit(alpha, rows, columns)
@@ -104,12 +104,12 @@ def _fit(alpha: np.ndarray, rows: slice, columns: slice) -> tuple[str, float, fl
 
 
 def judge(image: np.ndarray, prompt: str | Prompt) -> bool:
-    """Whether the picture shows exactly what the caption says."""
+    """Whether the image shows exactly what the caption says."""
     return holds(parse(prompt) if isinstance(prompt, str) else prompt, read(image))
 
 
 def accuracy(images: Iterable[np.ndarray], prompts: Sequence[str | Prompt]) -> dict[str, float]:
-    """Share of pictures that show what their captions say: "overall" and one entry per skill that occurs."""
+    """Share of images that show what their captions say: "overall" and one entry per skill that occurs."""
     parsed = [parse(p) if isinstance(p, str) else p for p in prompts]
     right = [judge(image, prompt) for image, prompt in zip(images, parsed, strict=True)]
     skills = {s: [ok for ok, p in zip(right, parsed, strict=True) if p.skill == s] for s in SKILLS}
@@ -131,7 +131,7 @@ def one_word_changes(prompt: Prompt) -> list[Prompt]:
 
 
 def self_test(count: int, seed: int) -> dict[str, float]:
-    """On rendered pictures: the share of true captions it accepts and of captions changed in one word it rejects."""
+    """On rendered images: the share of true captions it accepts and of captions changed in one word it rejects."""
     rng = random.Random(seed)
     accepted, rejected = [], []
     for _ in range(count):

@@ -58,17 +58,17 @@ class Pretrain:
     text_steps: int = 1500
     """Steps of 128 captions for the text encoders."""
     autoencoder_steps: int = 2200
-    """Steps of 16 pictures for encoder and decoder."""
+    """Steps of 16 images for encoder and decoder."""
     scenes: int = 131072
-    """Pictures encoded once for the transformer to learn from."""
+    """Images encoded once for the transformer to learn from."""
     decoder_steps: int = 1800
-    """Steps of 16 pictures for the decoder alone."""
+    """Steps of 16 images for the decoder alone."""
     flow_steps: int = 14000
     """Steps of flow matching."""
     guidance_steps: int = 1200
     """Steps of guidance distillation."""
     batch: int = 128
-    """Pictures a step for the transformer."""
+    """Images a step for the transformer."""
 
 
 @dataclass(frozen=True)
@@ -175,7 +175,7 @@ def train_text(out: Path, recipe: Pretrain) -> tuple[T5EncoderModel, CLIPTextMod
     )
 
 
-def _pictures(scenes: list[Scene]) -> Tensor:
+def _images(scenes: list[Scene]) -> Tensor:
     return ae.to_tensor(render_all(scenes)).contiguous(memory_format=torch.channels_last)
 
 
@@ -195,7 +195,7 @@ def train_autoencoder(out: Path, recipe: Pretrain) -> AutoencoderKL:
         def loss(step: int) -> Tensor:
             scenes = ae.scenes(16, f"ae-{step}")
             with _half():
-                return ae.autoencoder_loss(vae, _pictures(scenes), ae.plain_map(scenes))
+                return ae.autoencoder_loss(vae, _images(scenes), ae.plain_map(scenes))
 
         stage = Stage("autoencoder", recipe.autoencoder_steps, 2.5e-3, cooldown=0.9)
         fit(stage, out, {"vae": vae}, loss, lambda: ae.reconstruction_accuracy(vae, 4 * PROBED))
@@ -211,7 +211,7 @@ def encode_scenes(out: Path, recipe: Pretrain, vae: AutoencoderKL) -> tuple[Tens
         parts, captions = [], []
         for start in tqdm(range(0, recipe.scenes, chunk), desc="scenes"):
             prompts, rng = text.captions(chunk, f"train-{start}", SHARES), random.Random(f"scenes-{start}")
-            x = _pictures([sample_scene(prompt, rng) for prompt in prompts])
+            x = _images([sample_scene(prompt, rng) for prompt in prompts])
             with torch.no_grad(), _half():
                 parts.append(tf.pack(ae.encode(vae, x)).half())
             captions += [prompt.text for prompt in prompts]
@@ -227,7 +227,7 @@ def train_decoder(out: Path, recipe: Pretrain, vae: AutoencoderKL) -> Autoencode
 
         def loss(step: int) -> Tensor:
             with _half():
-                return ae.decoder_loss(vae, _pictures(ae.scenes(16, f"decoder-{step}")))
+                return ae.decoder_loss(vae, _images(ae.scenes(16, f"decoder-{step}")))
 
         stage = Stage("decoder", recipe.decoder_steps, 1.5e-3, cooldown=0.9, ema=0.99)
         fit(stage, out, {"vae": vae}, loss, lambda: ae.reconstruction_accuracy(vae, 4 * PROBED))

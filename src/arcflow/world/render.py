@@ -1,4 +1,4 @@
-"""Scenes to pictures: every shape is a signed distance, every edge one pixel of anti-aliasing.
+"""Scenes to images: every shape is a signed distance, every edge one pixel of anti-aliasing.
 
 The coverage of a pixel is clip(1/2 - distance, 0, 1), the distance taken at its centre in pixels (negative inside).
 All shapes of radius r fit a square of half-width 1.05 r around the object's centre.
@@ -43,7 +43,7 @@ def distance(shape: str, dx: np.ndarray, dy: np.ndarray, radius: float) -> np.nd
 
 
 def coverage(shape: str, x: float, y: float, radius: float, rows: slice, columns: slice) -> np.ndarray:
-    """Share of each pixel that the shape covers, over a window of the picture."""
+    """Share of each pixel that the shape covers, over a window of the image."""
     dy = np.arange(rows.start, rows.stop)[:, None] + 0.5 - y
     dx = np.arange(columns.start, columns.stop)[None, :] + 0.5 - x
     return np.clip(0.5 - distance(shape, dx, dy, radius), 0, 1)
@@ -56,16 +56,16 @@ def window(center: float, radius: float) -> slice:
 
 
 def render(scene: Scene) -> np.ndarray:
-    """The picture of a scene: (64, 64, 3) uint8."""
-    picture = np.empty((SIZE, SIZE, 3), np.float32)
-    picture[:] = BACKGROUNDS[scene.background]
+    """The image of a scene: (64, 64, 3) uint8."""
+    image = np.empty((SIZE, SIZE, 3), np.float32)
+    image[:] = BACKGROUNDS[scene.background]
     for o in scene.objects:
         rows, columns = window(o.y, o.radius), window(o.x, o.radius)
         alpha = coverage(o.shape, o.x, o.y, o.radius, rows, columns)[..., None]
-        picture[rows, columns] += alpha * (np.array(COLORS[o.color]) - picture[rows, columns])
-    return np.round(picture).astype(np.uint8)
+        image[rows, columns] += alpha * (np.array(COLORS[o.color]) - image[rows, columns])
+    return np.round(image).astype(np.uint8)
 
 
 def render_all(scenes: Sequence[Scene]) -> np.ndarray:
-    """The pictures of many scenes: (n, 64, 64, 3) uint8."""
+    """The images of many scenes: (n, 64, 64, 3) uint8."""
     return np.stack([render(scene) for scene in scenes])

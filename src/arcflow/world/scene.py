@@ -1,7 +1,7 @@
 """Scenes and the captions that describe them.
 
 A scene is a plain background with one to three objects that do not touch, three only of one kind. A caption names some
-of what is in it and leaves the rest open, so one caption has many pictures. The six skills are those of GenEval (arXiv
+of what is in it and leaves the rest open, so one caption has many images. The six skills are those of GenEval (arXiv
 2310.11513):
 
     single_object       a ring                              colors     a small red ring on gray
@@ -258,7 +258,7 @@ HELD_OUT = 384
 """Held-out captions on which something is judged, unless told."""
 
 FIRST_SEED = 10_000
-"""Noise of the first held-out picture; the others follow."""
+"""Noise of the first held-out image; the others follow."""
 
 
 def held_out(count: int) -> list[str]:

@@ -1,6 +1,6 @@
 """The small FLUX's tokenizers and text encoders: a T5 for the tokens, a CLIP for the pooled vector.
 
-Both are stock transformers classes, trained on captions alone before any picture is drawn and frozen afterwards: from
+Both are stock transformers classes, trained on captions alone before any image is drawn and frozen afterwards: from
 the T5's output at a shape word, linear probes must tell what the caption says of that object (color, size, count,
 place in the sentence, relation) and of the background; from CLIP's pooled output, what occurs and what goes with what.
 The probes are thrown away. Padding is attended to, as `FluxPipeline` does, so training pads exactly as the pipeline.

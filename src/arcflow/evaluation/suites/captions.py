@@ -7,20 +7,20 @@ from arcflow.evaluation.suites.layouts import link, write_once
 from arcflow.evaluation.suites.suite import Item, Suite, read_json, read_records
 
 
-def hpsv2_layout(item: Item, pictures: Sequence[Path], root: Path, model: str) -> None:
-    """<style>/<00000>.jpg, the first picture of each prompt."""
+def hpsv2_layout(item: Item, images: Sequence[Path], root: Path, model: str) -> None:
+    """<style>/<00000>.jpg, the first image of each prompt."""
     from PIL import Image  # not at the top: the command line lists suites, and does not wait for it
 
     write_once(
         root / f"{item.id}.jpg",
-        lambda draft: Image.open(pictures[0]).convert("RGB").save(draft, "JPEG"),
-        of=pictures[:1],
+        lambda draft: Image.open(images[0]).convert("RGB").save(draft, "JPEG"),
+        of=images[:1],
     )
 
 
-def flat_layout(item: Item, pictures: Sequence[Path], root: Path, model: str) -> None:
-    """<id>.png, the first picture of each prompt: a folder that any program for Frechet distances reads."""
-    link(pictures[0], root / f"{item.id}.png")
+def flat_layout(item: Item, images: Sequence[Path], root: Path, model: str) -> None:
+    """<id>.png, the first image of each prompt: a folder that any program for Frechet distances reads."""
+    link(images[0], root / f"{item.id}.png")
 
 
 COCO_COUNT = 10_000

@@ -8,13 +8,13 @@ from arcflow.evaluation.suites.layouts import grid, write_once
 from arcflow.evaluation.suites.suite import Item, Suite, read_lines, read_table
 
 
-def dpg_layout(item: Item, pictures: Sequence[Path], root: Path, model: str) -> None:
-    """One PNG with the name of the prompt's file, its four pictures in two rows."""
-    write_once(root / f"{item.id}.png", lambda draft: grid(pictures).save(draft, "PNG"), of=pictures)
+def dpg_layout(item: Item, images: Sequence[Path], root: Path, model: str) -> None:
+    """One PNG with the name of the prompt's file, its four images in two rows."""
+    write_once(root / f"{item.id}.png", lambda draft: grid(images).save(draft, "PNG"), of=images)
 
 
 def dpg_answers(path: Path, items: Sequence[Item], model: str) -> dict[str, float]:
-    """The score of each picture, from the text file of `compute_dpg_bench.py`: path, scores, their mean; its summary
+    """The score of each image, from the text file of `compute_dpg_bench.py`: path, scores, their mean; its summary
     by categories of questions is left out."""
     ids = {item.id: item for item in items}
     found = {}
@@ -26,7 +26,7 @@ def dpg_answers(path: Path, items: Sequence[Item], model: str) -> dict[str, floa
         if name not in ids:
             raise ValueError(f"line {place} is about {name!r}, which is no prompt of this suite")
         scores = [float(number) for number in numbers[1].split(", ")[1:-1]]
-        found |= {ids[name].picture(draw): score for draw, score in enumerate(scores)}
+        found |= {ids[name].image(draw): score for draw, score in enumerate(scores)}
     return found
 
 
@@ -48,7 +48,7 @@ DPG = Suite(
     file="the folder dpg_bench/prompts or the table dpg_bench/dpg_bench.csv",
     source="github.com/TencentQQGYLab/ELLA",
     counts=({"": 1065},),
-    pictures=4,
+    images=4,
     read=_dpg,
     layout=dpg_layout,
     answers=dpg_answers,

@@ -8,11 +8,11 @@ from arcflow.evaluation.suites.layouts import grid, write_once
 from arcflow.evaluation.suites.suite import Item, Suite, read_table
 
 
-def oneig_layout(item: Item, pictures: Sequence[Path], root: Path, model: str) -> None:
-    """<class>/<model>/<id>.webp, four pictures in two rows."""
+def oneig_layout(item: Item, images: Sequence[Path], root: Path, model: str) -> None:
+    """<class>/<model>/<id>.webp, four images in two rows."""
     folder, name = item.id.split("/")
     path = root / folder / model / f"{name}.webp"
-    write_once(path, lambda draft: grid(pictures).save(draft, "WEBP"), of=pictures)
+    write_once(path, lambda draft: grid(images).save(draft, "WEBP"), of=images)
 
 
 def oneig_answers(path: Path, items: Sequence[Item], model: str) -> dict[str, float]:
@@ -40,7 +40,7 @@ ONEIG_CLASSES = {
     "Knowledge_Reasoning": "reasoning",
     "Multilingualism": "multilingualism",
 }
-"""Categories, and the folders of their pictures."""
+"""Categories, and the folders of their images."""
 
 
 def _oneig(path: Path) -> list[Item]:
@@ -62,7 +62,7 @@ ONEIG = Suite(
     file="OneIG-Bench.csv or OneIG-Bench-ZH.csv",
     source="github.com/OneIG-Bench/OneIG-Benchmark",
     counts=(_ONEIG, {**_ONEIG, "Multilingualism": 200}),
-    pictures=4,
+    images=4,
     read=_oneig,
     layout=oneig_layout,
     answers=oneig_answers,

@@ -1,4 +1,4 @@
-"""Evaluation suites: whose prompts, how many pictures of each, and where the official scorer looks for them.
+"""Evaluation suites: whose prompts, how many images of each, and where the official scorer looks for them.
 
 A suite is a row of `SUITES`. The prompts are the benchmark's own and do not come with the package, but for those of the
 built-in world: a row names the file and where it is to be had, and `read_items` checks that it is that file, and whole.
@@ -29,16 +29,16 @@ class Item:
     more: dict[str, object] = field(default_factory=dict, hash=False)
     """What its scorer needs to know besides the prompt."""
 
-    def picture(self, draw: int) -> str:
-        """The id of one of its pictures."""
+    def image(self, draw: int) -> str:
+        """The id of one of its images."""
         return f"{self.id}/{draw}"
 
 
 Layout = Callable[[Item, Sequence[Path], Path, str], None]
-"""(prompt, its pictures, folder, name of the model): show the pictures as the official scorer expects them."""
+"""(prompt, its images, folder, name of the model): show the images as the official scorer expects them."""
 
 Answers = Callable[[Path, Sequence[Item], str], dict[str, float]]
-"""(file, prompts, name of the model): the official scorer's numbers, by id of picture or prompt."""
+"""(file, prompts, name of the model): the official scorer's numbers, by id of image or prompt."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,17 +53,17 @@ class Suite:
     """Where that is to be had."""
     counts: tuple[Mapping[str, int], ...] = ()
     """Prompts in each category when it is whole; several where there are several editions."""
-    pictures: int = 1
-    """Pictures of each prompt."""
+    images: int = 1
+    """Images of each prompt."""
     read: Callable[[Path], list[Item]]
     layout: Layout | None = None
     answers: Answers | None = None
     shares: bool = False
-    """Whether the answers say of each picture only that it is right or wrong."""
+    """Whether the answers say of each image only that it is right or wrong."""
 
     def seed(self, item: Item, draw: int) -> int:
-        """Seed of a picture's noise: the same for every model, number of steps and way to share the work."""
-        if self.name == "world":  # the first picture of a prompt is that of `arcflow evaluate` and `world score`
+        """Seed of an image's noise: the same for every model, number of steps and way to share the work."""
+        if self.name == "world":  # the first image of a prompt is that of `arcflow evaluate` and `world score`
             return FIRST_SEED + item.number + (draw << 32)
         # Not at the top: the command line lists suites, and does not wait for torch.
         from arcflow.system.seeds import seed_of
@@ -109,7 +109,7 @@ def _check(suite: Suite, items: list[Item], complete: bool) -> None:
         if not isinstance(item.prompt, str) or not item.prompt.strip():
             raise ValueError(f"prompt {item.id} is empty or no text")
         if not re.fullmatch(r"\w[\w+-]*(/\w[\w+-]*)?", item.id):
-            raise ValueError(f"{item.id!r} is no name for a picture")
+            raise ValueError(f"{item.id!r} is no name for an image")
     twice = [name for name, times in Counter(item.id for item in items).items() if times > 1]
     if twice:
         raise ValueError(f"{twice[0]} is there more than once")

@@ -1,4 +1,4 @@
-"""Measures of single pictures and of pictures of one prompt: PSNR, squared error, CLIP score, diversity."""
+"""Measures of single images and of several of one prompt: PSNR, squared error, CLIP score, diversity."""
 
 import numpy as np
 import torch
@@ -9,7 +9,7 @@ from arcflow.metrics.intervals import by_prompt
 
 
 def clip_score(images: Float[Tensor, "n width"], texts: Float[Tensor, "n width"]) -> Float[Tensor, "n"]:
-    """100 times the cosine between the embeddings of each picture and its prompt."""
+    """100 times the cosine between the embeddings of each image and its prompt."""
     _paired(images, texts)
     return 100 * torch.cosine_similarity(images, texts)
 
@@ -21,7 +21,7 @@ def squared_error(a: Float[Tensor, "n *shape"], b: Float[Tensor, "n *shape"]) ->
 
 
 def psnr(a: UInt8[np.ndarray, "n rows columns 3"], b: UInt8[np.ndarray, "n rows columns 3"]) -> Float[Tensor, "n"]:
-    """Peak signal-to-noise ratio of each pair of pictures, in dB; infinite for equal ones."""
+    """Peak signal-to-noise ratio of each pair of images, in dB; infinite for equal ones."""
     _paired(a, b)
     errors = [np.square(p.astype(np.float64) - q).mean() for p, q in zip(a, b, strict=True)]
     return 10 * torch.log10(255**2 / torch.tensor(errors, dtype=torch.float64))
@@ -33,11 +33,11 @@ def _paired(a: Tensor | np.ndarray, b: Tensor | np.ndarray) -> None:
 
 
 def diversity(x: Float[Tensor, "n *shape"], seeds: int) -> Float[Tensor, "prompts"]:
-    """Mean distance between two pictures of one prompt, for each prompt; x are features or latents, a prompt's
-    `seeds` pictures one after the other.
+    """Mean distance between two images of one prompt, for each prompt; x are features or latents, a prompt's
+    `seeds` images one after the other.
     """
     grouped = by_prompt(x.flatten(1), seeds)
     if seeds < 2:
-        raise ValueError("a distance takes two pictures of each prompt, got seeds=1; draw each prompt with more seeds")
+        raise ValueError("a distance takes two images of each prompt, got seeds=1; draw each prompt with more seeds")
     pairs = torch.cdist(grouped, grouped, compute_mode="donot_use_mm_for_euclid_dist")  # 0 for equal ones
     return pairs.sum((1, 2)) / (seeds * (seeds - 1))

@@ -1,14 +1,14 @@
 """A suite from prompts to numbers, in a folder that a run may leave at any time and come back to.
 
-    suite.json      what the pictures are of: another model, adapter or setting wants a folder of its own
+    suite.json      what the images are of: another model, adapter or setting wants a folder of its own
     pictures/       <prompt>-<draw>.png and manifest.jsonl (`sample`): drawn once
-    measured/       what this package computes of each picture (`measure`): computed once
+    measured/       what this package computes of each image (`measure`): computed once
     scores/         what scorers in their own environments answered (`scorers`): asked once
-    official/       the pictures as the benchmark's own scorer looks for them (`official`)
+    official/       the images as the benchmark's own scorer looks for them (`official`)
     clock/          seconds of each stage
     results.json    all of it, when nothing is missing
 
-Several processes share the pictures, (rank, ranks) each, and do not talk; the last to finish writes the results.
+Several processes share the images, (rank, ranks) each, and do not talk; the last to finish writes the results.
 """
 
 import json
@@ -30,8 +30,8 @@ from arcflow.system.text import shown
 
 
 @dataclass(frozen=True, kw_only=True)
-class Picture(Recipe):
-    """A picture of a suite; its name says which."""
+class Image(Recipe):
+    """An image of a suite; its name says which."""
 
     id: str
     category: str
@@ -43,15 +43,15 @@ class Picture(Recipe):
         return f"{self.number:05d}-{self.draw}.png"
 
 
-def pictures_of(
+def images_of(
     suite: Suite, items: Sequence[Item], draws: int, settings: Settings, version: str, fused: bool = False
-) -> list[Picture]:
-    """All pictures of a suite, the draws of a prompt one after the other."""
+) -> list[Image]:
+    """All images of a suite, the draws of a prompt one after the other."""
     known = {one.name for one in fields(Recipe)}
     alike = {one.name: getattr(settings, one.name) for one in fields(settings) if one.name in known}
     return [
-        Picture(
-            id=item.picture(draw),
+        Image(
+            id=item.image(draw),
             category=item.category,
             number=item.number,
             draw=draw,
@@ -68,7 +68,7 @@ def pictures_of(
 
 
 def claim(folder: Path, what: Settings) -> None:
-    """Make a folder the home of these pictures. One of before, whose settings say nothing of the model's weights and
+    """Make a folder the home of these images. One of before, whose settings say nothing of the model's weights and
     dtype, is known again by what they say, and stays as it is.
 
     Raises:
@@ -76,7 +76,7 @@ def claim(folder: Path, what: Settings) -> None:
     """
     about = folder / "suite.json"
     if not about.exists() and (folder / "pictures").exists():
-        raise ValueError(f"{folder} has pictures but no suite.json: expected a new folder or one of ours; change --out")
+        raise ValueError(f"{folder} has images but no suite.json: expected a new folder or one of ours; change --out")
     there = records.plain(read_settings(folder)) if about.exists() else {}
     assert isinstance(there, dict)
     # Folders of before do not know these; what is drawn from now on is held against them.
@@ -84,16 +84,16 @@ def claim(folder: Path, what: Settings) -> None:
     free += ["teacher_lora", "lora_weights"] if "dtype" in free else []
     usual = {one.name: one.default for one in fields(what) if one.default is not MISSING}
     text = json.dumps(records.plain(what), indent=2) + "\n"
-    files.claim(about, text, holds="pictures", settings=lambda text: {**usual, **json.loads(text)}, free=free)
+    files.claim(about, text, holds="images", settings=lambda text: {**usual, **json.loads(text)}, free=free)
 
 
 def read_settings(folder: Path) -> Settings:
-    """What the pictures of a folder are of. Raises ValueError if `suite.json` is damaged, with what to do."""
+    """What the images of a folder are of. Raises ValueError if `suite.json` is damaged, with what to do."""
     try:
         return records.read(Settings, folder / "suite.json")
     except (ValueError, RecursionError) as error:
         raise ValueError(
-            f"{folder / 'suite.json'} is damaged ({shown(error, 120)}): expected what the pictures beside it are of; "
+            f"{folder / 'suite.json'} is damaged ({shown(error, 120)}): expected what the images beside it are of; "
             f"put it back, or choose another folder with --out"
         ) from error
 
@@ -113,19 +113,19 @@ def digest(items: Sequence[Item]) -> str:
     return files.text_digest([[item.id, item.prompt] for item in items], 16)
 
 
-def to_draw(folder: Path, pictures: Sequence[Picture], share: tuple[int, int] = (0, 1)) -> list[Picture]:
+def to_draw(folder: Path, images: Sequence[Image], share: tuple[int, int] = (0, 1)) -> list[Image]:
     """Those of this process's share that are not there yet."""
     there = {record["file"] for record in read_manifest(folder / "pictures")}
-    mine = list(pictures)[share[0] :: share[1]]
+    mine = list(images)[share[0] :: share[1]]
     return [p for p in mine if p.file not in there or not (folder / "pictures" / p.file).exists()]
 
 
 def draw(
-    pipe: DiffusionPipeline, folder: Path, pictures: Sequence[Picture], batch: int, share: tuple[int, int] = (0, 1)
+    pipe: DiffusionPipeline, folder: Path, images: Sequence[Image], batch: int, share: tuple[int, int] = (0, 1)
 ) -> int:
     """Draw what is missing, from the pipeline as it is set up now; how many."""
     start = time.perf_counter()
-    new = sample_folder(pipe, pictures, folder / "pictures", batch_size=batch, share=share)
+    new = sample_folder(pipe, images, folder / "pictures", batch_size=batch, share=share)
     spent = time.perf_counter() - start
     names = {path.name for path in new}
     drawn = [record["seconds"] for record in read_manifest(folder / "pictures") if record["file"] in names]
@@ -134,25 +134,25 @@ def draw(
 
 
 def timed(folder: Path, stage: str, do: Callable[[], int], share: tuple[int, int] = (0, 1)) -> int:
-    """Do a stage, which says how many pictures it was about, and add its seconds to those of the folder."""
+    """Do a stage, which says how many images it was about, and add its seconds to those of the folder."""
     start = time.perf_counter()
-    pictures = do()
-    if pictures:
-        _add(folder, stage, time.perf_counter() - start, pictures, share)
-    return pictures
+    images = do()
+    if images:
+        _add(folder, stage, time.perf_counter() - start, images, share)
+    return images
 
 
-def _add(folder: Path, stage: str, seconds: float, pictures: int, share: tuple[int, int]) -> None:
+def _add(folder: Path, stage: str, seconds: float, images: int, share: tuple[int, int]) -> None:
     file = folder / "clock" / f"clock{part_of(share)}.json"
     file.parent.mkdir(exist_ok=True)
     spent = _spent(file)
     before = spent.get(stage, [0.0, 0])
-    spent[stage] = [before[0] + seconds, before[1] + pictures]
+    spent[stage] = [before[0] + seconds, before[1] + images]
     files.write_text(file, json.dumps(spent))
 
 
 def _spent(file: Path) -> dict[str, list[float]]:
-    """Seconds and pictures by stage. What is damaged is left out: only clock times are lost."""
+    """Seconds and images by stage. What is damaged is left out: only clock times are lost."""
     try:
         found = json.loads(file.read_text("utf-8"))
     except (OSError, ValueError, RecursionError):
@@ -162,29 +162,29 @@ def _spent(file: Path) -> dict[str, list[float]]:
 
 
 def _pair(value: object) -> bool:
-    """Whether a value is a time and a number of pictures."""
+    """Whether a value is a time and a number of images."""
     if not isinstance(value, list) or len(value) != 2:
         return False
     return all(type(one) in (int, float) and 0 <= one < 1e12 for one in value)
 
 
 def times(folder: Path, commands: Sequence[str] = ()) -> Seconds:
-    """Seconds a picture: its generation, each stage of its evaluation, and their sum as a share of the generation;
+    """Seconds an image: its generation, each stage of its evaluation, and their sum as a share of the generation;
     the scorers' own, `commands`, are named but no part of the share."""
     made = [record["seconds"] for record in read_manifest(folder / "pictures")]
     total: dict[str, list[float]] = {}
     for file in sorted((folder / "clock").glob("*.json")):
-        for stage, (seconds, pictures) in _spent(file).items():
+        for stage, (seconds, images) in _spent(file).items():
             before = total.get(stage, [0.0, 0])
-            total[stage] = [before[0] + seconds, before[1] + pictures]
-    each = {stage: seconds / pictures for stage, (seconds, pictures) in total.items() if pictures}
+            total[stage] = [before[0] + seconds, before[1] + images]
+    each = {stage: seconds / images for stage, (seconds, images) in total.items() if images}
     generation = sum(made) / max(1, len(made))
     own = sum(seconds for stage, seconds in each.items() if stage not in commands)
     return Seconds(generation=generation, evaluation=each, share=own / generation if generation else 0.0)
 
 
 def lay_out(folder: Path, suite: Suite, items: Sequence[Item], draws: int, model: str) -> None:
-    """Show the pictures as the official scorer expects them, of those prompts whose pictures are all there."""
+    """Show the images as the official scorer expects them, of those prompts whose images are all there."""
     if suite.layout is None:
         return
     for item in items:

@@ -1,6 +1,6 @@
-"""Pictures from files as a viewer shows them, in eight-bit RGB.
+"""Images from files as a viewer shows them, in eight-bit RGB.
 
-A file holds more than its numbers: phones store a picture lying on its side and note the turn, sixteen bits want
+A file holds more than its numbers: phones store an image lying on its side and note the turn, sixteen bits want
 scaling, and what is transparent shows the page behind it, which is white here.
 """
 
@@ -12,8 +12,8 @@ from jaxtyping import UInt8
 from PIL import Image, ImageOps
 
 
-def read_picture(path: str | Path) -> UInt8[np.ndarray, "rows columns 3"]:
-    """A picture as it is seen.
+def read_image(path: str | Path) -> UInt8[np.ndarray, "rows columns 3"]:
+    """An image as it is seen.
 
     Raises:
         ValueError: it cannot be read, or is larger than Pillow takes for safe; the message names the file.
@@ -21,8 +21,8 @@ def read_picture(path: str | Path) -> UInt8[np.ndarray, "rows columns 3"]:
     return np.asarray(_seen(path))
 
 
-def read_pictures(paths: Sequence[str], size: tuple[int, int]) -> UInt8[np.ndarray, "batch height width 3"]:
-    """Pictures of one size (height, width), cut from the middle of the files. Raises ValueError as `read_picture`."""
+def read_images(paths: Sequence[str], size: tuple[int, int]) -> UInt8[np.ndarray, "batch height width 3"]:
+    """Images of one size (height, width), cut from the middle of the files. Raises ValueError as `read_image`."""
     filled = [ImageOps.fit(_seen(path), (size[1], size[0]), Image.Resampling.LANCZOS) for path in paths]
     return np.stack([np.asarray(image) for image in filled])
 
@@ -34,13 +34,13 @@ def _seen(path: str | Path) -> Image.Image:
     except Exception as error:  # decoders raise whatever they like: SyntaxError, struct.error, DecompressionBombError
         why = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(
-            f"{path} is no picture that can be read ({why}): expected PNG, JPEG or WebP; correct the file, or take it "
+            f"{path} is no image that can be read ({why}): expected PNG, JPEG or WebP; correct the file, or take it "
             f"away"
         ) from error
 
 
 def _flat(image: Image.Image) -> Image.Image:
-    """RGB in eight bits, on white where a picture is transparent."""
+    """RGB in eight bits, on white where an image is transparent."""
     if image.mode == "F":
         raise ValueError("its numbers are floating, whose range is not told")
     if image.mode.startswith("I"):

@@ -1,4 +1,4 @@
-"""Pictures from files: as a viewer shows them, or refused by name."""
+"""Images from files: as a viewer shows them, or refused by name."""
 
 import struct
 import zlib
@@ -7,16 +7,16 @@ import numpy as np
 import pytest
 from PIL import Image, PngImagePlugin
 
-from arcflow.data.pictures import read_picture, read_pictures
+from arcflow.data.images import read_image, read_images
 from arcflow.evaluation import measured
 
 
 def both(path, size=(32, 32)):
     """What training and evaluation see of a file."""
-    return read_pictures([str(path)], size)[0], measured.read_picture(path)
+    return read_images([str(path)], size)[0], measured.read_image(path)
 
 
-def test_a_picture_that_a_phone_turned_stands_upright(tmp_path):
+def test_an_image_that_a_phone_turned_stands_upright(tmp_path):
     up = np.zeros((64, 32, 3), np.uint8)
     up[:32, :, 0], up[32:, :, 2] = 255, 255
     turned = Image.Exif()
@@ -68,6 +68,6 @@ def test_what_pillow_refuses_is_named(tmp_path):
     Image.fromarray(np.full((8, 8), 1 << 20, np.int32)).save(tmp_path / "deep.tif")
     (tmp_path / "html.jpg").write_text("<html>")
     for name in ("large.png", "text.png", "cut.png", "float.tif", "deep.tif", "html.jpg", "none.png"):
-        for read in (lambda path: read_pictures([str(path)], (8, 8)), read_picture):
-            with pytest.raises(ValueError, match=f"{name} is no picture that can be read .*: expected PNG"):
+        for read in (lambda path: read_images([str(path)], (8, 8)), read_image):
+            with pytest.raises(ValueError, match=f"{name} is no image that can be read .*: expected PNG"):
                 read(tmp_path / name)
