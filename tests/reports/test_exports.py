@@ -1,6 +1,8 @@
 """A student that leaves as an ordinary LoRA, or as an ordinary folder, and is drawn by diffusers alone."""
 
 import json
+import os
+import runpy
 import subprocess
 import sys
 from typing import Any, get_args
@@ -47,6 +49,11 @@ def draw(name, pipe):
 
 
 draw("merged", DiffusionPipeline.from_pretrained(folder + "/merged"))
+try:
+    DiffusionPipeline.from_pretrained(folder + "/mixture")
+except ValueError as refused:
+    assert "trust_remote_code=True" in str(refused)
+draw("mixture", DiffusionPipeline.from_pretrained(folder + "/mixture", trust_remote_code=True))
 pipe = DiffusionPipeline.from_pretrained(folder + "/base")
 pipe.load_lora_weights(folder + "/lora")
 pipe.scheduler = FlowMatchEulerDiscreteScheduler.from_pretrained(folder + "/lora", subfolder="scheduler")
@@ -59,6 +66,14 @@ def in_coefficients(pipe, folder, rank=2, **info):
     """An adapter in coefficients of this pipeline's transformer, which is left alone."""
     net = fresh(pipe).transformer
     student.build(net, form="coefficients", modes=4, rank=rank, alpha=2.0 * rank, generator=draws())
+    perturb(net)
+    return adapter.save_adapter(net, folder, info=formats.AdapterInfo(**info))
+
+
+def as_mixture(pipe, folder, **info):
+    """An adapter that is a mixture."""
+    net = fresh(pipe).transformer
+    student.build(net, modes=4, rank=2, generator=draws())
     perturb(net)
     return adapter.save_adapter(net, folder, info=formats.AdapterInfo(**info))
 
@@ -77,22 +92,30 @@ def test_diffusers_alone_draws_the_same_images(flux, tmp_path):
     pixels = np.random.default_rng(0).integers(0, 255, (SIDE, SIDE, 3), dtype=np.uint8)
     np.save(tmp_path / "image.npy", pixels)
 
-    plain, wanted = sample(flux), {}
-    arcflow.attach(flux, made, guidance=True)
-    wanted[""] = sample(flux)
-    image = Image.fromarray(pixels)
-    for strength in (0.5, 1.0):
-        other = FluxImg2ImgPipeline.from_pipe(flux)
-        wanted[f" {strength}"] = sample(other, image=image, strength=strength, guidance_scale=3.5)
-    assert apart(plain, wanted[""]) > 0.01
+    mixture = as_mixture(flux, tmp_path / "mixture-adapter")
+    model_card.export(str(mixture), tmp_path / "mixture", layout="merged", base=tmp_path / "base")
 
-    run = subprocess.run([sys.executable, "-c", NO_ARCFLOW, str(tmp_path)], capture_output=True, text=True, timeout=300)
-    assert run.returncode == 0, run.stderr
+    plain, wanted = sample(flux), {}
+    image = Image.fromarray(pixels)
+    for kind, path in (("coefficients", made), ("mixture", mixture)):
+        arcflow.attach(flux, path, guidance=True)
+        wanted[kind] = sample(flux)
+        for strength in (0.5, 1.0):
+            other = FluxImg2ImgPipeline.from_pipe(flux)
+            wanted[f"{kind} {strength}"] = sample(other, image=image, strength=strength, guidance_scale=3.5)
+        arcflow.detach(flux)
+        assert apart(plain, wanted[kind]) > 0.01
+
+    env = {**os.environ, "HF_MODULES_CACHE": str(tmp_path / "modules")}
+    run = [sys.executable, "-c", NO_ARCFLOW, str(tmp_path)]
+    told = subprocess.run(run, capture_output=True, text=True, timeout=300, env=env)
+    assert told.returncode == 0, told.stderr
     drawn = load_file(tmp_path / "drawn.safetensors")
-    assert len(drawn) == 6
+    assert len(drawn) == 9
     for name, latents in drawn.items():
-        way = name.removeprefix(name.split(" ")[0])
-        assert apart(latents, wanted[way]) < 1e-5, name
+        way, *strength = name.split(" ")
+        same = " ".join(["mixture" if way == "mixture" else "coefficients", *strength])
+        assert apart(latents, wanted[same]) < 1e-5, name
     shards = sorted((tmp_path / "base" / "transformer").glob("*.safetensors"))
     assert len(shards) > 1 and {p.name for p in shards} == {
         p.name for p in (tmp_path / "merged" / "transformer").glob("*.safetensors")
@@ -222,6 +245,33 @@ def test_a_mixture_that_is_straight_loses_next_to_nothing(flux, tmp_path):
     assert difference(flux, made, out / LORA["diffusers"], prompts=["a red cube"], **size) < 1e-3
 
 
+def test_a_mixture_is_merged_where_a_stock_class_can_hold_it(pipe, tmp_path):
+    """The whole path comes out of the transformer, and the scheduler in the folder takes its exact steps."""
+    made = as_mixture(pipe, tmp_path / "adapter", final_step_scale=0.5)
+    pipe.save_pretrained(tmp_path / "base", max_shard_size="40KB")
+    if pipe.transformer.proj_out.bias is None:
+        with pytest.raises(ValueError, match="the base has no proj_out.bias.*Nothing was written"):
+            model_card.export(str(made), tmp_path / "out", layout="merged", base=tmp_path / "base")
+        assert not (tmp_path / "out").exists()
+        return
+    out = model_card.export(str(made), tmp_path / "out", layout="merged", base=tmp_path / "base")
+    text = (out / "README.md").read_text()
+    assert "trust_remote_code=True" in text and "scheduling_arcflow.py" in text and "arcflow.attach" not in text
+    index = json.loads((out / "transformer" / "diffusion_pytorch_model.safetensors.index.json").read_text())
+    tensors = {}
+    for shard in set(index["weight_map"].values()):
+        tensors |= load_file(out / "transformer" / shard)
+    assert index["metadata"]["total_size"] == sum(tensor.nbytes for tensor in tensors.values())
+    arcflow.attach(pipe, made, guidance=True)
+    wanted = sample(pipe)
+    arcflow.detach(pipe)
+    pipe.transformer = type(pipe.transformer).from_pretrained(out / "transformer").eval()
+    config = json.loads((out / "scheduler" / "scheduler_config.json").read_text())
+    module = runpy.run_path(str(out / "scheduler" / "scheduling_arcflow.py"))
+    pipe.scheduler = module["ArcFlowScheduler"].from_config(config)
+    assert apart(sample(pipe), wanted) < 1e-5
+
+
 def test_a_merged_folder_is_whole_or_not_there(flux, tmp_path):
     made = in_coefficients(flux, tmp_path / "adapter")
     with pytest.raises(ValueError, match="give --model"):
@@ -234,7 +284,7 @@ def test_a_merged_folder_is_whole_or_not_there(flux, tmp_path):
     other = fresh(flux)
     other.transformer = type(flux.transformer).from_config({**flux.transformer.config, "num_layers": 1})
     other.save_pretrained(tmp_path / "smaller")
-    with pytest.raises(ValueError, match="lacks .* Linears of the LoRA"):
+    with pytest.raises(ValueError, match="lacks .* weights of the adapter's"):
         model_card.export(str(made), tmp_path / "out", layout="merged", base=tmp_path / "smaller")
     assert not (tmp_path / "out" / "model_index.json").exists()
     (tmp_path / "base" / "everything.safetensors").write_bytes(b"the base once more")

@@ -24,7 +24,8 @@ class Export:
     layout: Literal["arcflow", "file", "published", "lora", "merged"] = "arcflow"
     """"arcflow" keeps all that sampling needs in a folder, "file" in one `adapter.safetensors`, "published" is what the
     authors' code reads (float16). Two need no arcflow to be used: "lora" is the student at the least number of steps it
-    was trained for, as a plain LoRA, "merged" the base's whole folder with that in it."""
+    was trained for, as a plain LoRA, "merged" the base's whole folder with the student in it: stock classes alone, but
+    for a mixture, which brings its scheduler as a file (`trust_remote_code=True`)."""
     keys: Literal["diffusers", "comfyui", "kohya"] = "diffusers"
     """Names in a plain LoRA's file: "diffusers" is what diffusers reads, and ComfyUI for FLUX.1 and Qwen-Image;
     "comfyui" is what it reads for FLUX.2; "kohya" the other ones that ComfyUI and kin know for FLUX.1."""
@@ -106,16 +107,17 @@ class Export:
         if self.layout == "published":
             check_published(info)
         if not self.model and self._takes_base(found):
-            why = "is a mixture, of which a LoRA is made and measured on its base" if self._plain else "changes layout"
+            why = (
+                "is a mixture, of which a LoRA is made and measured on its base"
+                if self.layout == "lora"
+                else "changes layout"
+            )
             raise ValueError(f"{self.adapter} {why}: expected that base; give --model")
-
-    @property
-    def _plain(self) -> bool:
-        """Whether what is written needs no arcflow."""
-        return self.layout in ("lora", "merged")
 
     def _takes_base(self, found: "Found") -> bool:
         """Whether the base's transformer has a part in it."""
-        if self._plain:
+        if self.layout == "merged":
+            return False
+        if self.layout == "lora":
             return found.info.form != "coefficients"
         return found.layout != ("published" if self.layout == "published" else "arcflow")

@@ -30,7 +30,7 @@ from arcflow.reports.table import Line, Table
 from arcflow.student import layers
 from arcflow.student.adapter import found_at, load_adapter, save_adapter, write_adapter
 from arcflow.student.formats import FILES, AdapterInfo, Found, tensors_of
-from arcflow.student.merged import write_merged
+from arcflow.student.merged import change_of, write_merged
 from arcflow.student.plain_lora import LORA, Factors, Keys, factors_of, linearized, named, raw_times, stock_scheduler
 from arcflow.system import files, records
 from arcflow.world.scene import SIZE
@@ -96,16 +96,16 @@ def export(
     target, use = out / FILES["arcflow"][0] if layout == "file" else out, None
     if layout == "merged" and base is None:
         raise ValueError("a merged folder is a copy of the base's: expected that; give --model.")
-    if layout in ("lora", "merged"):
+    if layout == "merged" and base:
+        change = change_of(tensors_of(found), info)
+        write_merged(base, out, change)
+        use = Use("merged", code=change.packed is not None)
+    elif layout == "lora":
         factors, lost = _plain(found, transformer, bound, measure)
         out.mkdir(parents=True, exist_ok=True)
-        if layout == "lora":
-            files.write_tensors(out / LORA[keys], named(factors, keys), {"format": "pt"})
-            files.write_json(out / "scheduler" / "scheduler_config.json", stock_scheduler(info))
-            use = Use("lora", lost)
-        elif base:
-            write_merged(base, out, factors, stock_scheduler(info))
-            use = Use("merged", lost)
+        files.write_tensors(out / LORA[keys], named(factors, keys), {"format": "pt"})
+        files.write_json(out / "scheduler" / "scheduler_config.json", stock_scheduler(info))
+        use = Use("lora", lost)
     elif found.layout == own == "arcflow":
         write_adapter(tensors_of(found), info, target)
     elif found.layout == own:
@@ -183,7 +183,9 @@ class Use:
 
     kind: Literal["adapter", "lora", "merged"] = "adapter"
     lost: float = 0.0
-    """How far its images are from the adapter's, of a LoRA or a pipeline."""
+    """How far its images are from the adapter's, of a LoRA."""
+    code: bool = False
+    """Whether a pipeline brings a scheduler as a file, which is run when it is loaded."""
 
 
 def card(
@@ -222,6 +224,7 @@ def card(
         name_code=code(name),
         prompt=code("a red ring" if info.base == "world" else "a red cube on a blue sphere"),
         kind=use.kind,
+        code=use.code,
         lost=f"{use.lost:.1%}" if use.lost else "",
         steps=(f"num_inference_steps={info.steps}" if use.kind == "adapter" else steps) + small,
         levels=", ".join(f"{level:.4g}" for level in grid),

@@ -1,18 +1,25 @@
 """A diffusers folder whose transformer is the student: for programs that read folders and know no LoRA.
 
-The base's folder is copied, and its transformer rewritten shard by shard, so that one shard at a time is in memory. At
-the student's own number of steps the pipeline is a stock one with its own Euler scheduler.
+The base's folder is copied, and its transformer rewritten shard by shard, so that one shard at a time is in memory. A
+student in coefficients is, at its own number of steps, a stock pipeline with its own Euler scheduler. A mixture keeps
+the classes of the base, with a wider last layer, and brings its scheduler as a file: `scheduling_arcflow`.
 """
 
+import inspect
 import json
 import shutil
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
+import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from arcflow.student.plain_lora import Factors
+from arcflow import portable
+from arcflow.families import FAMILIES
+from arcflow.student.plain_lora import Factors, factors_of, stock_scheduler
+from arcflow.student.record import AdapterInfo
 from arcflow.system import files
 
 FLOATS = ("F32", "F16", "BF16", "F64")
@@ -21,9 +28,58 @@ FLOATS = ("F32", "F16", "BF16", "F64")
 WHOLE = (".safetensors", ".ckpt", ".pt", ".bin", ".gguf")
 """How files end that may lie beside a pipeline with the whole model in them: the base's, which nobody needs here."""
 
+SCHEDULING = "scheduling_arcflow"
+"""Module of the scheduler that a mixture brings."""
 
-def write_merged(base: Path, out: Path, factors: Mapping[str, Factors], scheduler: Mapping[str, object]) -> Path:
-    """The folder, with a pipeline in it: that of `base`, a LoRA added into its transformer, and this scheduler.
+
+@dataclass(frozen=True)
+class Change:
+    """What becomes of a base's folder."""
+
+    factors: Mapping[str, Factors]
+    """LoRA by the names of the Linears."""
+    scheduler: Mapping[str, object]
+    """Its configuration."""
+    weights: Mapping[str, Tensor] = field(default_factory=dict)
+    """What is put in the place of the base's own, or beside it."""
+    packed: int | None = None
+    """Width of the transformer's output, a packed mixture; None if it is the base's."""
+
+
+def change_of(tensors: Mapping[str, Tensor], info: AdapterInfo) -> Change:
+    """What an adapter makes of its base's folder, with nothing lost in either form of a path."""
+    if info.form == "coefficients":
+        return Change(factors_of(tensors, info), stock_scheduler(info))
+    family = next(family for family in FAMILIES if family.name == info.family)
+    parts = [f"{family.head}_{part}" for part in ("means", "logweights", "loggamma")]
+    head = {
+        f"{family.head}.{kind}": torch.cat([tensors[f"{part}.{kind}"].float() for part in parts])
+        for kind in ("weight", "bias")
+    }
+    norm = {name: tensor for name, tensor in tensors.items() if name.startswith("norm_out.") and ".lora_" not in name}
+    scheduler = {
+        "_class_name": "ArcFlowScheduler",
+        "num_modes": info.modes,
+        "pixels": info.pixels,
+        "shift": info.shift,
+        "final_step_scale": info.final_step_scale,
+        "steps": info.fewest,
+        "num_train_timesteps": 1000,
+    }
+    return Change(factors_of(tensors, info), scheduler, head | norm, len(head[f"{family.head}.bias"]))
+
+
+def scheduler_code() -> str:
+    """`scheduling_arcflow` as one file that needs diffusers alone: the portable formulas, and the scheduler."""
+    from arcflow.student import scheduling_arcflow
+
+    formulas, scheduler = inspect.getsource(portable), inspect.getsource(scheduling_arcflow)
+    lines = [line for line in scheduler.splitlines() if not line.startswith("from arcflow.portable import")]
+    return "\n".join([formulas.rstrip(), "", "", *lines, ""])
+
+
+def write_merged(base: Path, out: Path, change: Change) -> Path:
+    """The folder, with a pipeline in it: that of `base` with this change.
 
     Raises:
         ValueError: `base` is no pipeline's folder, or its weights are quantized or not where the LoRA expects them.
@@ -38,10 +94,10 @@ def write_merged(base: Path, out: Path, factors: Mapping[str, Factors], schedule
     if out.resolve() == base.resolve():
         raise ValueError(f"{str(out)!r} is the base itself: expected another folder; give --out.")
     for shard in shards:
-        _check_shard(shard, factors)
-    _check_whole(shards, factors)
+        _check_shard(shard, change)
+    _check_whole(shards, change)
     parts = json.loads(index.read_text("utf-8"))
-    parts["scheduler"] = ["diffusers", scheduler["_class_name"]]
+    parts["scheduler"] = ["diffusers" if change.packed is None else SCHEDULING, change.scheduler["_class_name"]]
     for path in sorted(base.rglob("*")):
         there = out / path.relative_to(base)
         if not path.is_file() or path.is_relative_to(out) or path in (index, *shards):
@@ -52,22 +108,33 @@ def write_merged(base: Path, out: Path, factors: Mapping[str, Factors], schedule
         there.parent.mkdir(parents=True, exist_ok=True)
         files.write_atomic(there, lambda draft, path=path: shutil.copyfile(path, draft))
     (out / "transformer").mkdir(parents=True, exist_ok=True)
+    size = 0
     for shard in shards:
-        tensors, metadata = _merged_shard(shard, factors)
+        tensors, metadata = _merged_shard(shard, change)
+        size += sum(tensor.nbytes for tensor in tensors.values())
         files.write_tensors(out / "transformer" / shard.name, tensors, metadata)
-    files.write_json(out / "scheduler" / "scheduler_config.json", dict(scheduler))
+    (out / "scheduler").mkdir(exist_ok=True)
+    if change.packed is not None:
+        _widen(out / "transformer", change.packed, size)
+        files.write_text(out / "scheduler" / f"{SCHEDULING}.py", scheduler_code())
+    files.write_json(out / "scheduler" / "scheduler_config.json", dict(change.scheduler))
     files.write_json(out / index.name, parts)  # last: a folder without it is no pipeline
     return out
 
 
-def _check_shard(shard: Path, factors: Mapping[str, Factors]) -> None:
-    """Whether the weights of a file can be added to."""
+def _check_shard(shard: Path, change: Change) -> None:
+    """Whether the weights of a file can be added to, or replaced."""
     with safe_open(shard, "pt") as file:
         for key in file.keys():
-            found = factors.get(key.removesuffix(".weight")) if key.endswith(".weight") else None
-            if found is None:
+            found = change.factors.get(key.removesuffix(".weight")) if key.endswith(".weight") else None
+            new = change.weights.get(key)
+            if found is None and new is None:
                 continue
-            stored, wanted = file.get_slice(key), [len(found.up), found.down.shape[1]]
+            stored = file.get_slice(key)
+            if new is None:
+                wanted = [len(found.up), found.down.shape[1]] if found else []
+            else:
+                wanted = [stored.get_shape()[0], *new.shape[1:]]
             if stored.get_dtype() not in FLOATS or list(stored.get_shape()) != wanted:
                 raise ValueError(
                     f"{shard} holds {key} as {stored.get_dtype()} {list(stored.get_shape())}; expected {wanted} in "
@@ -75,26 +142,45 @@ def _check_shard(shard: Path, factors: Mapping[str, Factors]) -> None:
                 )
 
 
-def _check_whole(shards: list[Path], factors: Mapping[str, Factors]) -> None:
-    """Whether every Linear of the LoRA is there."""
+def _widen(transformer: Path, packed: int, size: int) -> None:
+    """Say in the files how wide the last layer is, and how many bytes there are."""
+    config = json.loads((transformer / "config.json").read_text("utf-8"))
+    files.write_json(transformer / "config.json", config | {"out_channels": packed // config.get("patch_size", 1) ** 2})
+    for index in transformer.glob("*.safetensors.index.json"):
+        content = json.loads(index.read_text("utf-8"))
+        files.write_json(index, content | {"metadata": content.get("metadata", {}) | {"total_size": size}})
+
+
+def _check_whole(shards: list[Path], change: Change) -> None:
+    """Whether every Linear of the LoRA is there, and every tensor that is replaced."""
     there: set[str] = set()
     for shard in shards:
         with safe_open(shard, "pt") as file:
             there |= set(file.keys())
-    missing = sorted(name for name in factors if f"{name}.weight" not in there)
+    bare = sorted(name for name in change.weights if name not in there and name.endswith(".bias"))
+    if bare:
+        raise ValueError(
+            f"the base has no {bare[0]}, as FLUX.2 has none, and a mixture's last layer needs one: no stock class has "
+            f"it. Nothing was written. Use the adapter by arcflow.attach or in ComfyUI, or train one in coefficients "
+            f"(--model.form coefficients)."
+        )
+    wanted = {*(f"{name}.weight" for name in change.factors), *change.weights}
+    missing = sorted(wanted - there)
     if missing:
         raise ValueError(
-            f"{shards[0].parent} lacks {len(missing)} Linears of the LoRA, {missing[0]} for one: expected the base "
-            f"that the adapter was made for. Nothing was written. Check --model."
+            f"{shards[0].parent} lacks {len(missing)} weights of the adapter's, {missing[0]} for one: expected the "
+            f"base that the adapter was made for. Nothing was written. Check --model."
         )
 
 
-def _merged_shard(shard: Path, factors: Mapping[str, Factors]) -> tuple[dict[str, Tensor], dict[str, str]]:
+def _merged_shard(shard: Path, change: Change) -> tuple[dict[str, Tensor], dict[str, str]]:
     with safe_open(shard, "pt") as file:
         tensors = {key: file.get_tensor(key) for key in file.keys()}
         metadata = file.metadata() or {"format": "pt"}
     for key, weight in tensors.items():
-        found = factors.get(key.removesuffix(".weight")) if key.endswith(".weight") else None
-        if found is not None:
+        found = change.factors.get(key.removesuffix(".weight")) if key.endswith(".weight") else None
+        if key in change.weights:
+            tensors[key] = change.weights[key].to(weight.dtype).contiguous()
+        elif found is not None:
             tensors[key] = found.merged(weight)
     return tensors, metadata
