@@ -2,15 +2,18 @@
 
 import json
 from collections import Counter
+from pathlib import Path
 
 import pytest
 import torch
+from huggingface_hub import HfFileSystem
 
 from arcflow.config import Data
 from arcflow.data.batches import PromptData, PromptStream, open_prompts
 from arcflow.data.embeddings import CHUNK, Table
 from arcflow.data.images import read_images
 from arcflow.data.prompts import Row
+from arcflow.data.stream import content_of
 from arcflow.families.conditioning import repeat, rows
 from arcflow.system.seeds import seed_of
 from tests.support.prompt_lists import with_images
@@ -153,6 +156,22 @@ def test_a_stream_that_cannot_be_read_says_so(shards, tmp_path):
     ):
         with pytest.raises(ValueError, match=said):
             open_prompts(Data(**{**vars(shards), **changes}), seed=0, batch=4)
+
+
+def test_a_stream_is_known_by_what_is_in_its_files(shards, monkeypatch):
+    def content():
+        return open_prompts(shards, seed=0, batch=4).stream.content
+
+    first, last = content(), Path(shards.prompts) / "2.jsonl"
+    last.rename(last.with_name("3.jsonl"))
+    assert first and content() == first
+    last.write_text(last.with_name("3.jsonl").read_text())
+    assert content() != first
+
+    known = {"hf://a": {"lfs": {"sha256": "1"}}, "hf://b": {"blob_id": "2"}}
+    monkeypatch.setattr(HfFileSystem, "info", lambda self, path: known[path])
+    assert content_of(["hf://a", "hf://b"]) == content_of(["hf://b", "hf://a"]) != content_of(["hf://a"])
+    assert content_of(["hf://a", "hf://away"]) is None and content_of(["https://a.org/x.csv"]) is None
 
 
 def test_a_stream_looks_at_no_images(tmp_path):

@@ -279,6 +279,9 @@ def test_a_merged_folder_is_whole_or_not_there(flux, tmp_path):
     with pytest.raises(ValueError, match="no pipeline that can be merged into"):
         model_card.export(str(made), tmp_path / "out", layout="merged", base=tmp_path)
     flux.save_pretrained(tmp_path / "base")
+    for part in ("transformer/config.json", "vae/config.json", "model_index.json"):
+        config = tmp_path / "base" / part
+        config.write_text(json.dumps({**json.loads(config.read_text()), "_name_or_path": f"{tmp_path}/{part}"}))
     with pytest.raises(ValueError, match="the base itself"):
         model_card.export(str(made), tmp_path / "base", layout="merged", base=tmp_path / "base")
     other = fresh(flux)
@@ -292,3 +295,4 @@ def test_a_merged_folder_is_whole_or_not_there(flux, tmp_path):
     out = model_card.export(str(made), tmp_path / "out", layout="merged", base=tmp_path / "base")
     assert (out / "LICENSE.md").is_file() and not (out / "everything.safetensors").exists()
     assert json.loads((out / "scheduler" / "scheduler_config.json").read_text())["shift"] == pytest.approx(3.2)
+    assert not [path for path in out.rglob("*.json") if str(tmp_path) in path.read_text()]

@@ -95,6 +95,13 @@ def test_prompts_and_seeds_must_pair_up(flux) -> None:
         generate(flux, PROMPTS, [0], steps=1, **SIZE)
 
 
+@pytest.mark.parametrize("part", ["text_encoder", "vae"])
+def test_a_pipeline_without_all_its_parts_is_refused_by_name(flux, part) -> None:
+    setattr(flux, part, None)
+    with pytest.raises(ValueError, match=f"FluxPipeline has no {part}: expected a whole pipeline"):
+        generate(flux, ["a red cube"], [0], steps=2, **SIZE)
+
+
 def test_a_folder_is_finished_and_not_drawn_again(flux, tmp_path) -> None:
     recipes = [recipe(prompt, seed) for prompt in PROMPTS[:2] for seed in (0, 1)]
     with euler(flux):

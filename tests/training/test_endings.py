@@ -388,6 +388,10 @@ def test_a_damaged_run_json_is_named_with_the_way_out(tmp_path):
         with pytest.raises(ValueError, match="run.json is damaged .*checkpoints are untouched"):
             train(settings(tmp_path), tiny_pipe(), quiet)
     (tmp_path / "run.json").unlink()
+    (tmp_path / "run.json").mkdir()
+    with pytest.raises(ValueError, match="run.json is damaged .*checkpoints are untouched"):
+        train(settings(tmp_path), tiny_pipe(), quiet)
+    (tmp_path / "run.json").rmdir()
     train(settings(tmp_path), tiny_pipe(), quiet)
 
 

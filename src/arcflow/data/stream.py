@@ -2,12 +2,16 @@
 
 import copy
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub import HfFileSystem
+
+from arcflow.data.identity import files_digest
 from arcflow.data.prompts import Raw, Row, Sieve, extra, need_extra
+from arcflow.system.files import text_digest
 
 WAITS = (1.0, 5.0, 25.0, 125.0)
 """Seconds to wait for a connection that broke off, one after the other, before giving up."""
@@ -29,7 +33,8 @@ class Stream:
         if not Path(name).is_dir() and name.count("/") != 1:
             raise ValueError(f"no data set {name!r}: expected a folder or a Hub id (owner/name); check data.prompts")
         try:
-            rows = datasets.load_dataset(name, split=split, streaming=True)
+            made = datasets.load_dataset_builder(name)
+            rows = made.as_streaming_dataset(split=split)
             columns = rows.column_names or list(next(iter(rows.decode(False))))
         except Exception as error:
             raise ValueError(
@@ -39,6 +44,8 @@ class Stream:
         need_extra(column, columns, name)
         # Images that stand beside the prompts are neither fetched nor decoded.
         self.rows = rows.select_columns([one for one in dict.fromkeys((column, "height", "width")) if one in columns])
+        self.content = content_of([str(path) for paths in (made.config.data_files or {}).values() for path in paths])
+        """A digest of its files, whatever they are called; None where that cannot be told."""
         self.column, self.block = column, block
         self.sieve = Sieve(name, strict, "row")
         self.first = copy.deepcopy(self.rows.state_dict())
@@ -106,6 +113,26 @@ class Stream:
     def load(self, state: dict[str, Any]) -> None:
         """Go on from there."""
         self._go(**state)
+
+
+def content_of(paths: Sequence[str]) -> str | None:
+    """Tells data sets apart by the content of their files, of which none is read whole or fetched: those on the Hub
+    have a digest there. None if one of them is somewhere else, or there are none."""
+    found = list(map(_file_content, paths))
+    return text_digest(sorted(map(str, found)), 16) if found and None not in found else None
+
+
+def _file_content(path: str) -> str | None:
+    if Path(path).is_file():
+        return files_digest([Path(path)])
+    if not path.startswith("hf://"):
+        return None
+    try:
+        known = HfFileSystem().info(path)
+    except Exception:  # a connection that is not there: what the files are is not known then
+        return None
+    stored = known.get("lfs") or {}
+    return stored.get("sha256") or known.get("blob_id")
 
 
 class _Broken(Exception):

@@ -134,12 +134,19 @@ def generate(
         true_cfg: scale of that call, of teacher or student; without it and `negative` a student makes none.
 
     Raises:
-        ValueError: as many seeds as prompts are needed, and at least one.
+        ValueError: as many seeds as prompts are needed, and at least one; a part of the pipeline is not there.
     """
     if not prompts or len(prompts) != len(seeds):
         raise ValueError(
             f"got {len(prompts)} prompts and {len(seeds)} seeds; give one seed for each prompt (repeat a prompt "
             "to draw it with several seeds)"
+        )
+    lacking = [part for part in ("text_encoder", "transformer", "vae") if getattr(pipe, part, None) is None]
+    if lacking:
+        raise ValueError(
+            f"this {type(pipe).__name__} has no {', '.join(lacking)}: expected a whole pipeline, from prompts to "
+            f"images; load it with all its parts. Embeddings of one's own are given to the pipeline itself, as "
+            f"prompt_embeds"
         )
     images, latents = [], []
     with metered(pipe) as meter, _quiet(pipe):

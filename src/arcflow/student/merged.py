@@ -96,7 +96,7 @@ def write_merged(base: Path, out: Path, change: Change) -> Path:
     for shard in shards:
         _check_shard(shard, change)
     _check_whole(shards, change)
-    parts = json.loads(index.read_text("utf-8"))
+    parts = _placeless(index) or json.loads(index.read_text("utf-8"))
     parts["scheduler"] = ["diffusers" if change.packed is None else SCHEDULING, change.scheduler["_class_name"]]
     for path in sorted(base.rglob("*")):
         there = out / path.relative_to(base)
@@ -106,7 +106,10 @@ def write_merged(base: Path, out: Path, change: Change) -> Path:
         if hidden or there.parent == out / "scheduler" or (path.parent == base and path.suffix in WHOLE):
             continue
         there.parent.mkdir(parents=True, exist_ok=True)
-        files.write_atomic(there, lambda draft, path=path: shutil.copyfile(path, draft))
+        if path.suffix == ".json" and (record := _placeless(path)) is not None:
+            files.write_json(there, record)
+        else:
+            files.write_atomic(there, lambda draft, path=path: shutil.copyfile(path, draft))
     (out / "transformer").mkdir(parents=True, exist_ok=True)
     size = 0
     for shard in shards:
@@ -120,6 +123,21 @@ def write_merged(base: Path, out: Path, change: Change) -> Path:
     files.write_json(out / "scheduler" / "scheduler_config.json", dict(change.scheduler))
     files.write_json(out / index.name, parts)  # last: a folder without it is no pipeline
     return out
+
+
+PLACE = "_name_or_path"
+"""The field of a configuration in which diffusers and transformers write down where it was read; nobody reads it."""
+
+
+def _placeless(path: Path) -> dict[str, object] | None:
+    """A configuration without the place on this machine that it was read from; None if it names none."""
+    try:
+        record = json.loads(path.read_text("utf-8"))
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(record, dict) or PLACE not in record:
+        return None
+    return {name: value for name, value in record.items() if name != PLACE}
 
 
 def _check_shard(shard: Path, change: Change) -> None:

@@ -148,10 +148,12 @@ def keep_held_out(config: Run, prompts: Sequence[str]) -> None:
 
 
 def contents_of(data: Prompts, teacher: nn.Module | None = None, embeddings: str | None = None) -> dict[str, str]:
-    """Digests of prompts, teacher and embeddings. A stream has none: nobody reads it whole."""
+    """Digests of prompts, teacher and embeddings; those of a stream are of its files, for nobody reads it whole."""
     found = {"held_out": files.text_digest(data.held_out.prompts, 16)}
     if isinstance(data, PromptData):
         found["prompts"] = files.text_digest([[row.text, row.size, row.image] for row in data.train], 16)
+    elif data.stream.content:
+        found["prompts"] = data.stream.content
     if embeddings:
         found["embeddings"] = cache.contents(Path(embeddings))
     if teacher is not None:
