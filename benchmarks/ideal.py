@@ -3,7 +3,7 @@
     python -m benchmarks.ideal [--count 64] [--points 53] [--refine 30] [--out benchmarks/results/ideal.json]
 
 The teacher walks held-out prompts in `points` - 1 Euler steps, and mixtures are fitted to every token's path by itself
-(`arcflow.ideal`). Two tables come out, as Markdown. In the first the fit minimises the matching objective: what it
+(`arcflow.ideal`). Two tables come out, as Markdown. In the first the fit minimizes the matching objective: what it
 leaves of the velocity, in each segment, and how far from the teacher's image its arcs end (mean squares, as
 `velocity_error` and `distance` in the log of a training). The second does not start from the loss but from the end,
 which is exactly right for every K. Momentum factors are those of a new head; "refined" ones are fitted too.

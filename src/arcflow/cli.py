@@ -1,7 +1,7 @@
 """The command line: one frozen dataclass per command, from which tyro makes the options and their help.
 
-    arcflow demo      distil the shipped small teacher, compare, write a report
-    arcflow train     distil with a recipe: world, world-quick, flux, flux-24gb, qwen-image, ...
+    arcflow demo      distill the shipped small teacher, compare, write a report
+    arcflow train     distill with a recipe: world, world-quick, flux, flux-24gb, qwen-image, ...
     arcflow cache     embeddings of prompts on disk: make, verify
     arcflow serve     an images server in OpenAI's protocol, with a page
     arcflow sample    prompts to PNG files in a few steps
@@ -86,7 +86,7 @@ def did_you_mean(words: Sequence[str]) -> str | None:
 def parsed(words: Sequence[str]) -> Any:
     """The command that a line asks for. Only the one that is named reads its options, so that hints are about it."""
     name = words[0] if words else ""
-    summary = "Few-step text-to-image: distil a flow-matching model so that two network calls draw what took fifty."
+    summary = "Few-step text-to-image: distill a flow-matching model so that two network calls draw what took fifty."
     try:
         if name in COMMANDS:
             kind, rest = COMMANDS[name], words[1:]

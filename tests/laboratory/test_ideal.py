@@ -78,7 +78,7 @@ def test_matched_over_noise_level_the_end_is_exact_for_every_number_of_modes(cur
     assert max(*errors.end, errors.walked) < 1e-14 < min(errors.velocity)
 
 
-def test_a_straight_line_that_minimises_the_matching_objective_misses_the_end(curved):
+def test_a_straight_line_that_minimizes_the_matching_objective_misses_the_end(curved):
     """It is the mean velocity over raw time, and the way to the end is the mean over noise level."""
     errors = ideal_errors(curved, SIGMAS, modes=1, steps=1)
     u = curved.diff(dim=0) / SIGMAS.diff().view(-1, 1, 1, 1)
@@ -89,7 +89,7 @@ def test_a_straight_line_that_minimises_the_matching_objective_misses_the_end(cu
     assert missed > 0.01
 
 
-def test_four_modes_that_minimise_the_matching_objective_arrive(curved):
+def test_four_modes_that_minimize_the_matching_objective_arrive(curved):
     """dsigma/dtau is a quadratic in s, which they can say: what they leave of the velocity has no weight at the end."""
     one, four = (ideal_errors(curved, SIGMAS, modes=k, steps=1) for k in (1, 4))
     assert four.velocity[0] > one.velocity[0] / 1e3 and four.end[0] < one.end[0] / 1e6

@@ -156,13 +156,13 @@ def test_a_repository_that_is_not_there_is_a_question_of_spelling(hub, load):
 
 
 @EVERY_WAY
-def test_a_gated_repository_wants_its_licence_and_a_login(hub, load):
+def test_a_gated_repository_wants_its_license_and_a_login(hub, load):
     gated = hub.root / "owner/gated"
     (gated / "transformer").mkdir(parents=True)
     for name in ("model_index.json", "transformer/config.json", "arcflow.json", "adapter.safetensors"):
         (gated / name).write_text("{}")
-    licence = "'owner/gated' is gated.*Accept its licence at https://huggingface.co/owner/gated and run `hf auth login`"
-    with pytest.raises(ValueError, match=licence):
+    license = "'owner/gated' is gated.*Accept its license at https://huggingface.co/owner/gated and run `hf auth login`"
+    with pytest.raises(ValueError, match=license):
         load("owner/gated")
 
 

@@ -367,7 +367,7 @@ def test_every_choice_trains_and_its_adapter_samples(choice, tmp_path):
 
 
 @pytest.mark.slow
-def test_shapes_of_images_are_honoured_whether_text_is_cached_or_not(tmp_path):
+def test_shapes_of_images_are_honored_whether_text_is_cached_or_not(tmp_path):
     """In memory, encoded batch by batch, or on the disk: the same losses, over images of several shapes."""
     pytest.importorskip("pyarrow")
     rows = [

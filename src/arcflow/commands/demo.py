@@ -1,4 +1,4 @@
-"""`arcflow demo`: distil the shipped small teacher, then show it beside its student."""
+"""`arcflow demo`: distill the shipped small teacher, then show it beside its student."""
 
 import dataclasses
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from arcflow.evaluation.request import Request
 
 @dataclass(frozen=True, kw_only=True)
 class Demo:
-    """Distil the shipped small FLUX into two steps and show it beside its teacher: under ten minutes on two cores."""
+    """Distill the shipped small FLUX into two steps and show it beside its teacher: under ten minutes on two cores."""
 
     quick: bool = False
     """A taste of it in about a minute: few iterations, few prompts, a poor student."""

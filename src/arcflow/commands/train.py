@@ -1,4 +1,4 @@
-"""`arcflow train`: distil a teacher with a recipe."""
+"""`arcflow train`: distill a teacher with a recipe."""
 
 import json
 import shlex
@@ -22,7 +22,7 @@ else:
 
 @dataclass(frozen=True, kw_only=True)
 class Train:
-    """Distil a teacher with a recipe; every setting of the recipe can be overridden."""
+    """Distill a teacher with a recipe; every setting of the recipe can be overridden."""
 
     recipe: Recipe
     """Where the settings come from."""

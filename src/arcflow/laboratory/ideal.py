@@ -7,7 +7,7 @@ are free for every channel of every token, so the gates need not bend anything a
 
 The path is given at noise levels sigma_0 > sigma_1 > ... > 0 that contain the segments' ends. Between two of them the
 teacher's mean velocity is the slope of the chord, and that of a mode is eq. 4: no quadrature. The matching objective
-asks at times that are uniform in raw time, so its minimiser weighs an interval by the raw time it spans (`raw_time`).
+asks at times that are uniform in raw time, so its minimizer weighs an interval by the raw time it spans (`raw_time`).
 (It matches means over a window of 3/128, about the step of a 50-step teacher, which the chords' are.) What it leaves is
 
     velocity error   mean of (ubar - u)^2, over raw time, tokens and channels: `velocity_error` of a training's log

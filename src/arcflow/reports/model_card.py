@@ -35,7 +35,7 @@ from arcflow.student.plain_lora import LORA, Factors, Keys, factors_of, lineariz
 from arcflow.system import files, records
 from arcflow.world.scene import SIZE
 
-LICENCES: dict[str, dict[str, str]] = {
+LICENSES: dict[str, dict[str, str]] = {
     "black-forest-labs/FLUX.1-dev": {
         "license": "other",
         "license_name": "flux-1-dev-non-commercial-license",
@@ -199,14 +199,14 @@ def card(
         use: what the folder is; by default an adapter of ours.
     """
     use, info = use or Use(), public(info)
-    licence: dict[str, Any] = LICENCES.get(info.base, {})
+    license: dict[str, Any] = LICENSES.get(info.base, {})
     based: dict[str, Any] = {"base_model": info.base, "base_model_relation": "adapter"} if is_hub(info.base) else {}
     data = ModelCardData(
         **based,
         library_name="diffusers",
         pipeline_tag="text-to-image",
         tags=["arcflow", "distillation", "few-step", "flow-matching", "lora", "text-to-image"],
-        **licence,
+        **license,
     )
     times = raw_times(info)
     grid = step_grid(info.fewest, info.shift, info.final_step_scale).tolist()
@@ -228,7 +228,7 @@ def card(
         lost=f"{use.lost:.1%}" if use.lost else "",
         steps=(f"num_inference_steps={info.steps}" if use.kind == "adapter" else steps) + small,
         levels=", ".join(f"{level:.4g}" for level in grid),
-        licence={"license_link": "", "license": ""} | licence,
+        license={"license_link": "", "license": ""} | license,
         facts=_facts(info).markdown(),
         training=_training(settings, info.training.get("progress", {})),
         settings=fenced(settings) if settings else "",

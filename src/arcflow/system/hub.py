@@ -1,7 +1,7 @@
 """What comes from the Hugging Face Hub, and in one sentence why it does not.
 
 `fetch` brings files of a repository into the cache; `explained` surrounds whatever else loads from there. What stands
-in the way becomes one ValueError with its remedy: a gated repository wants its licence accepted and a login, offline
+in the way becomes one ValueError with its remedy: a gated repository wants its license accepted and a login, offline
 mode its variable unset or the files fetched before. diffusers often answers with an error of its own, which calls a
 gated repository "not a valid model identifier", so the reason is looked for among all errors that led to the last one.
 """
@@ -65,7 +65,7 @@ def _sentence(name: str, error: BaseException) -> str:
 
     if met(GatedRepoError):  # which is a RepositoryNotFoundError
         return (
-            f"{name!r} is gated on the Hugging Face Hub: expected an account that may read it. Accept its licence at "
+            f"{name!r} is gated on the Hugging Face Hub: expected an account that may read it. Accept its license at "
             f"https://huggingface.co/{name} and run `hf auth login`."
         )
     if met(RepositoryNotFoundError):

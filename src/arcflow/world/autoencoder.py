@@ -5,7 +5,7 @@
 Latents that only reconstruct well are slow to learn a flow on; latents aligned with what an image means are much
 quicker (VA-VAE, arXiv 2501.01423). Features of a foundation model are not needed here, the scene itself is known: the
 encoder's mean is held near `plain_map`, which says in every cell what is there and where. It is trained in two stages.
-First encoder and decoder together. Then the encoder is frozen, its latents are standardised (`shift_factor`,
+First encoder and decoder together. Then the encoder is frozen, its latents are standardized (`shift_factor`,
 `scaling_factor`), and the decoder alone goes on, on noisier latents: what it will see are the transformer's latents,
 not the encoder's.
 """
@@ -32,14 +32,14 @@ ALIGNMENT = 0.25
 POSTERIOR_STD = 0.15
 """Standard deviation the posterior is held to, in units of the plain map."""
 LATENT_NOISE = 0.3
-"""Largest standard deviation of the noise on standardised latents while the decoder is polished."""
+"""Largest standard deviation of the noise on standardized latents while the decoder is polished."""
 CHANNELS, CELLS = 8, 8
 STRENGTHS = (3.0, 1.5, 1.5, 2.0, 2.0, 2.5, 2.5)
 """Amplitudes of the plain map's channels from 1 on: cover, color twice, shape twice, place twice."""
 
 
 def build_autoencoder() -> AutoencoderKL:
-    """An untrained autoencoder: 8 times smaller, no quantisation convolutions, as FLUX.1's."""
+    """An untrained autoencoder: 8 times smaller, no quantization convolutions, as FLUX.1's."""
     config = {
         "down_block_types": ("DownEncoderBlock2D",) * 4,
         "up_block_types": ("UpDecoderBlock2D",) * 4,
@@ -68,7 +68,7 @@ def plain_map(scenes: Sequence[Scene]) -> Float[Tensor, "count 8 8 8"]:
 
     Channel 0 is the background. The others are sums over objects, weighted by the share of a cell that the object's
     bounding square covers: 1 the cover itself, 2 and 3 the color on a circle, 4 and 5 the shape on a circle, 6 and 7
-    the cell's place relative to the object's centre, in radii.
+    the cell's place relative to the object's center, in radii.
 
     The strengths order what a flow decides on its way from noise: where objects are, then their shapes, then their
     colors, one close upon the other. Far apart they help the teacher (each decision stands when the next is made) and
@@ -109,12 +109,12 @@ def posterior(model: ModelMixin, x: Float[Tensor, "count 3 64 64"]) -> DiagonalG
 
 
 def encode(model: ModelMixin, x: Float[Tensor, "count 3 64 64"]) -> Float[Tensor, "count 8 8 8"]:
-    """Standardised latents, without the posterior's noise."""
+    """Standardized latents, without the posterior's noise."""
     return (posterior(model, x).mode().float() - model.config.shift_factor) * model.config.scaling_factor
 
 
 def decode(model: ModelMixin, z: Float[Tensor, "count 8 8 8"]) -> Float[Tensor, "count 3 64 64"]:
-    """Images of standardised latents."""
+    """Images of standardized latents."""
     return model.decode(z / model.config.scaling_factor + model.config.shift_factor, return_dict=False)[0]
 
 

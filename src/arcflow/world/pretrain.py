@@ -95,7 +95,7 @@ def fit(
     loss: Callable[[int], Tensor],
     probe: Callable[[], dict[str, float]] | None = None,
 ) -> None:
-    """Minimise `loss(step)` over the trainable parameters of `modules`; resumes from `out/checkpoints`.
+    """Minimize `loss(step)` over the trainable parameters of `modules`; resumes from `out/checkpoints`.
 
     The modules end with the running mean of their weights. With every checkpoint `probe()`, which sees that mean, adds
     a line to `out/<stage>.jsonl`.
@@ -205,7 +205,7 @@ def train_autoencoder(out: Path, recipe: Pretrain) -> AutoencoderKL:
 
 
 def encode_scenes(out: Path, recipe: Pretrain, vae: AutoencoderKL) -> tuple[Tensor, list[str]]:
-    """Standardised packed latents of training scenes, with their captions; kept in `out/scenes.safetensors`."""
+    """Standardized packed latents of training scenes, with their captions; kept in `out/scenes.safetensors`."""
     path, chunk = out / "scenes.safetensors", 256
     if not path.exists():
         parts, captions = [], []

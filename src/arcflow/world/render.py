@@ -1,7 +1,7 @@
 """Scenes to images: every shape is a signed distance, every edge one pixel of anti-aliasing.
 
-The coverage of a pixel is clip(1/2 - distance, 0, 1), the distance taken at its centre in pixels (negative inside).
-All shapes of radius r fit a square of half-width 1.05 r around the object's centre.
+The coverage of a pixel is clip(1/2 - distance, 0, 1), the distance taken at its center in pixels (negative inside).
+All shapes of radius r fit a square of half-width 1.05 r around the object's center.
 """
 
 from collections.abc import Sequence
@@ -22,11 +22,11 @@ AREA = {
 """Area of a shape of radius 1."""
 
 CENTROID = {"triangle": TRIANGLE / 4}
-"""How far the centre of mass lies below the object's centre, in radii; 0 for the others."""
+"""How far the center of mass lies below the object's center, in radii; 0 for the others."""
 
 
 def distance(shape: str, dx: np.ndarray, dy: np.ndarray, radius: float) -> np.ndarray:
-    """Signed distance (pixels, negative inside; a lower bound near corners) at offsets (dx, dy) from the centre."""
+    """Signed distance (pixels, negative inside; a lower bound near corners) at offsets (dx, dy) from the center."""
     ax, ay = np.abs(dx), np.abs(dy)
     if shape == "circle":
         return np.hypot(dx, dy) - radius

@@ -98,7 +98,7 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Object:
-    """One object of a scene: its centre and radius in pixels."""
+    """One object of a scene: its center and radius in pixels."""
 
     shape: str
     color: str
