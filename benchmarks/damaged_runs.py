@@ -199,7 +199,7 @@ class Bench:
         return load_file(tensors_of(folder)), said
 
 
-def judge(bench: Bench, damage: Damage, draw: random.Random) -> str:
+def outcome(bench: Bench, damage: Damage, draw: random.Random) -> str:
     """How one damage ended."""
     try:
         found, said = bench.take_up(damage, draw)
@@ -224,7 +224,7 @@ def survey(count: int, seed: int, start: int = 0) -> Counter[tuple[str, str]]:
         bench, names = Bench(Path(place)), list(DAMAGES)
         for i in range(start, start + count):
             name, draw = names[i % len(names)], random.Random(f"{seed}/{i}")
-            ends[name, judge(bench, DAMAGES[name], draw)] += 1
+            ends[name, outcome(bench, DAMAGES[name], draw)] += 1
     return ends
 
 

@@ -11,54 +11,54 @@ import torch
 from arcflow import recipes
 from arcflow.comparison import runs as comparison
 from arcflow.comparison.bench import Bench
-from arcflow.comparison.config import Contest
+from arcflow.comparison.config import Plan
 from arcflow.comparison.entrants import STUDIES, entrants, settings
 from arcflow.comparison.jobs import Job, jobs
-from arcflow.comparison.results import Comparison, Judged, Record, summary
+from arcflow.comparison.results import Comparison, Measured, Record, summary
 from arcflow.comparison.runs import bench_reference, claim, compare, run
 from arcflow.comparison.trial import train
 from arcflow.config import flat, to_json
 from arcflow.system import records
 
-TINY = Contest(calls=(2,), seeds=1, budget=400, batch=4, prompts=16, count=6, alike=2, pictures=2, rank=2, workers=1)
+TINY = Plan(calls=(2,), seeds=1, budget=400, batch=4, prompts=16, count=6, alike=2, pictures=2, rank=2, workers=1)
 
 
 @pytest.fixture(scope="module")
-def contest(tmp_path_factory):
+def plan(tmp_path_factory):
     return dataclasses.replace(TINY, out=str(tmp_path_factory.mktemp("compare")))
 
 
 @pytest.fixture(scope="module")
-def bench(contest):
+def bench(plan):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("arcflow.comparison.bench.TEACHER_STEPS", 4)  # the small teacher's 50 steps are seconds
-        bench = Bench(contest)
-        claim(contest)
-        bench_reference(contest, bench)
+        bench = Bench(plan)
+        claim(plan)
+        bench_reference(plan, bench)
     return bench
 
 
-def test_a_training_for_any_number_of_calls_is_judged_at_all_of_them(contest):
-    todo = jobs(dataclasses.replace(contest, calls=(1, 4), seeds=2))
+def test_a_training_for_any_number_of_calls_is_measured_at_all_of_them(plan):
+    todo = jobs(dataclasses.replace(plan, calls=(1, 4), seeds=2))
     assert {job.calls for job in todo if job.entrant == "reflow"} == {(1, 4)}
     assert {job.calls for job in todo if job.entrant == "arcflow"} == {(1,), (4,)}
     assert len({job.name for job in todo}) == len(todo)
 
 
 @pytest.mark.parametrize("study", STUDIES)
-def test_the_settings_of_every_entrant_are_valid_and_their_own(contest, study):
+def test_the_settings_of_every_entrant_are_valid_and_their_own(plan, study):
     field = entrants(study)
     assert len({entrant.name for entrant in field}) == len(field)
     for entrant in field:
-        assert settings(contest, entrant, 2, 0).run.distill.steps == 2
+        assert settings(plan, entrant, 2, 0).run.distill.steps == 2
 
 
 def by_name(run):
     return flat(json.loads(to_json(run)))
 
 
-def test_every_method_trains_by_the_recipe(contest):
-    usual = dataclasses.replace(Contest(), budget=contest.budget)
+def test_every_method_trains_by_the_recipe(plan):
+    usual = dataclasses.replace(Plan(), budget=plan.budget)
     for entrant in entrants("methods"):
         budget, recipe = settings(usual, entrant, 2, 0), recipes.comparison()
         assert dataclasses.replace(budget, run=recipe.run, forwards=recipe.forwards) == recipe
@@ -78,74 +78,74 @@ def test_the_guide_names_every_setting_in_which_the_recipe_is_not_the_demos():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["arcflow", "reflow", "dmd2"])
-def test_a_training_ends_with_its_budget(contest, bench, name):
+def test_a_training_ends_with_its_budget(plan, bench, name):
     entrant = next(e for e in entrants("methods") if e.name == name)
-    made = train(bench, entrant, 2, 1, bench_reference(contest))
+    made = train(bench, entrant, 2, 1, bench_reference(plan))
     last, _ = made.curve[-1]
-    assert contest.budget <= last < 3 * contest.budget and made.skipped == 0
+    assert plan.budget <= last < 3 * plan.budget and made.skipped == 0
     assert len(made.curve) == 5 and made.iterations >= 1
 
 
 @pytest.mark.slow
-def test_the_same_training_twice_gives_the_same_numbers(contest, bench):
-    job, reference = Job("methods", "linear", (2,), 0), bench_reference(contest)
+def test_the_same_training_twice_gives_the_same_numbers(plan, bench):
+    job, reference = Job("methods", "linear", (2,), 0), bench_reference(plan)
     assert run(bench, reference, job).results == run(bench, reference, job).results
 
 
 @pytest.mark.slow
-def test_solvers_are_the_teachers_own(contest, bench):
-    record = run(bench, bench_reference(contest), Job("methods", "euler", (4,), 0))
+def test_solvers_are_the_teachers_own(plan, bench):
+    record = run(bench, bench_reference(plan), Job("methods", "euler", (4,), 0))
     assert max(record.results[4].distance) < 1e-9  # here the teacher takes 4 steps itself
 
 
 @pytest.mark.slow
-def test_runs_that_are_there_are_not_done_again(contest, bench, monkeypatch):
-    asked = dataclasses.replace(contest, only=("arcflow", "linear"))
+def test_runs_that_are_there_are_not_done_again(plan, bench, monkeypatch):
+    asked = dataclasses.replace(plan, only=("arcflow", "linear"))
     did = []
 
-    def shared(contest, missing):
+    def shared(plan, missing):
         for job in missing:
             did.append(job.name)
-            run(bench, bench_reference(contest), job)
+            run(bench, bench_reference(plan), job)
             yield job
 
     monkeypatch.setattr(comparison, "_shared", shared)
     first = compare(asked, log=did.append)
     done = list(did)
     assert compare(asked, log=did.append) == first and did == done
-    stored = records.read(Comparison, Path(contest.out) / "methods.json")
+    stored = records.read(Comparison, Path(plan.out) / "methods.json")
     assert stored == first
     assert stored.rows.keys() == {"euler", "arcflow", "linear"} and stored.first == "arcflow"
     assert stored.rows["arcflow"].calls[2].less_first.distance.mean == 0
 
 
-def test_a_folder_with_another_budget_is_refused(contest):
-    claim(contest)
+def test_a_folder_with_another_budget_is_refused(plan):
+    claim(plan)
     with pytest.raises(ValueError, match=r"budget: 400 there, 500 now.*choose another folder"):
-        claim(dataclasses.replace(contest, budget=500))
-    claim(dataclasses.replace(contest, seeds=9, calls=(8,)))  # more of the same
+        claim(dataclasses.replace(plan, budget=500))
+    claim(dataclasses.replace(plan, seeds=9, calls=(8,)))  # more of the same
 
 
-def test_an_unknown_entrant_is_told_the_known_ones(contest):
+def test_an_unknown_entrant_is_told_the_known_ones(plan):
     with pytest.raises(ValueError, match="no arcflwo in the study 'methods': expected some of arcflow, linear"):
-        jobs(dataclasses.replace(contest, only=("arcflwo",)))
+        jobs(dataclasses.replace(plan, only=("arcflwo",)))
 
 
 @pytest.mark.slow
-def test_latents_that_are_not_finite_are_counted(contest, bench):
+def test_latents_that_are_not_finite_are_counted(plan, bench):
     def nothing(x, cond, generator):
         return torch.full_like(x, torch.nan)
 
-    assert bench.judge(nothing, bench_reference(contest))[0].broken == 6
+    assert bench.measure(nothing, bench_reference(plan))[0].broken == 6
 
 
-def test_means_over_trainings_have_an_interval(contest):
+def test_means_over_trainings_have_an_interval(plan):
     def record(seed, distance):
-        judged = Judged(distance=[distance] * 6, right=[True, False] * 3, diversity=1.0, broken=0)
+        measured = Measured(distance=[distance] * 6, right=[True, False] * 3, diversity=1.0, broken=0)
         curve = [(1, distance)]
-        return Record(entrant="x", seed=seed, results={2: judged}, title="x", spent=1, curve=curve, trained=1)
+        return Record(entrant="x", seed=seed, results={2: measured}, title="x", spent=1, curve=curve, trained=1)
 
-    asked = dataclasses.replace(contest, only=("arcflow",), seeds=2)
+    asked = dataclasses.replace(plan, only=("arcflow",), seeds=2)
     runs = {Job("methods", "arcflow", (2,), s): record(s, d) for s, d in enumerate((0.1, 0.3))}
     means = summary(asked, runs).rows["arcflow"].calls[2]
     assert means.distance.mean == pytest.approx(0.2) and means.distance.seeds == pytest.approx([0.1, 0.3])

@@ -87,13 +87,13 @@ assert Path(arcflow.__file__).is_relative_to(Path.cwd())
 assert cli.did_you_mean(["train", "narrow"]) is None and recipes.RECIPES["narrow"]().model.modes == 4
 
 # the method, on a teacher whose paths are known
-from arcflow.comparison.config import Contest
+from arcflow.comparison.config import Plan
 from arcflow.comparison.jobs import jobs
 from arcflow.config import Distill
 from arcflow.distillation.walk import arcs
 from arcflow.path import step_grid
 from tests.support import gaussian
-assert jobs(Contest(only=("knowledge",), seeds=1, calls=(1,)))[-1].entrant == "knowledge"
+assert jobs(Plan(only=("knowledge",), seeds=1, calls=(1,)))[-1].entrant == "knowledge"
 from arcflow.methods.knowledge import METHOD
 net, eps = gaussian.learn(METHOD, Distill(steps=1), iterations=60), gaussian.noise(64, seed=99)
 missed = lambda net: float((arcs(net, eps, {}, step_grid(1)) - gaussian.end(eps)).square().mean())

@@ -33,7 +33,7 @@ def bright(images, prompts) -> dict[str, float]:
 
 
 def test_every_row_has_every_number(flux, adapter) -> None:
-    results, samples = compare(flux, adapter, PROMPTS, judge=bright, seeds=2, batch_size=3, **SIZE)
+    results, samples = compare(flux, adapter, PROMPTS, accuracy=bright, seeds=2, batch_size=3, **SIZE)
     assert list(results) == list(samples) == list(ROWS)
     assert {row: result.nfe for row, result in results.items()} == {row: ROWS[row][1] for row in ROWS}
     assert results["teacher_50"].mse_to_teacher == 0
@@ -46,7 +46,7 @@ def test_every_row_has_every_number(flux, adapter) -> None:
 
 
 def test_the_distance_is_that_of_final_latents_from_the_same_noise(flux, adapter) -> None:
-    results, _ = compare(flux, adapter, PROMPTS, judge=bright, first_seed=5, **SIZE)
+    results, _ = compare(flux, adapter, PROMPTS, accuracy=bright, first_seed=5, **SIZE)
     with euler(flux):
         teacher = generate(flux, PROMPTS, [5, 6], steps=50, **SIZE).latents
         four = generate(flux, PROMPTS, [5, 6], steps=4, **SIZE).latents
@@ -55,7 +55,7 @@ def test_the_distance_is_that_of_final_latents_from_the_same_noise(flux, adapter
 
 def test_the_pipeline_is_left_as_the_teacher_it_was(flux, adapter) -> None:
     before, scheduler = copy.deepcopy(flux.transformer.state_dict()), flux.scheduler
-    compare(flux, adapter, PROMPTS, judge=bright, **SIZE)
+    compare(flux, adapter, PROMPTS, accuracy=bright, **SIZE)
     tracks(flux, adapter, PROMPTS[0], 0, **SIZE)
     after = flux.transformer.state_dict()
     assert flux.scheduler is scheduler
@@ -73,7 +73,7 @@ def test_tracks_start_at_the_noise_and_arcs_join_up(flux, adapter) -> None:
 
 
 def test_arcs_end_where_the_sampled_student_does(flux, adapter) -> None:
-    _, samples = compare(flux, adapter, PROMPTS[:1], judge=bright, first_seed=3, **SIZE)
+    _, samples = compare(flux, adapter, PROMPTS[:1], accuracy=bright, first_seed=3, **SIZE)
     way = tracks(flux, adapter, PROMPTS[0], 3, **SIZE)
     assert torch.allclose(way.arcs[-1][-1], samples["arcflow_2"].latents.flatten(), atol=1e-4)
     assert np.abs(way.ends["arcs"].astype(int) - samples["arcflow_2"].images[0]).max() <= 1

@@ -63,7 +63,7 @@ def page(tmp_path_factory) -> str:
     rows = {row: samples(n) for row, (_, n) in ROWS.items()}
     file = tmp_path_factory.mktemp("report") / "deep" / "report.html"
     write_report(
-        file, results, rows, PROMPTS, [way(), way(1.0)], LOG, rows=2, judge=lambda image, prompt: "red" in prompt
+        file, results, rows, PROMPTS, [way(), way(1.0)], LOG, rows=2, is_right=lambda image, prompt: "red" in prompt
     )
     return file.read_text("utf-8")
 

@@ -5,7 +5,7 @@ import random
 import numpy as np
 import pytest
 
-from arcflow.world.check import accuracy, judge, one_word_changes, read
+from arcflow.world.check import accuracy, is_right, one_word_changes, read
 from arcflow.world.render import AREA, coverage, render, render_all
 from arcflow.world.scene import (
     BACKGROUNDS,
@@ -68,14 +68,14 @@ def test_every_word_and_every_skill_is_seen_in_training() -> None:
 
 @pytest.mark.slow
 def test_the_checker_accepts_rendered_scenes() -> None:
-    right = [judge(image, prompt) for prompt, image in examples(500)]
+    right = [is_right(image, prompt) for prompt, image in examples(500)]
     assert np.mean(right) >= 0.999
 
 
 @pytest.mark.slow
 def test_the_checker_rejects_captions_changed_in_one_word() -> None:
     rng = random.Random(1)
-    wrong = [judge(image, rng.choice(one_word_changes(prompt))) for prompt, image in examples(500, seed=2)]
+    wrong = [is_right(image, rng.choice(one_word_changes(prompt))) for prompt, image in examples(500, seed=2)]
     assert np.mean(wrong) <= 0.001
 
 
@@ -94,13 +94,13 @@ def test_reading_recovers_the_scene_to_half_a_pixel() -> None:
 def test_a_smudge_or_a_missing_object_fails_the_caption() -> None:
     prompt = parse("a large red square on white")
     image = render(sample_scene(prompt, random.Random(0)))
-    assert judge(image, prompt)
+    assert is_right(image, prompt)
     smudged = image.copy()
     smudged[:6, :6] = COLORS["blue"]
-    assert not judge(smudged, prompt)
-    assert not judge(np.full_like(image, 245), prompt)
+    assert not is_right(smudged, prompt)
+    assert not is_right(np.full_like(image, 245), prompt)
     noise = np.random.default_rng(0).integers(0, 256, image.shape, np.uint8)
-    assert not judge(noise, prompt)
+    assert not is_right(noise, prompt)
 
 
 def test_edges_are_anti_aliased_and_areas_are_right() -> None:

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from tyro.conf import OmitArgPrefixes
 
-from arcflow.comparison.config import Contest
+from arcflow.comparison.config import Plan
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -15,7 +15,7 @@ class Compare:
 
     quick: bool = False
     """A taste of it in a few minutes: 2 calls, two trainings, a small budget, few prompts."""
-    contest: Annotated[Contest, OmitArgPrefixes] = field(default_factory=Contest)
+    plan: Annotated[Plan, OmitArgPrefixes] = field(default_factory=Plan)
 
     def run(self) -> None:
         from arcflow.comparison.runs import compare
@@ -24,20 +24,20 @@ class Compare:
         from arcflow.system.owner import owned
 
         keep_buffers()
-        contest = shorten(self.contest) if self.quick else self.contest
-        out = Path(contest.out)
+        plan = shorten(self.plan) if self.quick else self.plan
+        out = Path(plan.out)
         with owned(out, "compares"):
-            results = compare(contest)
-            write_ranking(out / f"{contest.study}.html", results, out)
+            results = compare(plan)
+            write_ranking(out / f"{plan.study}.html", results, out)
         print(short_table(results).text())
-        print(f"report: {out / contest.study}.html\nnumbers: {out / contest.study}.json")
+        print(f"report: {out / plan.study}.html\nnumbers: {out / plan.study}.json")
 
 
-def shorten(contest: Contest) -> Contest:
-    """The same contest, just long enough to see that every method trains and samples."""
+def shorten(plan: Plan) -> Plan:
+    """The same plan, just long enough to see that every method trains and samples."""
     return replace(
-        contest,
-        out=f"{contest.out}_quick",
+        plan,
+        out=f"{plan.out}_quick",
         calls=(2,),
         seeds=2,
         budget=12_000,

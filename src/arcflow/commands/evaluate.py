@@ -39,7 +39,7 @@ def _side_by_side(request: Request) -> None:
     from arcflow.reports.side_by_side import short_table, write_report
     from arcflow.system import files, records
     from arcflow.system.packages import about
-    from arcflow.world.check import accuracy, judge
+    from arcflow.world.check import accuracy, is_right
     from arcflow.world.scene import SIZE
 
     subject = part_of(Subject, request)
@@ -55,7 +55,7 @@ def _side_by_side(request: Request) -> None:
         pipe,
         adapter,
         prompts,
-        judge=accuracy,
+        accuracy=accuracy,
         seeds=seeds,
         first_seed=first,
         fuse=setup.fused,
@@ -68,7 +68,7 @@ def _side_by_side(request: Request) -> None:
     ways = [side_by_side.tracks(pipe, adapter, text, first + i * seeds, **size) for i, text in three(prompts)]
     words = [text for text in prompts for _ in range(seeds)]
     curves = files.read_lines(adapter.parent / "log.jsonl")
-    write_report(out / "report.html", evaluation, samples, words, ways, curves, judge=judge)
+    write_report(out / "report.html", evaluation, samples, words, ways, curves, is_right=is_right)
     print(short_table(evaluation).text())
     print(f"report: {out / 'report.html'}\nnumbers: {out / 'results.json'}")
 

@@ -3,7 +3,7 @@
 An `Entrant` is a method with what it changes in the settings. `train` gives it the common network (the shipped small
 FLUX with a LoRA and a head of K modes), the common prompts and noise, AdamW, averaging, and a budget counted in
 forward-equivalents (`distillation.method`), not in iterations: a method that asks the teacher often takes fewer steps.
-Rates follow the share of the budget that is spent. `judge` samples held-out prompts from the noise that the teacher's
+Rates follow the share of the budget that is spent. `measure` samples held-out prompts from the noise that the teacher's
 own images came from, and keeps a number for each image, so that everything can be averaged later.
 """
 
@@ -17,8 +17,8 @@ from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
 from arcflow import paper
-from arcflow.comparison.config import Contest
-from arcflow.comparison.results import Judged
+from arcflow.comparison.config import Plan
+from arcflow.comparison.results import Measured
 from arcflow.config import Data, Distill, Model
 from arcflow.data.batches import PromptData
 from arcflow.data.embeddings import Table
@@ -65,16 +65,16 @@ class Reference:
 class Bench:
     """The small teacher with everything that does not change from method to method."""
 
-    def __init__(self, contest: Contest) -> None:
-        self.contest = contest
-        self.device = torch_device(contest.device)
-        self.pipe = load_pipe(Model(base=contest.model)).to(self.device)
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        self.device = torch_device(plan.device)
+        self.pipe = load_pipe(Model(base=plan.model)).to(self.device)
         for part in (self.pipe.transformer, self.pipe.vae, self.pipe.text_encoder, self.pipe.text_encoder_2):
             part.eval()
         self.base = self.pipe.transformer
-        self.prompts = held_out(contest.count)
-        self.alike = [prompt for prompt in self.prompts[: contest.alike] for _ in range(contest.pictures)]
-        texts = captions(contest, 1).train
+        self.prompts = held_out(plan.count)
+        self.alike = [prompt for prompt in self.prompts[: plan.alike] for _ in range(plan.pictures)]
+        texts = captions(plan, 1).train
         self.table = Table(partial(network.encode_text, self.pipe), [row.text for row in texts] + self.prompts)
         self.features = world_features()
 
@@ -104,7 +104,7 @@ class Bench:
         alike = self._each(lambda x, cond, generator: walk(x, cond), self.alike, ALIKE_SEED)
         return Reference(latents, self._diversity(alike))
 
-    def judge(self, end: End, reference: Reference) -> tuple[Judged, UInt8[np.ndarray, "few rows columns 3"]]:
+    def measure(self, end: End, reference: Reference) -> tuple[Measured, UInt8[np.ndarray, "few rows columns 3"]]:
         """What the held-out images that a sampler draws are worth, and the first of them. Latents that are not finite
         count as 0, and are counted."""
         latents = self._each(end, self.prompts, FIRST_SEED)
@@ -112,13 +112,13 @@ class Bench:
         latents = latents.nan_to_num(0.0, 0.0, 0.0)
         images = self.images(latents)
         alike = self._each(end, self.alike, ALIKE_SEED).nan_to_num(0.0, 0.0, 0.0)
-        judged = Judged(
+        measured = Measured(
             distance=squared_error(latents, reference.latents).tolist(),
-            right=[check.judge(image, text) for image, text in zip(images, self.prompts, strict=True)],
+            right=[check.is_right(image, text) for image, text in zip(images, self.prompts, strict=True)],
             diversity=float(self._diversity(alike).mean() / reference.diversity.mean()),
             broken=broken,
         )
-        return judged, images[:SHOWN]
+        return measured, images[:SHOWN]
 
     def distance(self, end: End, reference: Reference) -> float:
         """Mean squared distance to the teacher on the first `CURVE` held-out prompts alone."""
@@ -135,7 +135,7 @@ class Bench:
         return torch.cat(ends)
 
     def _diversity(self, latents: Tensor) -> Tensor:
-        return diversity(self.features(self.images(latents)), self.contest.pictures)
+        return diversity(self.features(self.images(latents)), self.plan.pictures)
 
     def images(self, latents: Tensor) -> UInt8[np.ndarray, "count rows columns 3"]:
         """Final latents, decoded."""
@@ -143,6 +143,6 @@ class Bench:
         return np.concatenate(parts)
 
 
-def captions(contest: Contest, batch: int) -> PromptData:
+def captions(plan: Plan, batch: int) -> PromptData:
     """The captions that every method is trained on, whatever the seed."""
-    return PromptData(Data(count=contest.prompts, held_out_count=1), seed=0, batch=batch)
+    return PromptData(Data(count=plan.prompts, held_out_count=1), seed=0, batch=batch)

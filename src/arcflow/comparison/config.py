@@ -16,7 +16,7 @@ Study = Literal[
 
 
 @dataclass(frozen=True, kw_only=True)
-class Contest:
+class Plan:
     """Few-step methods against each other on the shipped small teacher: one network, one budget, the same prompts."""
 
     out: str = "out/compare"
@@ -71,9 +71,9 @@ FREE = ("only", "calls", "seeds", "out", "device", "workers", "study")
 """Settings that may change when a folder is taken up again: which runs there are, not what a run is."""
 
 
-def command(contest: Contest) -> str:
+def command(plan: Plan) -> str:
     """The command line that does the same again."""
-    usual = asdict(Contest())
-    changed = {k: v for k, v in asdict(contest).items() if v != usual[k] and k not in ("out", "workers", "device")}
+    usual = asdict(Plan())
+    changed = {k: v for k, v in asdict(plan).items() if v != usual[k] and k not in ("out", "workers", "device")}
     words = [f"--{k} {' '.join(map(str, v)) if isinstance(v, tuple) else v}" for k, v in changed.items()]
     return " ".join(["arcflow compare", *words])

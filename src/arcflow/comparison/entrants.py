@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import get_args
 
 from arcflow import paper, recipes
-from arcflow.comparison.config import Contest, Study
+from arcflow.comparison.config import Plan, Study
 from arcflow.config import PARTS, Budget
 from arcflow.distillation.method import Method
 from arcflow.methods import arcflow, consistency, dmd2, piflow, progressive, reflow, series, twinflow
@@ -38,21 +38,21 @@ class Entrant:
         object.__setattr__(self, "title", self.title or self.method.title)
 
 
-def settings(contest: Contest, entrant: Entrant, calls: int, seed: int) -> Budget:
-    """The training of this entrant: `recipes.comparison`, with what contest and entrant change in it."""
+def settings(plan: Plan, entrant: Entrant, calls: int, seed: int) -> Budget:
+    """The training of this entrant: `recipes.comparison`, with what plan and entrant change in it."""
     recipe = recipes.comparison()
     run = recipe.run
-    model = replace(run.model, base=contest.model, rank=contest.rank, modes=entrant.method.modes)
-    optim = replace(run.optim, batch=contest.batch, lr=contest.lr, lr_log_gamma=contest.lr / 100)
+    model = replace(run.model, base=plan.model, rank=plan.rank, modes=entrant.method.modes)
+    optim = replace(run.optim, batch=plan.batch, lr=plan.lr, lr_log_gamma=plan.lr / 100)
     run = replace(
         run,
         seed=seed,
         model=replace(model, **entrant.model),
         distill=replace(run.distill, steps=calls, **entrant.distill),
-        data=replace(run.data, count=contest.prompts),
+        data=replace(run.data, count=plan.prompts),
         optim=replace(optim, **entrant.optim),
     )
-    return replace(recipe, run=run, forwards=contest.budget)
+    return replace(recipe, run=run, forwards=plan.budget)
 
 
 def arc(

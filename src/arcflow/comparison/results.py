@@ -10,7 +10,7 @@ from typing import Literal
 
 import numpy as np
 
-from arcflow.comparison.config import MAIN, Contest, command
+from arcflow.comparison.config import MAIN, Plan, command
 from arcflow.comparison.jobs import Job, wanted
 from arcflow.metrics.intervals import Interval, seed_difference, seed_interval
 from arcflow.system.packages import About, about
@@ -21,7 +21,7 @@ TITLES = {"euler": "plain Euler", "heun": "Heun", "dpmpp": "DPM-Solver++"}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Judged:
+class Measured:
     """One number for each held-out image that a student draws."""
 
     distance: list[float]
@@ -40,7 +40,7 @@ class Record:
 
     entrant: str
     seed: int
-    results: dict[int, Judged]
+    results: dict[int, Measured]
     """Numbers of the images, by the number of calls."""
     title: str
     spent: int
@@ -133,12 +133,12 @@ class Comparison:
     about: Made
 
 
-def summary(contest: Contest, records: dict[Job, Record]) -> Comparison:
+def summary(plan: Plan, records: dict[Job, Record]) -> Comparison:
     """For each entrant and number of calls the means over its trainings with their intervals, and how they differ from
     those of the study's first."""
-    prompts = [parse(text) for text in held_out(contest.count)]
+    prompts = [parse(text) for text in held_out(plan.count)]
     skills = {skill: [i for i, prompt in enumerate(prompts) if prompt.skill == skill] for skill in SKILLS}
-    field = wanted(contest)
+    field = wanted(plan)
     first = field[0].name
     doubled = {entrant.name for entrant in field if entrant.method.second_network}
 
@@ -161,21 +161,21 @@ def summary(contest: Contest, records: dict[Job, Record]) -> Comparison:
         )
         for name, of in runs.items()
     }
-    sizes = {name: getattr(contest, name) for name in ("budget", "seeds", "count", "batch", "prompts")}
-    return Comparison(rows=rows, first=first, about=Made(**about(command=command(contest), **sizes)))
+    sizes = {name: getattr(plan, name) for name in ("budget", "seeds", "count", "batch", "prompts")}
+    return Comparison(rows=rows, first=first, about=Made(**about(command=command(plan), **sizes)))
 
 
 def _means(runs: dict[str, Record], calls: int, skills: dict[str, list[int]]) -> Means:
-    judged = [run.results[calls] for run in runs.values()]
+    measured = [run.results[calls] for run in runs.values()]
     curves = [run.curve for run in runs.values() if run.curve]
-    right = np.mean([one.right for one in judged], 0)
+    right = np.mean([one.right for one in measured], 0)
     return Means(
-        distance=_around([float(np.mean(one.distance)) for one in judged]),
-        accuracy=_around([float(np.mean(one.right)) for one in judged]),
-        diversity=_around([one.diversity for one in judged]),
+        distance=_around([float(np.mean(one.distance)) for one in measured]),
+        accuracy=_around([float(np.mean(one.right)) for one in measured]),
+        diversity=_around([one.diversity for one in measured]),
         skills={skill: float(right[rows].mean()) for skill, rows in skills.items() if rows},
         curve=[(spent, distance) for spent, distance in np.mean(curves, 0).tolist()] if curves else [],
-        broken=sum(one.broken for one in judged),
+        broken=sum(one.broken for one in measured),
         pictures=list(runs),
         less_first=Apart(),
     )

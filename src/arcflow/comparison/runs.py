@@ -24,10 +24,10 @@ from safetensors.torch import load_file
 from tqdm import tqdm
 
 from arcflow.comparison.bench import Bench, End, Reference
-from arcflow.comparison.config import FREE, Contest
+from arcflow.comparison.config import FREE, Plan
 from arcflow.comparison.entrants import entrants
 from arcflow.comparison.jobs import Job, jobs
-from arcflow.comparison.results import TITLES, Comparison, Judged, Record, summary
+from arcflow.comparison.results import TITLES, Comparison, Measured, Record, summary
 from arcflow.comparison.trial import ender, train
 from arcflow.config import Distill
 from arcflow.distillation.method import Cost
@@ -36,23 +36,23 @@ from arcflow.system import files, records
 from arcflow.system.devices import cores, torch_device
 
 
-def compare(contest: Contest, log: Callable[[str], None] = print) -> Comparison:
+def compare(plan: Plan, log: Callable[[str], None] = print) -> Comparison:
     """Do the runs that are missing, then sum up all that are asked for."""
-    out, todo = claim(contest), jobs(contest)
+    out, todo = claim(plan), jobs(plan)
     missing = [job for job in todo if not _done(out, job)]
     if missing:
-        log(f"{len(missing)} of {len(todo)} runs to do, {contest.budget} forward-equivalents each, in {out}")
-        for job in _shared(contest, missing):
+        log(f"{len(missing)} of {len(todo)} runs to do, {plan.budget} forward-equivalents each, in {out}")
+        for job in _shared(plan, missing):
             tqdm.write(job.name)
-    results = summary(contest, {job: records.read(Record, _record(out, job)) for job in todo})
-    records.write(out / f"{contest.study}.json", results)
+    results = summary(plan, {job: records.read(Record, _record(out, job)) for job in todo})
+    records.write(out / f"{plan.study}.json", results)
     return results
 
 
-def claim(contest: Contest) -> Path:
+def claim(plan: Plan) -> Path:
     """The folder, refused if its runs had another budget, network or prompts."""
-    out = Path(contest.out)
-    settings = {name: value for name, value in asdict(contest).items() if name not in FREE}
+    out = Path(plan.out)
+    settings = {name: value for name, value in asdict(plan).items() if name not in FREE}
     files.claim(out / "contest.json", json.dumps(settings, indent=2) + "\n", holds="runs")
     return out
 
@@ -66,15 +66,15 @@ def _done(out: Path, job: Job) -> bool:
     return path.exists() and {*job.calls} <= records.read(Record, path).results.keys()
 
 
-def _shared(contest: Contest, missing: list[Job]) -> Iterator[Job]:
+def _shared(plan: Plan, missing: list[Job]) -> Iterator[Job]:
     """The runs as they are done, by several processes."""
-    cuda = torch_device(contest.device).type == "cuda"
-    workers = min(contest.workers or (1 if cuda else cores()), len(missing))
-    bench_reference(contest)
-    threads = max(1, cores() // max(workers, contest.workers or 1))
+    cuda = torch_device(plan.device).type == "cuda"
+    workers = min(plan.workers or (1 if cuda else cores()), len(missing))
+    bench_reference(plan)
+    threads = max(1, cores() // max(workers, plan.workers or 1))
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, context, _begin, (threads,)) as pool:
-        waiting = {pool.submit(_work, contest, job): job for job in missing}
+        waiting = {pool.submit(_work, plan, job): job for job in missing}
         with tqdm(total=len(missing), desc="compare", unit="run") as bar:
             try:
                 for done in as_completed(waiting):
@@ -87,10 +87,10 @@ def _shared(contest: Contest, missing: list[Job]) -> Iterator[Job]:
 
 
 @cache
-def _settled(contest: Contest) -> tuple[Bench, Reference]:
+def _settled(plan: Plan) -> tuple[Bench, Reference]:
     """What the runs of a process share: the bench, and the teacher's images."""
-    bench = Bench(contest)
-    return bench, bench_reference(contest, bench)
+    bench = Bench(plan)
+    return bench, bench_reference(plan, bench)
 
 
 def _begin(threads: int) -> None:
@@ -107,29 +107,29 @@ def _end_with_the_parent() -> None:
         os._exit(1)
 
 
-def _work(contest: Contest, job: Job) -> None:
-    run(*_settled(contest), job)
+def _work(plan: Plan, job: Job) -> None:
+    run(*_settled(plan), job)
 
 
-def bench_reference(contest: Contest, bench: Bench | None = None) -> Reference:
+def bench_reference(plan: Plan, bench: Bench | None = None) -> Reference:
     """The teacher's images, drawn once for a folder."""
-    path = Path(contest.out) / "teacher.safetensors"
+    path = Path(plan.out) / "teacher.safetensors"
     if not path.exists():
-        reference = (bench or Bench(contest)).reference()
+        reference = (bench or Bench(plan)).reference()
         files.write_tensors(path, vars(reference))
     return Reference(**load_file(path))
 
 
 def run(bench: Bench, reference: Reference, job: Job) -> Record:
-    """Train, judge, and put it on disk: first the images, then the numbers, which say that it is done."""
-    path = _record(Path(bench.contest.out), job)
+    """Train, measure, and put it on disk: first the images, then the numbers, which say that it is done."""
+    path = _record(Path(bench.plan.out), job)
     path.parent.mkdir(parents=True, exist_ok=True)
     made = _solver(bench, job) if job.entrant in SOLVERS else _student(bench, reference, job)
 
-    results: dict[int, Judged] = {}
+    results: dict[int, Measured] = {}
     for calls in job.calls:
         with torch.no_grad():
-            results[calls], images = bench.judge(made.ends(calls), reference)
+            results[calls], images = bench.measure(made.ends(calls), reference)
         Image.fromarray(np.concatenate(list(images), 1)).save(path.with_name(f"{path.stem}-{calls}.png"))
     record = replace(made.record, results=results)
     files.write_text(path, json.dumps(records.plain(record)) + "\n")
@@ -138,7 +138,7 @@ def run(bench: Bench, reference: Reference, job: Job) -> Record:
 
 @dataclass(frozen=True)
 class _Made:
-    """A record that is not judged yet, and how its student, or solver, is sampled in some number of calls."""
+    """A record that is not measured yet, and how its student, or solver, is sampled in some number of calls."""
 
     record: Record
     ends: Callable[[int], End]
@@ -168,7 +168,7 @@ def _student(bench: Bench, reference: Reference, job: Job) -> _Made:
         seed=job.seed,
         results={},
         title=entrant.title,
-        spent=bench.contest.budget,
+        spent=bench.plan.budget,
         curve=made.curve,
         trained=made.trained,
         iterations=made.iterations,

@@ -25,7 +25,7 @@ MEASURED = (0.125, 0.25, 0.5, 0.75, 1.0)
 
 
 def ender(sample: Sampler, walker: Student, distill: Distill, calls: int) -> End:
-    """A sampler of a student, as `Bench.judge` wants it."""
+    """A sampler of a student, as `Bench.measure` wants it."""
 
     def end(x: Tensor, cond: Cond, generator: torch.Generator) -> Tensor:
         return sample(walker, x, cond, calls, distill, generator)
@@ -52,7 +52,7 @@ class Trained:
 def train(bench: Bench, entrant: Entrant, calls: int, seed: int, reference: Reference) -> Trained:
     """Train until the budget is spent, measurements not counted."""
     started, method = time.monotonic(), entrant.method
-    budget = settings(bench.contest, entrant, calls, seed)
+    budget = settings(bench.plan, entrant, calls, seed)
     run = budget.run
 
     net = copy.deepcopy(bench.base)
@@ -62,7 +62,7 @@ def train(bench: Bench, entrant: Entrant, calls: int, seed: int, reference: Refe
     student, teacher = counted(views(net)[0], cost), bench.teacher(net, cost)
     training = Training(net, learner.average, cost, replay=budget.replay, kept=budget.kept)
     objective = method.objective(run.distill, training)
-    data = captions(bench.contest, run.optim.batch)
+    data = captions(bench.plan, run.optim.batch)
     data.seed = seed  # their order, and the noise
     end = ender(method.sample, student, run.distill, calls)
 

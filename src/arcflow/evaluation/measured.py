@@ -25,7 +25,7 @@ from arcflow.metrics import features
 from arcflow.metrics import images as image_metrics
 from arcflow.metrics.streaming import Table
 from arcflow.system import files
-from arcflow.world.check import judge
+from arcflow.world.check import is_right
 
 Call = Callable[[UInt8[np.ndarray, "n rows columns 3"], list[str]], Float[Tensor, "n width"]]
 """(images, their names) -> one row of numbers each."""
@@ -183,7 +183,7 @@ class Measure:
 
 def accuracy(prompts: Mapping[str, str], images: np.ndarray, names: list[str]) -> Tensor:
     """1 for an image of the built-in world that shows what its caption says."""
-    return torch.tensor([[float(judge(image, prompts[name]))] for image, name in zip(images, names, strict=True)])
+    return torch.tensor([[float(is_right(image, prompts[name]))] for image, name in zip(images, names, strict=True)])
 
 
 def squared_error(twins: Mapping[str, Path], images: np.ndarray, names: list[str]) -> Tensor:

@@ -43,7 +43,7 @@ ROWS = {
 
 REFERENCE = "teacher_50"
 
-Judge = Callable[[np.ndarray, Sequence[str]], dict[str, float]]
+Accuracy = Callable[[np.ndarray, Sequence[str]], dict[str, float]]
 """Images and their prompts to "overall" and one entry per skill, each from 0 to 1."""
 
 
@@ -52,7 +52,7 @@ def compare(
     folder: str | Path,
     prompts: Sequence[str],
     *,
-    judge: Judge,
+    accuracy: Accuracy,
     height: int,
     width: int,
     seeds: int = 1,
@@ -103,7 +103,7 @@ def compare(
             seconds_per_image=drawn.seconds_per_image,
             seconds={part: total / len(words) for part, total in drawn.seconds.items()},
             mse_to_teacher=float((drawn.latents - reference).square().mean()),
-            accuracy=judge(drawn.images, words),
+            accuracy=accuracy(drawn.images, words),
             prompts=len(prompts),
             seeds=seeds,
         )

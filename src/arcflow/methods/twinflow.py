@@ -1,4 +1,4 @@
-"""TwinFlow: one network is sampler, critic of its own images and judge of real ones, told apart by the sign of time.
+"""TwinFlow: one network is sampler and critic of its own images and of real ones, told apart by the sign of time.
 
 The network F(x, t, r) is told a second noise level, r <= t, and at t > 0 gives the mean velocity from t to r, at r = t
 the velocity of real images. At -t, with r = t, it gives that of its own images: the twin. With fake = x - F(x, 1,

@@ -66,12 +66,12 @@ def write_report(
     log: Sequence[LogLine],
     *,
     rows: int = 10,
-    judge: Callable[[Pixels, str], bool] | None = None,
+    is_right: Callable[[Pixels, str], bool] | None = None,
 ) -> Path:
     """Write the report, and its figure of the idea as path.png beside it.
 
     It shows the first `rows` images of `samples`, whose prompts are `prompts`, and everything else. Those that do not
-    show what their prompts say, by `judge`, are marked.
+    show what their prompts say, by `is_right`, are marked.
     """
     teacher, ours, plain = results.teacher_50, results.arcflow_2, results.euler_2
     around = share_interval(ours.right, ours.prompts)
@@ -90,7 +90,7 @@ def write_report(
         interval=f"{100 * around.low:.1f}, {100 * around.high:.1f}",
         teacher_right=f"{teacher.right:.1%}",
         paths=[path_figure([way], width=4.6) for way in ways],
-        drawn=_drawn(results, samples, prompts[:rows], judge or (lambda image, prompt: True)),
+        drawn=_drawn(results, samples, prompts[:rows], is_right or (lambda image, prompt: True)),
         numbers=_numbers(results),
         times=_times(results),
         curves=curves_figure(log) if log else None,
@@ -112,11 +112,11 @@ def _drawn(
     results: Evaluation,
     samples: dict[str, Samples],
     prompts: Sequence[str],
-    judge: Callable[[Pixels, str], bool],
+    is_right: Callable[[Pixels, str], bool],
 ) -> list[Row]:
     def shown(row: str, place: int) -> Shown:
         nfe, image = results.rows[row].nfe, samples[row].images[place]
-        wrong = not judge(image, prompts[place])
+        wrong = not is_right(image, prompts[place])
         return Shown(_title(row), f"{nfe} call{'s' * (nfe > 1)}", image, _ours(row), wrong)
 
     return [Row(prompt, [shown(row, place) for row in samples]) for place, prompt in enumerate(prompts)]

@@ -103,7 +103,7 @@ def _fit(alpha: np.ndarray, rows: slice, columns: slice) -> tuple[str, float, fl
     return (shape if overlap >= OVERLAP else "unknown"), x, center, float(radius)
 
 
-def judge(image: np.ndarray, prompt: str | Prompt) -> bool:
+def is_right(image: np.ndarray, prompt: str | Prompt) -> bool:
     """Whether the image shows exactly what the caption says."""
     return holds(parse(prompt) if isinstance(prompt, str) else prompt, read(image))
 
@@ -111,7 +111,7 @@ def judge(image: np.ndarray, prompt: str | Prompt) -> bool:
 def accuracy(images: Iterable[np.ndarray], prompts: Sequence[str | Prompt]) -> dict[str, float]:
     """Share of images that show what their captions say: "overall" and one entry per skill that occurs."""
     parsed = [parse(p) if isinstance(p, str) else p for p in prompts]
-    right = [judge(image, prompt) for image, prompt in zip(images, parsed, strict=True)]
+    right = [is_right(image, prompt) for image, prompt in zip(images, parsed, strict=True)]
     skills = {s: [ok for ok, p in zip(right, parsed, strict=True) if p.skill == s] for s in SKILLS}
     return {"overall": float(np.mean(right))} | {s: float(np.mean(oks)) for s, oks in skills.items() if oks}
 

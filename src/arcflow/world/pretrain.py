@@ -276,7 +276,7 @@ def train_flow(out: Path, recipe: Pretrain, batches: Batches, vae: AutoencoderKL
             def guided(x: Tensor, sigma: Tensor, cond: tf.Conditioning) -> Tensor:
                 return tf.guided_velocity(net, x, sigma, cond, empty, torch.full((len(x),), 3.5))
 
-            return judge(guided, batches, vae, count=PROBED, steps=25)
+            return held_out_accuracy(guided, batches, vae, count=PROBED, steps=25)
 
         fit(
             Stage("flow", recipe.flow_steps, 1.2e-3, cooldown=0.35, ema=0.999),
@@ -299,7 +299,7 @@ def train_guidance(
             def at(x: Tensor, sigma: Tensor, cond: tf.Conditioning) -> Tensor:
                 return tf.velocity(net, x, sigma, cond, torch.full((len(x),), 3.5))
 
-            return judge(at, batches, vae, count=PROBED, steps=25)
+            return held_out_accuracy(at, batches, vae, count=PROBED, steps=25)
 
         fit(
             Stage("guidance", recipe.guidance_steps, 4e-4, cooldown=0.8, ema=0.995),
@@ -312,7 +312,7 @@ def train_guidance(
     return _frozen(FluxTransformer2DModel.from_pretrained(out / "transformer"))
 
 
-def judge(
+def held_out_accuracy(
     velocity_at: Callable[[Tensor, Tensor, tf.Conditioning], Tensor],
     batches: Batches,
     vae: AutoencoderKL,

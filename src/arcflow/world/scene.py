@@ -255,7 +255,7 @@ def _not_a_caption(text: str, part: str) -> ValueError:
 
 
 HELD_OUT = 384
-"""Held-out captions on which something is judged, unless told."""
+"""Held-out captions that an evaluation takes, unless told."""
 
 FIRST_SEED = 10_000
 """Noise of the first held-out image; the others follow."""
