@@ -99,7 +99,7 @@ def parsed(words: Sequence[str]) -> Any:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run one command; what a user can put right is told in a line, not in a traceback."""
+    """Run one command; an error that a user can mend is one line, without a traceback."""
     end_with_parent()
     words = list(sys.argv[1:] if argv is None else argv)
     if words == ["--version"]:

@@ -68,7 +68,7 @@ class Model:
     quantize: Quantize = "none"
     """Store the frozen weights short: "nf4" (bitsandbytes), "int8" or "fp8" (torchao)."""
     text_bits: Literal[4, 8] | None = None
-    """Store the text encoders in so many bits (bitsandbytes)."""
+    """Store the text encoders in 8 or 4 bits (bitsandbytes)."""
     text_device: str | None = None
     """Device of the text encoders, say "cpu" or "cuda:1"; None: that of the transformer."""
     compile: bool = False
@@ -116,7 +116,7 @@ class Distill:
     states: int = paper.STATES
     """N, states per segment at which the teacher is asked."""
     window: int = paper.WINDOW
-    """Length of the matching window in 1/128 of raw time; velocities are matched in the mean over it."""
+    """Length of the matching window in 1/128 of raw time; velocities are averaged over it and then matched."""
     spread: Spread = "uniform"
     """How the states' random times are drawn: "uniform", as published; "stratified", one in each of N equal parts,
     which leaves the teacher no long step; or "systematic", all at one place in their parts: equal steps."""
@@ -334,7 +334,7 @@ class Run:
     keep: int = 2
     """Checkpoints that are kept."""
     milestones: int | None = None
-    """Keep those of every so manieth iteration for good; None keeps none of them."""
+    """Keep the checkpoint of every N-th iteration for good; None keeps none of them."""
     shard: int | None = None
     """Processes that share one copy of the network (FSDP); None: all that torchrun started. With fewer there are
     several copies side by side (HSDP), with 1 a whole one on each."""

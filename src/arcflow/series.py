@@ -51,7 +51,7 @@ Means = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 def legendre_means(
     count: int, length: Float[Tensor, " samples"], a: Float[Tensor, " samples"], b: Float[Tensor, " samples"]
 ) -> Float[Tensor, "samples count"]:
-    """Of P_0 ... P_(count-1) on [0, length], by a Gauss rule that is exact for them: the difference of neighbors
+    """Means of P_0 ... P_(count-1) on [0, length], by a Gauss rule that is exact for them: the difference of neighbors
     (P_(k+1) - P_(k-1)) / (2 k + 1) at the two ends over b - a, without that division."""
     nodes, weights = gauss((count + 1) // 2)
     z = (a + b)[:, None] / length[:, None] + (b - a)[:, None] / length[:, None] * nodes - 1
@@ -62,7 +62,7 @@ def legendre_means(
 
 
 def interpolation(count: int, length: Float[Tensor, ""], means: Means) -> Float[Tensor, "count count"]:
-    """From the values at the Gauss points of a step to the weights of the shapes."""
+    """Matrix from the values at the Gauss points of a step to the weights of the shapes."""
     s = length * (gauss(count)[0] + 1) / 2
     return torch.linalg.inv(means(count, length.expand(count), s, s))
 

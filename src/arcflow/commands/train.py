@@ -27,7 +27,7 @@ class Train:
     recipe: Recipe
     """Where the settings come from."""
     processes: int = 1
-    """On CPU cores: so many processes at once, each with a copy of the network, which is faster than as many threads.
+    """Number of processes at once, on CPU cores, each with a copy of the network, which is faster than as many threads.
     Several GPUs or machines: `torchrun`."""
 
     def run(self) -> None:

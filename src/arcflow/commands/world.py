@@ -15,7 +15,7 @@ class Render:
     """Draw random scenes of the world with their captions: what the small teacher learns from."""
 
     count: int = 64
-    """How many."""
+    """Number of images."""
     seed: int = 0
     """The same seed gives the same scenes."""
     split: Literal["train", "test"] = "train"

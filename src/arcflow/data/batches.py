@@ -51,7 +51,7 @@ class Batch(NamedTuple):
 
     prompts: list[str]
     seeds: list[int]
-    """Of their noise."""
+    """Seeds of the noise, one for each prompt."""
     size: tuple[int, int]
     """Height and width in pixels."""
     images: Sequence[str] = ()

@@ -72,7 +72,7 @@ def make(
         about: what the embeddings depend on (model, text length, and `encoder`, a digest of the text encoders' weights,
             where it is known); a folder with other settings is refused.
         shard: prompts in a file.
-        share: number of this process and of all of them; each makes every so manieth shard.
+        share: number of this process and of all of them; process i of n makes shards i, i + n, i + 2 n, ...
 
     Raises:
         ValueError: the folder holds another cache, another process makes it, the disk is too small, a file would take
@@ -369,13 +369,13 @@ class Bond(NamedTuple):
     """What the shards of a cache are bound to."""
 
     key: str
-    """Of all that their numbers depend on."""
+    """Digest of everything that the embeddings depend on."""
     said: bool
     """Whether they say so; those of before do not."""
 
 
 def _bond(about: Mapping[str, Any]) -> Bond:
-    """Of a cache that says what it is of. A model's path does not count where its encoder is known."""
+    """Digest of what a cache says that it holds. A model's path does not count where its encoder is known."""
     free = {"sum", "model" if about.get("encoder") is not None else "encoder"}
     kept = sorted((name, value) for name, value in about.items() if name not in free)
     return Bond(files.text_digest(kept), "sum" in about)
@@ -414,7 +414,7 @@ def _foreign(path: Path, bond: Bond, number: int, texts: Sequence[str] | None = 
 
 
 def _metadata(path: Path) -> dict[str, str]:
-    """Of a shard; empty if it cannot be read."""
+    """Checksum of a shard; empty if the file cannot be read."""
     try:
         with safe_open(path, "pt") as file:
             return file.metadata() or {}

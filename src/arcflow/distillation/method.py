@@ -39,7 +39,7 @@ class Training:
     net: nn.Module
     """The transformer, a student already: its base is frozen."""
     average: Ema
-    """Of the trained weights; `with average.applied()` the network has them."""
+    """The average of the trained weights; `with average.applied()` the network has them."""
     cost: Cost
     """Where calls of networks other than student and teacher are to be counted."""
     replay: int = 0
@@ -92,9 +92,9 @@ class Method:
     """A way to few steps."""
 
     name: str
-    """As it goes by on the command line and in file names."""
+    """Name of the method on the command line and in file names."""
     title: str
-    """As it goes by in tables and plots."""
+    """Name of the method in tables and plots."""
     paper: str
     """arXiv number; empty for our own."""
     modes: int

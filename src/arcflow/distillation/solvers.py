@@ -25,7 +25,7 @@ from arcflow.families.conditioning import Cond
 from arcflow.path import SHIFT, step_grid
 
 Solver = Callable[[Teacher, Tensor, Cond, int, float], Tensor]
-"""(teacher, noise, conditioning, calls, shift) -> final latents, with exactly so many calls of the teacher."""
+"""(teacher, noise, conditioning, calls, shift) -> final latents, with exactly this number of calls of the teacher."""
 
 
 def by_euler(

@@ -23,7 +23,7 @@ from arcflow.system.seeds import Draws, uniform
 
 
 def sampler_grid(steps: int, config: Distill) -> Float[Tensor, " points"]:
-    """Noise levels that a student of this configuration visits in so many calls."""
+    """Noise levels that a student of this configuration visits in this number of calls."""
     return step_grid(steps, config.shift, config.final_step_scale)
 
 

@@ -114,7 +114,7 @@ def digest(items: Sequence[Item]) -> str:
 
 
 def to_draw(folder: Path, images: Sequence[Image], share: tuple[int, int] = (0, 1)) -> list[Image]:
-    """Those of this process's share that are not there yet."""
+    """The images of this process's share that are not there yet."""
     there = {record["file"] for record in read_manifest(folder / "pictures")}
     mine = list(images)[share[0] :: share[1]]
     return [p for p in mine if p.file not in there or not (folder / "pictures" / p.file).exists()]

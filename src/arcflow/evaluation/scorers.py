@@ -40,7 +40,7 @@ class Line:
     id: str
     prompt: str
     image: str
-    """Its file."""
+    """File of the image."""
     category: str
     suite: str
     seed: int

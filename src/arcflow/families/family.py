@@ -45,7 +45,7 @@ def reads_512_tokens(pipe: DiffusionPipeline) -> int:
 
 
 def cast_then_divided(x: Tensor, time: Tensor, dtype: torch.dtype) -> Arguments:
-    """As FLUX.1's pipelines: 1000 sigma in the network's dtype (in bfloat16 761.9 becomes 760), over 1000."""
+    """Arguments as in FLUX.1's pipelines: 1000 sigma in the network's dtype (761.9 is 760 in bfloat16), over 1000."""
     return {"hidden_states": x.to(dtype), "timestep": time.to(dtype) / 1000}
 
 
@@ -142,9 +142,9 @@ class Family:
     second: str = "guidance_scale"
     """Argument of its pipelines for the scale of a second call, against the negative prompt."""
     scale: float = 4.0
-    """Its value that the model is meant for."""
+    """The value that the model is meant for."""
     off: float = 1.0
-    """Its greatest value that makes no second call. Guided velocities are negative + (1 + value - off) * difference."""
+    """The greatest value that makes no second call. Guided velocities are negative + (1 + value - off) * difference."""
     packs: bool = True
     """Whether noise is drawn as pixels and packed into tokens; else its channels are the tokens'."""
     compression: Callable[[DiffusionPipeline], tuple[int, ...]] = spatial

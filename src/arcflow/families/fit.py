@@ -77,7 +77,7 @@ def choose(fit: Fit, device: torch.device, parts: Parts, *, short: bool = False)
 
 
 def fastest(parts: Parts, card: int | float, *, short: bool = False) -> Chosen:
-    """The fastest way that fits a card of so many GB; see `choose`."""
+    """The fastest way that fits a card with this memory in GB; see `choose`."""
     way = best(parts, card)
     if short:
         way = next((way for way in ways(parts) if way.gigabytes <= card and way.fit not in SHORT), None)
@@ -139,7 +139,7 @@ STORED = {"I64": 8, "U64": 8, "I32": 4, "U32": 4, "I16": 2, "U16": 2}
 
 
 def shortened(model: Model, fit: Chosen, device: torch.device) -> Model:
-    """The same model, to be loaded in the bits that a way asks for. On a CPU its memory holds the text encoders."""
+    """Settings of a model for the bits that a way asks for. On a CPU its memory holds the text encoders."""
     if fit not in SHORT:
         return model
     quantize, bits = SHORT[fit]

@@ -29,7 +29,7 @@ class Way:
     name: str
     gigabytes: float
     fit: Fit
-    """How commands are told: `--fit`."""
+    """Value of the option `--fit` that asks for this way."""
 
 
 MODELS = {
@@ -53,7 +53,7 @@ STREAMED = 2.0
 
 
 def ways(parts: Parts) -> Iterator[Way]:
-    """From the fastest to the smallest."""
+    """Ways to hold a model in memory, from the fastest to the smallest."""
 
     def in_turn(transformer: float, text: float) -> float:
         """One part on the card at a time."""
@@ -69,5 +69,5 @@ def ways(parts: Parts) -> Iterator[Way]:
 
 
 def best(parts: Parts, card: int | float) -> Way | None:
-    """The fastest way that fits a card of so many GB; None if none does."""
+    """The fastest way that fits a card with this memory in GB; None if none does."""
     return next((way for way in ways(parts) if way.gigabytes <= card), None)

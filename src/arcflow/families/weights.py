@@ -81,7 +81,7 @@ def dense(module: nn.Module) -> nn.Module:
 
 @torch.no_grad()
 def _weight(linear: nn.Linear) -> Tensor:
-    """Of a quantized Linear, whoever made it: what it makes of the identity."""
+    """Weight of a Linear; of a quantized one, whoever made it, what it makes of the identity."""
     if not quantized(linear):
         return linear.weight
     unbiased = copy.copy(linear)

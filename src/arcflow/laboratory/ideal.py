@@ -59,13 +59,13 @@ class Errors:
     """What K modes leave of a path; all are mean squares over samples, tokens and channels."""
 
     velocity: list[float]
-    """Of each segment: the velocity's, in the mean over raw time."""
+    """Error of the velocity in each segment, averaged over raw time."""
     end: list[float]
-    """Of each segment: that of its end, from the true start."""
+    """Error of the end of each segment, walked from its true start."""
     walked: float
-    """Of the image: all arcs, one after the other, from the noise."""
+    """Error of the image: all arcs, one after the other, from the noise."""
     directions: list[int]
-    """Of each segment: how many independent curves the modes make at their start, up to the cutoff."""
+    """Independent curves that the modes of each segment make at their start, up to the cutoff."""
 
 
 def ideal_errors(

@@ -101,7 +101,7 @@ def learn(
     lr: float = 3e-3,
     watch: Callable[[int, dict[str, float]], None] | None = None,
 ) -> Net:
-    """A student of K modes for so many calls, its weights averaged. All but size and rates is as published: the
+    """A student of K modes for `steps` calls, its weights averaged. All but size and rates is as published: the
     teacher's share falls over the first fifth, modes are dropped, windows matched. `watch` is told of every iteration.
     """
     run = Run(
@@ -162,5 +162,5 @@ def distance(ends: Float[Tensor, "batch 1 2"], others: Float[Tensor, "batch 1 2"
 
 
 def walked(student: Student, x: Float[Tensor, "batch 1 2"], steps: int) -> Float[Tensor, "batch 1 2"]:
-    """Where the student arrives in so many calls."""
+    """Where the student arrives in `steps` calls."""
     return arcs(student, x.float(), {}, step_grid(steps))

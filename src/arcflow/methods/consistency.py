@@ -9,7 +9,7 @@ network. It is the same at both ends of a piece of the path, here one of `INTERV
 The target is a running average of the network. A sampler asks for the image, noises it afresh to the next level,
 and asks again: with two calls and more it ends where the fresh noise takes it, not where the teacher's path ends.
 
-Else than in the paper: x_here are images that the teacher made of noise, noised afresh, not given ones; guidance is
+Differs from the paper: x_here are images that the teacher made of noise, noised afresh, not given ones; guidance is
 the teacher's own, not a range that the student is told; f needs no skip weights to have its boundary, since the network
 tells a velocity. Sources: arXiv 2310.04378, algorithm 1; 2303.01469, algorithm 1 (sampler).
 """

@@ -58,7 +58,7 @@ class GaussianMixture(ByMeans):
     source: Float[Tensor, "*batch width"]
     """The state of the call."""
     sigma: Float[Tensor, " samples"]
-    """Its noise level."""
+    """Noise level of the source."""
     x: Float[Tensor, "*batch width"]
     """The state that is looked at; it is where an interval starts."""
     shift: float = SHIFT
@@ -98,7 +98,7 @@ class GaussianMixture(ByMeans):
         return wide.unflatten(-1, (-1, self.logits.shape[-1])).transpose(-1, -2)
 
     def _substeps(self, a: float | Tensor, b: float | Tensor, x: Tensor) -> list[Float[Tensor, "steps samples *ones"]]:
-        """Of the sub-steps from `a` to `b`: lengths, shares of the interval, and all that the formulas multiply (H and
+        """The sub-steps from `a` to `b`: lengths, shares of the interval, and all that the formulas multiply (H and
         h over w, u by its parts), shaped to multiply `x`."""
         sigma = self.sigma.detach().cpu().double()
         start, end = float64_ends(a, b, sigma)
@@ -155,7 +155,7 @@ class DenoisedCurve(ByMeans):
 def pull(
     levels: Float[Tensor, "samples points"], start: Float[Tensor, " samples"], end: Float[Tensor, " samples"]
 ) -> Float[Tensor, "samples points"]:
-    """How strongly the state is drawn to the image at each level, in the mean from noise level `start` down to `end`:
+    """How strongly the state is drawn to the image at each level, averaged from noise level `start` down to `end`:
     the mean velocity is the sum of these weights times (x - x0_k). In float64."""
     tiny = torch.finfo(levels.dtype).tiny
     start, end = start[:, None].clamp(min=tiny), end[:, None].clamp(min=0)

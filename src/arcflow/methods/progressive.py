@@ -9,7 +9,7 @@ was trained for. With x the start of the student's step, x'' the end of the two,
 An image is off by sigma times what the velocity is off by, so on images the weight is 1 / sigma^2: once to twice the
 paper's SNR + 1, which is an error of velocities too.
 
-Else than in the paper there are no images to noise: noise is walked through the stage by the stage's teacher, and
+Unlike in the paper, there are no images to noise: noise is walked through the stage by the stage's teacher, and
 every point where it lands is trained on, with the same weight. All of its calls are targets, none is spent on the way
 alone. The walk starts at 32 steps, not at 1000 and more; the rate does not fall within a stage; network and optimizer
 go on from stage to stage. Source: arXiv 2202.00512, algorithm 2.

@@ -8,7 +8,7 @@ with pairs (eps, x0) that the teacher made. Where lines cross, the mean is learn
 the teacher, and a few Euler steps follow it. At sigma 1 no lines cross, and the loss is the distillation to one step
 that follows in InstaFlow, in squared error: there x0 is a function of the input.
 
-Else than in the papers: noise levels are uniform in raw time and shifted, as a sampler visits them, not uniform; the
+Differs from the papers: noise levels are uniform in raw time and shifted, as a sampler visits them, not uniform; the
 distillation is no second training with LPIPS, but a part of the batches at sigma 1 towards the end, so that the student
 still takes any number of calls; and there is one reflow. Sources: arXiv 2209.03003; 2309.06380.
 """

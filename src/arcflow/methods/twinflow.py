@@ -115,7 +115,7 @@ def moved(f: Float[Tensor, "batch *rest"], by: Float[Tensor, "batch *rest"]) -> 
 
 @torch.no_grad()
 def sample(student: Student, x: Tensor, cond: Cond, steps: int, config: Distill, generator: torch.Generator) -> Tensor:
-    """From level to level of the grid by the mean velocity between them."""
+    """Latents walked from level to level of the grid by the mean velocity between them."""
     for here, there in pairwise(sampler_grid(steps, config).tolist()):
         t, r = level(here, x), level(there, x)
         x = guess(mean_velocity(student, x, t, r, cond), x, t - r)
@@ -175,7 +175,7 @@ def _part(loss: Tensor, error: Tensor) -> Part:
 
 
 def objective(config: Distill, training: Training) -> Objective:
-    """The same for every training, whatever its number of calls."""
+    """The objective, which is the same for every training, whatever its number of calls."""
     return iteration
 
 

@@ -2,7 +2,7 @@
 
 Every function loads a network once and returns a plain callable from uint8 images to one vector each; a metric takes
 any other callable as well. Only the world's own network comes with the package. The others are fetched as their
-libraries do it, or read from a file, and where they are not to be had an error says which and how.
+libraries do it, or read from a file, and where one is not installed an error says which, and how to install it.
 
 Resizing is part of a network: Inception sees 299 x 299 by an antialiased bicubic filter, as in pi-Flow (arXiv
 2510.14974); CLIP and DINOv2 see what their own processors make, always through PIL, so that a number does not depend
@@ -165,7 +165,7 @@ def _channels_first(images: Images) -> UInt8[Tensor, "n 3 rows columns"]:
 
 
 def _in_batches(call: Callable[..., Tensor], batch_size: int) -> Callable[..., Tensor]:
-    """The same for any number of inputs, without gradients, in float32 on the CPU."""
+    """The vectors of any number of inputs, batch by batch, without gradients, in float32 on the CPU."""
 
     @torch.no_grad()
     def run(*inputs: Images | Sequence[str]) -> Tensor:

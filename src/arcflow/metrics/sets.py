@@ -115,5 +115,5 @@ def _covered(x: Float[Tensor, "n width"], points: Float[Tensor, "m width"], neig
 
 
 def _squared_distances(x: Float[Tensor, "n width"], y: Float[Tensor, "m width"]) -> Float[Tensor, "n m"]:
-    """By one matrix product, which is many times faster than the difference of every pair."""
+    """Squared distances of all pairs, by one matrix product: many times faster than the difference of every pair."""
     return x.square().sum(1, keepdim=True) + y.square().sum(1) - 2 * x @ y.T

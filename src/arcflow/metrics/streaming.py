@@ -32,7 +32,7 @@ class Moments:
 
     @classmethod
     def of(cls, features: Float[Tensor, "n width"]) -> "Moments":
-        """Of features that are all there."""
+        """Moments of features that are all there."""
         moments = cls.empty(features.shape[1])
         moments.update(features)
         return moments

@@ -36,7 +36,7 @@ class Table:
     rows: Sequence[Line]
 
     def markdown(self) -> str:
-        """As a document shows it."""
+        """The table in Markdown, as a document shows it."""
         lines = [_line(self.head), "|" + "---|" * len(self.head)]
         for row in self.rows:
             first, *others = [cell.text for cell in row.cells]
@@ -44,7 +44,7 @@ class Table:
         return "\n".join(lines)
 
     def text(self) -> str:
-        """As a terminal shows it: the first column to the left, numbers to the right."""
+        """The table as a terminal shows it: the first column to the left, numbers to the right."""
         rows = [list(self.head), *([cell.text for cell in row.cells] for row in self.rows)]
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         return "\n".join(

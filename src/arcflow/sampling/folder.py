@@ -121,7 +121,7 @@ def sample_folder(
 
 
 def to_draw(recipes: Sequence[Recipe], folder: Path, share: tuple[int, int] = (0, 1)) -> list[Recipe]:
-    """Those of a process's share, each once, that the folder does not have yet."""
+    """Recipes of a process's share, each once, that the folder does not have yet."""
     finished = {record["file"] for record in read_manifest(folder) if (folder / record["file"]).exists()}
     return [recipe for recipe in list(dict.fromkeys(recipes))[share[0] :: share[1]] if recipe.file not in finished]
 

@@ -62,5 +62,5 @@ class Machine:
 
 
 def part_of(kind: type[T], options: object) -> T:
-    """Those of a command's options that belong to one group."""
+    """The options of a command that belong to one group."""
     return kind(**{one.name: getattr(options, one.name) for one in fields(kind)})  # type: ignore[arg-type]

@@ -370,7 +370,7 @@ def _widened(
 
 
 def refuse_to_save(*_: object, **__: object) -> None:
-    """In the place of `save_pretrained`."""
+    """Raises ValueError: a student is saved as an adapter. Stands in the place of `save_pretrained`."""
     raise ValueError(
         "a student is on this transformer, and what would be written could not be loaded: keep the student with "
         "arcflow.save_adapter(transformer, folder), and save the base after arcflow.detach(pipe)."

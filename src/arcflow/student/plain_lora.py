@@ -75,8 +75,8 @@ def linearized(tensors: Mapping[str, Tensor], info: AdapterInfo, base: Mapping[s
 
 
 def _nearest_head(tensors: Mapping[str, Tensor], info: AdapterInfo, head: str) -> Float[Tensor, "width features"]:
-    """The weight whose product with the features is the mean velocity, gates taken at their biases, in the mean over
-    the student's own steps."""
+    """The weight whose product with the features is the mean velocity, gates taken at their biases, averaged
+    over the student's own steps."""
     grid = step_grid(info.fewest, info.shift, info.final_step_scale)
     weight = tensors[f"{head}_means.weight"].float()
     v = weight.unflatten(0, (info.modes, -1)).permute(2, 0, 1)

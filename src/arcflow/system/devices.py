@@ -10,7 +10,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 
 def cores() -> int:
-    """Those this process may use."""
+    """Number of CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -39,7 +39,7 @@ def torch_device(name: str) -> torch.device:
 
 
 def attention(device: torch.device) -> AbstractContextManager[object]:
-    """On a GPU any but cuDNN's, which PyTorch may prefer: its backward pass fails on an H100 (FLUX, PyTorch 2.11)."""
+    """Run the block without cuDNN's attention on a GPU: its backward pass fails on an H100 (FLUX, PyTorch 2.11)."""
     own = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
     return sdpa_kernel(own) if device.type == "cuda" else nullcontext()
 

@@ -108,7 +108,7 @@ def _required(kind: Kind) -> set[str]:
 
 
 def _closest(kinds: Iterable[Kind], content: object) -> Kind:
-    """Of several kinds the one that a content is, or misses by the fewest keys."""
+    """The kind, among several, that a content is, or misses by the fewest keys."""
     if content is None and NoneType in kinds:
         return NoneType
     some = [kind for kind in kinds if kind is not NoneType]

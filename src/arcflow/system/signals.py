@@ -92,7 +92,7 @@ def _say(message: str) -> None:
 
 
 def end_with_parent() -> None:
-    """In a process that was started with `LAUNCHED`: be told to stop when its parent has ended, however it did."""
+    """Let a process that was started with `LAUNCHED` be told to stop when its parent has ended, however it did."""
     folder = os.environ.pop(LAUNCHED, None)
     if folder is None:
         return

@@ -28,7 +28,7 @@ class Speed:
         self.since = time.perf_counter()
 
     def of(self, part: str, call: Callable[P, T]) -> Callable[P, T]:
-        """The same call, timed as `part`."""
+        """A call that does what the given one does and is timed as `part`."""
         spans = self.spans.setdefault(part, [])
 
         def timed(*args: P.args, **kwargs: P.kwargs) -> T:

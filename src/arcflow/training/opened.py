@@ -59,10 +59,10 @@ class Training:
     batch: Callable[[int], Sample]
     """The prefetched one, on all processes or on none."""
     journal: Log | None
-    """On the first process."""
+    """The log; None on all processes but the first."""
     speed: Speed
     started: float
-    """On the clock that does not go back."""
+    """When this start began, on the monotonic clock."""
     before: float
     """Seconds that the run had taken before it was taken up."""
     whole: bool = True

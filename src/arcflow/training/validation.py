@@ -60,7 +60,7 @@ class DistanceToTeacher:
         self.euler = {f"euler_{n}": self._error(self._teacher_end(teacher, n)) for n in EULER_STEPS}
 
     def distance(self, walker: Student) -> dict[str, float]:
-        """Of the student: `distance` at its own number of steps, `distance_n` at each other one it learns."""
+        """Distances of the student: `distance` at its own number of steps, `distance_n` at each other one it learns."""
         ends = {steps: self._student_end(walker, steps) for steps in self.distill.all_steps}
         self.latest = ends[self.distill.steps]
         others = {f"distance_{steps}": self._error(ends[steps]) for steps in self.distill.also_steps}

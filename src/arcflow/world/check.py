@@ -131,7 +131,7 @@ def one_word_changes(prompt: Prompt) -> list[Prompt]:
 
 
 def self_test(count: int, seed: int) -> dict[str, float]:
-    """On rendered images: the share of true captions it accepts and of captions changed in one word it rejects."""
+    """Shares, on rendered images, of true captions that the checker accepts and of changed ones that it rejects."""
     rng = random.Random(seed)
     accepted, rejected = [], []
     for _ in range(count):

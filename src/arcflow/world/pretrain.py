@@ -245,7 +245,7 @@ class Batches:
 
     @cached_property
     def embedded(self) -> tf.Conditioning:
-        """Of all captions; computed when a stage first trains on them."""
+        """Conditioning of all captions; computed when a stage first trains on them."""
         chunks = tqdm(range(0, len(self.captions), 512), desc="captions")
         parts = [tf.embed(self.t5, self.clip, self.captions[i : i + 512]) for i in chunks]
         words, pooled = zip(*parts, strict=True)

@@ -1,7 +1,7 @@
 """Evaluation suites: whose prompts, how many images of each, and where the official scorer looks for them.
 
 A suite is a row of `SUITES`. The prompts are the benchmark's own and do not come with the package, but for those of the
-built-in world: a row names the file and where it is to be had, and `read_items` checks that it is that file, and whole.
+built-in world: a row names the file and its source, and `read_items` checks that it is that file, and whole.
 """
 
 import csv
@@ -21,7 +21,7 @@ class Item:
     """One prompt of a suite."""
 
     number: int
-    """Its place in the benchmark's own list, from 0, which the noise depends on."""
+    """Place in the benchmark's own list, from 0, which the noise depends on."""
     id: str
     prompt: str
     category: str = ""
@@ -50,7 +50,7 @@ class Suite:
     file: str
     """What its prompts come in; empty for the built-in world."""
     source: str = ""
-    """Where that is to be had."""
+    """Where the prompt file can be fetched."""
     counts: tuple[Mapping[str, int], ...] = ()
     """Prompts in each category when it is whole; several where there are several editions."""
     images: int = 1
