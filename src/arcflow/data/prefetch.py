@@ -2,7 +2,8 @@
 
 The text encoders of the large models take a second for a batch that the transformer then works on for many. A thread
 of their own (on a GPU: a stream of their own) reads the prompts of the next iteration, draws its noise and encodes its
-text, so that the transformer does not wait. What a batch holds is a function of its number, and does not depend on this.
+text, so that the transformer does not wait. What a batch holds is a function of its number, and does not depend on
+this.
 """
 
 from collections.abc import Callable

@@ -35,7 +35,7 @@ NODES = 32
 def exponential_means(
     count: int, length: Float[Tensor, " samples"], a: Float[Tensor, " samples"], b: Float[Tensor, " samples"]
 ) -> Float[Tensor, "samples count"]:
-    """Mean values of the exponentials that a mixture of `count` modes starts with, the constant first, made orthogonal on
+    """Means of the exponentials that a mixture of `count` modes starts with, the constant first, made orthogonal on
     [0, length]: each a fixed combination of them."""
     lengths, which = length.unique(return_inverse=True)
     combined = torch.stack([combination(count, one) for one in lengths.tolist()])[which]

@@ -148,7 +148,7 @@ class PackedHead(nn.Module):
     def mean_velocity(
         self, features: Float[Tensor, "*batch features"], span: Float[Tensor, ""]
     ) -> Float[Tensor, "*batch width"]:
-        """Mean velocity over a step of length `span`. On a CPU it goes from block to block of tokens, which fit its cache."""
+        """Mean velocity over a step of length `span`. On a CPU it goes by blocks of tokens, which fit its cache."""
         rows = features.unsqueeze(0).flatten(0, -2)
         blocks = rows.split(BLOCK) if rows.device.type == "cpu" else (rows,)
         return torch.cat([self._mean(block, span) for block in blocks]).view(*features.shape[:-1], -1)
