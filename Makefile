@@ -18,6 +18,8 @@ test: $(STAMP)
 	PYTHONPATH=.venv/quantized $(BIN)/python -m pytest tests/families/test_quantized.py tests/docs/test_guides.py
 
 long: $(STAMP)
+	$(BIN)/pip install -q -c constraints.txt --upgrade --target .venv/ray 'ray[serve,data]>=2.60,<3'
+	PYTHONPATH=.venv/ray $(BIN)/python -m pytest tests/on_ray -m "long and not gpu"
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m "long and not gpu"
 
 check: $(STAMP)

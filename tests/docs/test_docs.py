@@ -53,8 +53,9 @@ def test_commands_in_documents_exist(document) -> None:
     for command in [*lines, *spans]:
         words = command.split("#")[0].split()[1:]
         assert cli.did_you_mean(words) is None, command
-        for option in re.findall(r"--(\w+)[ =]?", command.split("#")[0]):
-            assert option in COMMAND_WORDS, command
+        for option in re.findall(r"--([\w-]+)[ =]?", command.split("#")[0]):
+            name = option.replace("-", "_")
+            assert name in COMMAND_WORDS or name.removeprefix("no_") in COMMAND_WORDS, command
 
 
 FILES = [

@@ -5,11 +5,11 @@ import sys
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from tyro.conf import UseAppendAction
+from tyro.conf import OmitArgPrefixes, UseAppendAction
 
 from arcflow import config
 from arcflow.sampling.open import SHIPPED
-from arcflow.sampling.options import unset
+from arcflow.sampling.options import Fleet, unset
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +45,14 @@ class Serve:
     """How the model is fitted to the card: whole, one part at a time, in 8 or 4 bits, or layer by layer; auto does what
     `arcflow doctor` advises."""
 
+    fleet: Annotated[Fleet, OmitArgPrefixes] = Fleet()
+    max_workers: Annotated[int | None, unset("INT")] = None
+    """With --ray: processes at most; their number then follows the requests, from --workers (or one) on."""
+
     def run(self) -> None:
+        self.fleet.check()
+        if self.max_workers is not None and not self.fleet.ray:
+            raise ValueError("--max-workers says how to work on Ray: expected --ray with it, or leave it out")
         for name, value in (("max_batch", self.max_batch), ("max_waiting", self.max_waiting)):
             if value < 1:
                 raise ValueError(f"--{name.replace('_', '-')} is {value}: expected at least 1")
@@ -57,6 +64,15 @@ class Serve:
         except ModuleNotFoundError as error:
             raise ValueError(f"{error.name} is missing: pip install 'arcflow[serve]'") from None
         from arcflow.sampling.open import size_of
+
+        side = self.max_side or min(4 * size_of(self.model, None, None)[0], 2048)
+        if self.fleet.ray:
+            self._on_ray(side)
+        else:
+            self._here(side)
+
+    def _here(self, side: int) -> None:
+        """One process."""
         from arcflow.serving.app import Limits, create_app
         from arcflow.serving.engine import Engine
         from arcflow.serving.host import serve
@@ -72,11 +88,40 @@ class Serve:
             fit=self.fit,
             max_batch=self.max_batch,
         )
-        side = self.max_side or min(4 * size_of(self.model, None, None)[0], 2048)
         engine = Engine(lambda: Studio(setup), max_waiting=self.max_waiting)
         key = self.api_key or os.environ.get("ARCFLOW_API_KEY") or None
         app = create_app(engine, api_key=key, limits=Limits(side=side, pixels=side * side))
-        serve(app, engine, self.host, self.port, lambda line: print(line, file=sys.stderr, flush=True))
+        serve(app, engine, self.host, self.port, _say)
+
+    def _on_ray(self, side: int) -> None:
+        """Replicas of Ray Serve."""
+        from arcflow.system.cluster import need_ray
+
+        need_ray("serve", self.fleet.address)
+        from arcflow.serving.on_ray import Hosting, serve_on_ray
+
+        hosting = Hosting(
+            model=self.model,
+            adapters=_named(self.adapter, "adapter") or {SHIPPED: SHIPPED},
+            styles=_named(self.lora, "lora"),
+            teacher_lora=self.teacher_lora,
+            device=self.device,
+            dtype=self.dtype,
+            fit=self.fit,
+            max_batch=self.max_batch,
+            max_waiting=self.max_waiting,
+            max_side=side,
+            api_key=self.api_key or os.environ.get("ARCFLOW_API_KEY") or None,
+            replicas=self.fleet.workers or 1,
+            max_replicas=self.max_workers,
+            cpus=self.fleet.cpus,
+            gpus=self.fleet.gpus,
+        )
+        serve_on_ray(hosting, self.host, self.port, self.fleet.address, _say)
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
 
 
 def _named(words: tuple[str, ...], option: str) -> dict[str, str]:

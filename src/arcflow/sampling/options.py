@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal, TypeVar
 import tyro
 from tyro.conf import FlagCreatePairsOff
 
+from arcflow import config
 from arcflow.config import Device, Dtype, Fit
 
 T = TypeVar("T")
@@ -59,6 +60,29 @@ class Machine:
     """Add the adapter's LoRA into copies of the weights: faster, for their memory; by default where there is room."""
     no_fuse: FlagCreatePairsOff[bool] = False
     """Leave the weights as they are."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fleet:
+    ray: FlagCreatePairsOff[bool] = False
+    """Work on Ray: on this machine, or on a cluster with --address (needs arcflow[ray])."""
+    address: Annotated[str | None, unset("HOST:PORT")] = None
+    """A running cluster, or "auto"; by default Ray is started here, for this command alone."""
+    workers: Annotated[int | None, unset("INT")] = None
+    """Processes, each with the model; by default as many as there is room for."""
+    cpus: float = 1.0
+    """CPUs of each of them."""
+    gpus: Annotated[float | None, unset("FLOAT")] = None
+    """GPUs of each; by default one where the cluster has any."""
+
+    def check(self) -> None:
+        """Raises a ValueError if Ray's options are given without it, or are out of range."""
+        given = [one.name for one in fields(self) if getattr(self, one.name) != one.default and one.name != "ray"]
+        if given and not self.ray:
+            raise ValueError(f"--{given[0]} says how to work on Ray: expected --ray with it, or leave it out")
+        config.check(self.workers is None or self.workers >= 1, "--workers", self.workers, "1 or more", "leave it out")
+        config.check(self.cpus >= 0, "--cpus", self.cpus, "0 or more", "leave it out for 1")
+        config.check(self.gpus is None or self.gpus >= 0, "--gpus", self.gpus, "0 or more", "leave it out")
 
 
 def part_of(kind: type[T], options: object) -> T:

@@ -103,6 +103,7 @@ def create_app(engine: Engine, *, api_key: str | None = None, limits: Limits | N
         redoc_url=None,
         responses={400: {"description": "The request is wrong; param names the field."}},
     )
+    app.state.engine = engine
     desk = Desk(engine, limits or Limits())
     app.add_middleware(Bounded)
     app.add_middleware(Counted, engine=engine)
