@@ -19,6 +19,7 @@ EXAMPLES = {
         '      --prompt "a red cube on a blue sphere"',
         'arcflow sample --model black-forest-labs/FLUX.1-dev --adapter none --fit offload --prompt "a red cube"',
         "arcflow sample --prompts prompts.txt --adapter runs/mine/adapter --out out/mine",
+        "arcflow sample --ray --prompts prompts.txt --shards s3://bucket/pictures",
     ),
     "evaluate": (
         "arcflow evaluate",

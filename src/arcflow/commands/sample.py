@@ -3,17 +3,16 @@
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from tyro.conf import OmitArgPrefixes, UseAppendAction
 
+from arcflow.config import check
 from arcflow.sampling.open import SHIPPED, check_drawing, settle
-from arcflow.sampling.options import Drawing, Machine, Subject, unset
+from arcflow.sampling.options import Drawing, Fleet, Machine, Subject, unset
 
 if TYPE_CHECKING:
     from arcflow.data.prompts import Row
-    from arcflow.sampling.folder import Recipe
-    from arcflow.sampling.open import Setup
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,14 +31,27 @@ class Sample:
     subject: Annotated[Subject, OmitArgPrefixes] = Subject()
     drawing: Annotated[Drawing, OmitArgPrefixes] = Drawing()
     machine: Annotated[Machine, OmitArgPrefixes] = Machine()
+    fleet: Annotated[Fleet, OmitArgPrefixes] = Fleet()
+    shards: Annotated[str | None, unset("URL")] = None
+    """With --ray: where the shards go, a folder or any store that fsspec knows (s3://, gs://, hf://); by default
+    OUT/shards."""
+    shard_format: Literal["parquet", "tar"] = "parquet"
+    """With --ray: parquet with the recipes in columns, or tar as webdataset reads it."""
+    per_shard: int = 64
+    """With --ray: pictures of a shard; a worker that dies loses one."""
 
     def run(self) -> None:
         from contextlib import nullcontext
 
         check_drawing(steps=self.drawing.steps, batch=self.machine.batch, seeds=self.seed)
         rows = self._rows()
+        self.fleet.check()
+        if self.fleet.ray:
+            return self._on_ray(rows)
+        if self.shards:
+            raise ValueError("--shards are written by Ray's workers: expected --ray with it, or --out FOLDER")
         setup = settle(self.subject, self.drawing, self.machine)
-        recipes = self._recipes(setup, rows)
+        recipes = setup.recipes(rows, self.seed or (0,))
         from arcflow.sampling.folder import sample_folder, share_of_work, to_draw
         from arcflow.sampling.generate import euler
         from arcflow.system.owner import owned_share
@@ -71,17 +83,35 @@ class Sample:
             _warn_of_strangers([row.text for row in rows])
         return rows
 
-    def _recipes(self, setup: "Setup", rows: "list[Row]") -> "list[Recipe]":
-        """Every prompt with every seed; a size on the command line goes before the list's."""
-        told = self.drawing.height or self.drawing.width
-        sizes = [row.size if row.size and not told else (setup.height, setup.width) for row in rows]
-        for height, width in dict.fromkeys(sizes):
-            setup.check_size(height, width)
-        return [
-            setup.recipe(row.text, seed, height=height, width=width)
-            for row, (height, width) in zip(rows, sizes, strict=True)
-            for seed in self.seed or (0,)
-        ]
+    def _on_ray(self, rows: "list[Row]") -> None:
+        """Shards, by Ray's workers."""
+        from contextlib import nullcontext
+
+        from arcflow.sampling.shards import Shards
+        from arcflow.system.cluster import joined, need_ray
+        from arcflow.system.owner import owned
+
+        check(self.per_shard >= 1, "--per-shard", self.per_shard, "1 or more", "leave it out for 64")
+        for seed in self.seed:
+            check(seed < 2**63, "--seed", seed, "one below 2^63 for shards", "take a smaller one")
+        where = self.shards or str(self.out.absolute() / "shards")
+        shards = Shards(where, self.shard_format)
+        need_ray("data", self.fleet.address)
+        from arcflow.sampling.on_ray import Job, sample_on_ray
+
+        job = Job(
+            subject=self.subject,
+            drawing=self.drawing,
+            machine=self.machine,
+            where=where,
+            kind=self.shard_format,
+            per_shard=self.per_shard,
+            folder=str(Path.cwd()),
+        )
+        alone = owned(Path(shards.root), "draws") if shards.local else nullcontext()
+        with alone, joined(self.fleet.address):
+            new, wanted = sample_on_ray(job, rows, self.seed or (0,), self.fleet)
+        print(f"new images: {new}; in {where}: {wanted} of {wanted}")
 
 
 def _warn_of_strangers(prompts: list[str]) -> None:

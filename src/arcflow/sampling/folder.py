@@ -1,6 +1,7 @@
 """A folder of images that can be taken up again: recipes in the PNG files, a manifest, nothing drawn twice."""
 
 import hashlib
+import io
 import json
 import os
 import re
@@ -97,27 +98,34 @@ def sample_folder(
     with ThreadPoolExecutor(1) as saver:  # writes the last batch while the next one is drawn
         try:
             for batch in tqdm(batches(missing, batch_size), desc="sampling", unit="batch", disable=alone):
-                first, began = batch[0], time.perf_counter()
-                samples = generate(
-                    pipe,
-                    [recipe.prompt for recipe in batch],
-                    [recipe.seed for recipe in batch],
-                    steps=first.steps,
-                    height=first.height,
-                    width=first.width,
-                    batch_size=batch_size,
-                    guidance=first.guidance,
-                    negative=first.negative_prompt,
-                    true_cfg=first.true_cfg,
-                )
-                seconds = round((time.perf_counter() - began) / len(batch), 6)
+                images, seconds = drawn(pipe, batch)
                 list_saved()
-                for recipe, image in zip(batch, samples.images, strict=True):
+                for recipe, image in zip(batch, images, strict=True):
                     saved = saver.submit(save_png, image, recipe, folder / recipe.file)
                     waiting.append((recipe, seconds, saved))
         finally:
             list_saved()
     return paths
+
+
+def drawn(
+    pipe: DiffusionPipeline, batch: Sequence[Recipe]
+) -> tuple[UInt8[np.ndarray, "pictures height width 3"], float]:
+    """The pictures of recipes of one size, from the pipeline as it is set up now, and seconds for each."""
+    first, began = batch[0], time.perf_counter()
+    samples = generate(
+        pipe,
+        [recipe.prompt for recipe in batch],
+        [recipe.seed for recipe in batch],
+        steps=first.steps,
+        height=first.height,
+        width=first.width,
+        batch_size=len(batch),
+        guidance=first.guidance,
+        negative=first.negative_prompt,
+        true_cfg=first.true_cfg,
+    )
+    return samples.images, round((time.perf_counter() - began) / len(batch), 6)
 
 
 def to_draw(recipes: Sequence[Recipe], folder: Path, share: tuple[int, int] = (0, 1)) -> list[Recipe]:
@@ -160,7 +168,14 @@ def _trim(manifest: Path) -> None:
 
 def save_png(image: UInt8[np.ndarray, "height width 3"], recipe: Recipe, path: Path) -> None:
     """Write a PNG whose text chunks are the recipe, whole or not at all."""
+    files.write_bytes(path, png(image, recipe))
+
+
+def png(image: UInt8[np.ndarray, "height width 3"], recipe: Recipe) -> bytes:
+    """A PNG whose text chunks are the recipe."""
     chunks = PngInfo()
     for name, value in asdict(recipe).items():
         chunks.add_itxt(name, str(value))
-    files.write_atomic(path, lambda draft: Image.fromarray(image).save(draft, format="PNG", pnginfo=chunks))
+    file = io.BytesIO()
+    Image.fromarray(image).save(file, format="PNG", pnginfo=chunks)
+    return file.getvalue()

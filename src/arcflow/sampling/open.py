@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     import diffusers
     import torch
 
+    from arcflow.data.prompts import Row
     from arcflow.families.family import Family
     from arcflow.families.fit import Chosen
     from arcflow.sampling.folder import Recipe
@@ -87,6 +88,8 @@ class Setup:
     steps: int
     height: int
     width: int
+    sized: bool
+    """Whether that size was asked for."""
     guidance: float | None
     negative_prompt: str | None
     true_cfg: float | None
@@ -180,6 +183,22 @@ class Setup:
             adapter_weights=self.adapter_weights,
             **self.recorded,
         )
+
+    def recipes(self, rows: "Sequence[Row]", seeds: Sequence[int]) -> "list[Recipe]":
+        """The recipes of every prompt with every seed; a size that was asked for goes before the rows' own.
+
+        Raises:
+            ValueError: a row's size does not fit the model.
+        """
+        told = self.sized
+        sizes = [row.size if row.size and not told else (self.height, self.width) for row in rows]
+        for height, width in dict.fromkeys(sizes):
+            self.check_size(height, width)
+        return [
+            self.recipe(row.text, seed, height=height, width=width)
+            for row, (height, width) in zip(rows, sizes, strict=True)
+            for seed in seeds
+        ]
 
     @property
     def recorded(self) -> dict[str, Any]:
@@ -279,6 +298,7 @@ def settle(subject: Subject, drawing: Drawing, machine: Machine) -> Setup:
         steps=drawing.steps or (info.steps if info else TEACHER_STEPS),
         height=height,
         width=width,
+        sized=bool(drawing.height or drawing.width),
         guidance=guidance,
         negative_prompt=drawing.negative_prompt,
         true_cfg=true_cfg,
