@@ -7,7 +7,7 @@ from arcflow import __version__
 from arcflow.evaluation.request import Request
 from arcflow.evaluation.suites import SUITES
 from arcflow.evaluation.suites.suite import read_items
-from arcflow.sampling.options import Drawing, Machine, Subject, part_of
+from arcflow.sampling.options import Drawing, Fleet, Machine, Subject, part_of
 
 if TYPE_CHECKING:
     from arcflow.sampling.open import Setup
@@ -15,19 +15,35 @@ if TYPE_CHECKING:
 
 def run_suite(request: Request) -> None:
     """Draw and score what is missing, and tell the numbers when nothing is."""
-    from arcflow.evaluation.images import alone
     from arcflow.sampling.folder import share_of_work
-    from arcflow.sampling.open import settle
 
     assert request.suite
     read_items(SUITES[request.suite], request.prompts, count=request.count, complete=request.complete)  # or say so now
-    setup = settle(part_of(Subject, request), part_of(Drawing, request), part_of(Machine, request))
+    fleet = part_of(Fleet, request)
+    fleet.check()
+    if fleet.ray:
+        from arcflow.system.cluster import need_ray
+
+        need_ray("data", fleet.address)
+        from arcflow.evaluation.on_ray import on_ray
+
+        print("\n".join(on_ray(run_share, request, fleet, f"arcflow {' '.join(sys.argv[1:])}")))
+        return
     share = share_of_work()
+    print("\n".join(run_share(request, share, f"arcflow {' '.join(sys.argv[1:])}")))
+
+
+def run_share(request: Request, share: tuple[int, int], command: str) -> list[str]:
+    """Draw and score what is missing of one process's share; what to tell."""
+    from arcflow.evaluation.images import alone
+    from arcflow.sampling.open import settle
+
+    setup = settle(part_of(Subject, request), part_of(Drawing, request), part_of(Machine, request))
     with alone(request.folder, share):
-        _run(request, setup, share)
+        return _run(request, setup, share, command)
 
 
-def _run(request: Request, setup: "Setup", share: tuple[int, int]) -> None:
+def _run(request: Request, setup: "Setup", share: tuple[int, int], command: str) -> list[str]:
     from arcflow.evaluation.results import told
     from arcflow.evaluation.suite_run import plan
     from arcflow.system.packages import About, about
@@ -46,19 +62,19 @@ def _run(request: Request, setup: "Setup", share: tuple[int, int]) -> None:
     )
     run.draw(setup.open)
     run.score()
-    results = run.results(About(**about(command=f"arcflow {' '.join(sys.argv[1:])}")))
+    results = run.results(About(**about(command=command)))
     if results is None:
         if share[1] == 1:
             raise ValueError(
                 f"{request.folder}: images or numbers are missing although all was done, so something took them "
                 f"away: expected this command alone in the folder; run it again, it makes what is missing"
             )
-        print(
+        return [
             f"process {share[0]} of {share[1]} is done; the last one writes {request.folder / 'results.json'}. If none "
             f"is at work any more and it is not there, run the same command again"
-        )
-        return
-    for name, metric in results.metrics.items():
-        print(f"{name:<28}{told(metric)}")
-    print(f"evaluation took {results.seconds.share:.1%} of the time of the generation")
-    print(f"numbers: {request.folder / 'results.json'}")
+        ]
+    return [
+        *(f"{name:<28}{told(metric)}" for name, metric in results.metrics.items()),
+        f"evaluation took {results.seconds.share:.1%} of the time of the generation",
+        f"numbers: {request.folder / 'results.json'}",
+    ]

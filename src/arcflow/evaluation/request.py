@@ -81,6 +81,16 @@ class Request:
     """* Images at a time."""
     dtype: Dtype | Literal["auto"] = "auto"
     """* Precision of the weights; auto takes bfloat16 on cuda, else float32."""
+    ray: FlagCreatePairsOff[bool] = False
+    """* Share pictures, numbers and scorers out to workers of Ray, which see the same folder (needs arcflow[ray])."""
+    address: Annotated[str | None, unset("HOST:PORT")] = None
+    """* With --ray: a running cluster, or "auto"; by default Ray is started here, for this command alone."""
+    workers: Annotated[int | None, unset("INT")] = None
+    """* With --ray: processes, each with the model; by default as many as there is room for."""
+    cpus: float = 1.0
+    """* With --ray: CPUs of each of them."""
+    gpus: Annotated[float | None, unset("FLOAT")] = None
+    """* With --ray: GPUs of each; by default one where the cluster has any."""
     fit: Fit = "auto"
     """* How the model is fitted to the card: whole, one part at a time, in 8 or 4 bits, or layer by layer; auto does
     what `arcflow doctor` advises."""
