@@ -1,10 +1,10 @@
-"""Kill the making of caches and suites again and again, then let it end: is anything lost, doubled or half?
+"""Kill the making of caches, samples and suites again and again, then let it end: is anything lost, doubled or half?
 
     python -m benchmarks.killed [--kills 10] [--of caches] [--seed 0]
 
 Each is made by children of this process that are killed (SIGKILL) at random moments, once what is there has grown by a
 random amount; the last one is left alone. What comes out is held against one that nobody has killed: a cache byte for
-byte, a suite image by image and number by number, its manifest line by line. Nothing may be left beside it.
+byte, samples and a suite image by image and number by number, its manifest line by line. Nothing may be left beside it.
 """
 
 import argparse
@@ -23,9 +23,11 @@ from pathlib import Path
 
 import torch
 
+from arcflow.commands.sample import Sample
 from arcflow.commands.suite import run_suite
 from arcflow.data import cache
 from arcflow.evaluation.request import Request
+from arcflow.sampling.options import Machine
 from benchmarks import damaged_caches
 
 SCORER = """import json, sys, time
@@ -47,6 +49,13 @@ def make_cache(folder: Path) -> None:
 
     prompts = [f"a photo of dog {i}" for i in range(160)]
     cache.make(folder, slow, prompts, about=damaged_caches.ABOUT, shard=4, batch=2, log=lambda text: None)
+
+
+def make_samples(folder: Path) -> None:
+    """Forty images of the shipped student."""
+    sys.stdout = open("/dev/null", "w")  # noqa: SIM115
+    small = {"machine": Machine(device="cpu", batch=2)}
+    Sample(prompt=("a red ring", "a blue square"), seed=tuple(range(20)), out=folder, **small).run()
 
 
 def make_suite(folder: Path) -> None:
@@ -119,12 +128,12 @@ def trial(make: Callable[[Path], None], kills: int, seed: int) -> tuple[int, lis
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=10, help="kills of each")
-    parser.add_argument("--of", choices=("caches", "suites"), help="only these")
+    parser.add_argument("--of", choices=("caches", "samples", "suites"), help="only these")
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
     asked = parser.parse_args()
     torch.set_num_threads(1)  # a process with a pool of threads cannot be forked
     cache.tqdm = partial(cache.tqdm, disable=True)
-    for what, make in (("caches", make_cache), ("suites", make_suite)):
+    for what, make in (("caches", make_cache), ("samples", make_samples), ("suites", make_suite)):
         if asked.of not in (None, what):
             continue
         killed, differing = trial(make, asked.kills, asked.seed)

@@ -318,6 +318,23 @@ def test_a_thing_that_is_no_pipeline_is_refused(pipe, two_steps):
         arcflow.detach(pipe)
 
 
+@pytest.mark.parametrize("pipe", ["flux"], indirect=True)
+def test_what_names_no_adapter_is_refused(unchecked, pipe, two_steps):
+    with pytest.raises(ValueError, match="None names no adapter: expected a folder, a file, or owner/name"):
+        arcflow.attach(pipe, None)
+
+
+@pytest.mark.parametrize("pipe", ["flux"], indirect=True)
+def test_a_pipeline_that_was_made_in_inference_mode_is_given_back_outside_of_it(pipe, two_steps):
+    with torch.inference_mode():
+        pipe.transformer = copy.deepcopy(pipe.transformer)
+        before = sample(pipe)
+        arcflow.attach(pipe, two_steps)
+    sample(pipe)
+    arcflow.detach(pipe)
+    assert torch.equal(sample(pipe), before)
+
+
 # Saving and sending
 
 

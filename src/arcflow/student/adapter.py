@@ -130,6 +130,10 @@ def _leave_one(folder: Path, layout: Layout) -> None:
 
 def found_at(path: str | Path) -> Found:
     """The adapter in a folder, in a file, or on the Hub: its files and what it says about itself."""
+    if not isinstance(path, str | Path):
+        raise ValueError(
+            f"{path!r} names no adapter: expected a folder, a file, or owner/name on the Hugging Face Hub."
+        )
     return find(_local(path))
 
 

@@ -310,7 +310,8 @@ def take_off(transformer: nn.Module) -> State:
             del module._forward_pre_hooks[key]
             module._forward_pre_hooks_with_kwargs.pop(key, None)
     for parameter in state.trainable_before:
-        parameter.requires_grad_(True)
+        if not parameter.is_inference():  # of a base that was made in inference mode, outside of which none may learn
+            parameter.requires_grad_(True)
     del transformer._arcflow, transformer.save_pretrained
     transformer.train(state.training_before)
     forget_compiled(transformer)
