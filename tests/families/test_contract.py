@@ -15,10 +15,12 @@ from arcflow import ArcFlowScheduler, families, student
 from arcflow.families import network, weights
 from arcflow.sampling import generate
 from arcflow.student import adapter, layers, views
-from tests.support.families import ALL
-from tests.support.pipelines import SIDE, fresh, perturb
+from tests.support.families import ALL, EXACT, FRAMES, side
+from tests.support.pipelines import fresh, perturb
 
 PROMPT, SHIFT = "a red cube", 3.2
+WORDS = 16
+"""Text tokens that are read, where a pipeline takes a number."""
 
 
 @pytest.fixture(scope="module")
@@ -54,37 +56,54 @@ class OnOurGrid(FlowMatchEulerDiscreteScheduler):
         self._step_index = self._begin_index = None
 
 
-def frames(family):
-    """Of a tiny video, as many as make two latent ones; of an image one."""
-    return {"num_frames": 5} if family.video else {}
+class Noting(FlowMatchEulerDiscreteScheduler):
+    """Keeps the velocities and states that it was given."""
+
+    def step(self, model_output, timestep, sample, **how):
+        self.taken.append((model_output, sample))
+        return super().step(model_output, timestep, sample, **how)
+
+
+def size(pipe):
+    """Of a tiny image or video."""
+    name = families.family_of(pipe.transformer).name
+    count = {"frames": FRAMES[name]} if name in FRAMES else {}
+    return {"height": side(name), "width": side(name), **count}
 
 
 def draw(pipe, steps=2, guidance=None, seeds=(0,), prompts=(PROMPT,), **more):
     """Latents from the stock pipeline, at one call a step unless `guidance` says another."""
-    family = families.family_of(pipe.transformer)
+    family, own = families.family_of(pipe.transformer), size(pipe)
     told = generate._arguments(pipe, len(prompts), None, None, family.off if guidance is None else guidance)
     if not family.negative and pipe.transformer.config.get("guidance_embeds"):
         told["guidance_scale"] = family.guidance
+    if family.reads in told:
+        told[family.reads] = WORDS
+    if "frames" in own:
+        own["num_frames"] = own.pop("frames")
     generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
-    output = pipe(
-        prompt=list(prompts),
-        height=SIDE,
-        width=SIDE,
-        num_inference_steps=steps,
-        generator=generators,
-        **{"output_type": "latent", **frames(family), **told, **more},
-    )
-    return output.frames if hasattr(output, "frames") else output.images
+    path, step = [], pipe.scheduler.step
+    pipe.scheduler.step = lambda *a, **k: (path.append(step(*a, **k)[0]), (path[-1],))[1]
+    try:
+        output = pipe(
+            prompt=list(prompts),
+            num_inference_steps=steps,
+            generator=generators,
+            **{"output_type": "latent", **EXACT.get(family.name, {}), **own, **told, **more},
+        )
+    finally:
+        del pipe.scheduler.step
+    return path[-1] if "output_type" not in more else output.frames if family.video else output.images
 
 
-def conditioned(pipe, prompts=(PROMPT,), **size):
-    count = {"frames": 5} if families.family_of(pipe.transformer).video else {}
-    return network.encode_prompts(pipe, list(prompts), height=SIDE, width=SIDE, **count, **size)
+def conditioned(pipe, prompts=(PROMPT,)):
+    family = families.family_of(pipe.transformer)
+    length = WORDS if family.reads and family.second == "guidance_scale" or family.name == "flux" else None
+    return network.encode_prompts(pipe, list(prompts), max_sequence_length=length, **size(pipe))
 
 
 def starting(pipe, seeds=(0,)):
-    count = {"frames": 5} if families.family_of(pipe.transformer).video else {}
-    return network.noise(pipe, list(seeds), SIDE, SIDE, **count)
+    return network.noise(pipe, list(seeds), **size(pipe))
 
 
 def tokens_of(pipe, latents):
@@ -126,12 +145,13 @@ def without_gain(pipe, modes=4, **build):
 # The network, called by itself
 
 
+@pytest.mark.filterwarnings("ignore:Mismatch dtype")  # weights that are kept in float32 when they are loaded
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_noise_and_velocity_are_those_of_the_stock_pipeline(pipe, dtype):
     """Bit for bit, the rounding of time included."""
     pipe = copy.deepcopy(pipe).to(dtype)
-    taken, step = [], pipe.scheduler.step
-    pipe.scheduler.step = lambda v, t, x, **k: (taken.append((v, x)), step(v, t, x, **k))[1]
+    taken, pipe.scheduler = [], Noting.from_config(pipe.scheduler.config)
+    pipe.scheduler.taken = taken
     draw(pipe, steps=3)
     cond = conditioned(pipe)
     for (v, x), sigma in zip(taken, pipe.scheduler.sigmas.tolist(), strict=False):
@@ -143,13 +163,15 @@ def test_noise_and_velocity_are_those_of_the_stock_pipeline(pipe, dtype):
 
 
 def test_images_are_those_of_the_stock_pipeline(pipe, family):
-    image = torch.as_tensor(draw(pipe, steps=1, output_type="np"))
+    image = torch.as_tensor(draw(pipe, steps=1, output_type="np"))[..., :3]  # some have transparency too
     tokens = tokens_of(pipe, draw(pipe, steps=1))
-    ours = network.decode(pipe, tokens, SIDE, SIDE, frames(family).get("num_frames", 1))
+    ours = network.decode(pipe, tokens, **size(pipe))
     assert torch.equal(torch.from_numpy(ours), (image * 255).round().byte())
 
 
-def test_a_sample_does_not_depend_on_its_batch(pipe):
+def test_a_sample_does_not_depend_on_its_batch(pipe, family):
+    if family.name == "qwen_image_21":
+        pytest.skip("padding of the text moves the image behind it, in the stock pipeline too")
     prompts, seeds = ["a red cube", "two blue ball on left of a green cube"], [3, 4]
     together = network.call(pipe.transformer, starting(pipe, seeds), 0.5, conditioned(pipe, prompts))
     for i in range(2):

@@ -2,11 +2,18 @@
 
 from torch import nn
 
+from arcflow.families.chroma import CHROMA
 from arcflow.families.family import Family
 from arcflow.families.flux import FLUX
 from arcflow.families.flux2 import FLUX2
+from arcflow.families.krea2 import KREA2
+from arcflow.families.longcat_image import LONGCAT_IMAGE
+from arcflow.families.ltx import LTX
+from arcflow.families.lumina2 import LUMINA2
 from arcflow.families.qwen_image import QWEN_IMAGE
+from arcflow.families.qwen_image_21 import QWEN_IMAGE_21
 from arcflow.families.sd3 import SD3
+from arcflow.families.wan import WAN
 from arcflow.families.z_image import Z_IMAGE
 
 FAMILIES = (
@@ -15,6 +22,13 @@ FAMILIES = (
     FLUX2,
     SD3,
     Z_IMAGE,
+    KREA2,
+    CHROMA,
+    LONGCAT_IMAGE,
+    LUMINA2,
+    QWEN_IMAGE_21,
+    WAN,
+    LTX,
 )
 """Every backbone that can be a student."""
 

@@ -6,7 +6,7 @@ Entries with a default are those of a network that works on tokens from end to e
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from arcflow.families.conditioning import Cond
 
-Arguments = dict[str, Tensor | list[Tensor] | list[list[tuple[int, ...]]] | None]
+Arguments = dict[str, Tensor | list[Tensor] | list[list[tuple[int, ...]]] | int | tuple[float, ...] | None]
 """What a transformer takes: tensors, lists of them in Z-Image, and lists of sizes in Qwen-Image."""
 
 TIME_EMBEDDERS = r"time_(text|guidance)_embed\.timestep_embedder\.linear_[12]"
@@ -147,6 +147,8 @@ class Family:
     """The greatest value that makes no second call. Guided velocities are negative + (1 + value - off) * difference."""
     packs: bool = True
     """Whether noise is drawn as pixels and packed into tokens; else its channels are the tokens'."""
+    told: Mapping[str, bool] = field(default_factory=dict)
+    """What its pipelines are told besides, so that they draw a prompt as it was distilled."""
     compression: Callable[[DiffusionPipeline], tuple[int, ...]] = spatial
     """(pipe) -> pixels, and frames, along the sides of a latent pixel."""
     sizes: tuple[str, ...] = SIZES

@@ -223,7 +223,7 @@ def _arguments(
         if second is None:  # a student has learned the guided teacher
             second = 1.0 if learned else family.scale if guidance is None else guidance
         return {"true_cfg_scale": second, **(against if second != 1 or not learned else {})}
-    told: Told = {family.reads: family.text_length(pipe)} if family.reads else {}
+    told: Told = {**family.told, **({family.reads: family.text_length(pipe)} if family.reads else {})}
     own = family.guidance or family.scale if guidance is None else guidance
     scale = own if embeds or not learned else family.off
     if family.second == "true_cfg_scale":

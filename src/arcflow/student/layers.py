@@ -278,8 +278,8 @@ def put_on(transformer: nn.Module, state: State) -> None:
     state.attentions = [module for module in around if hasattr(module, "fuse_projections")]
     transformer._arcflow = state  # type: ignore[assignment]
     transformer.register_forward_pre_hook(_watch, with_kwargs=True)
-    if state.family.norm:
-        norm = transformer.get_submodule(state.family.norm)
+    norm = _norm_of(transformer, state.family)
+    if norm is not None:
         norm.register_forward_pre_hook(_widened, with_kwargs=True)
     transformer.save_pretrained = refuse_to_save  # type: ignore[assignment]
     _join(transformer)
@@ -303,9 +303,9 @@ def take_off(transformer: nn.Module) -> State:
     for name in state.lows:
         block = transformer.get_submodule(_block(transformer, name))
         block._modules.pop("student", None)
-    norm = state.family.norm
-    hooked = (transformer, transformer.get_submodule(norm)) if norm else (transformer,)
-    for module, hook in zip(hooked, (_watch, _widened), strict=False):
+    for module, hook in ((transformer, _watch), (_norm_of(transformer, state.family), _widened)):
+        if module is None:
+            continue
         for key in [key for key, known in module._forward_pre_hooks.items() if known is hook]:
             del module._forward_pre_hooks[key]
             module._forward_pre_hooks_with_kwargs.pop(key, None)
@@ -357,6 +357,12 @@ def _watch(
     else:
         _check_head_free(transformer, state.family.head)
     return inputs, named
+
+
+def _norm_of(transformer: nn.Module, family: Family) -> nn.Module | None:
+    """The norm around the Linears that are tuned, if there is one: a Linear that stands alone needs no one's help."""
+    norm = transformer.get_submodule(family.norm) if family.norm else None
+    return None if isinstance(norm, nn.Linear | BaseTunerLayer) else norm
 
 
 def _widened(
@@ -491,8 +497,9 @@ def norm_linears(transformer: nn.Module) -> list[str]:
     if not norm:
         return []
     names = [name for name, module in transformer.get_submodule(norm).named_modules() if isinstance(module, nn.Linear)]
-    plain = (name.removesuffix(".frozen").removesuffix(".base_layer") for name in names if "lora_" not in name)
-    return [f"{norm}.{name}" for name in dict.fromkeys(plain)]
+    own = ("." + name for name in names if "lora_" not in name)
+    plain = (name.removesuffix(".frozen").removesuffix(".base_layer").removeprefix(".") for name in own)
+    return [f"{norm}.{name}".rstrip(".") for name in dict.fromkeys(plain)]
 
 
 def frozen(transformer: nn.Module, name: str) -> nn.Module:
