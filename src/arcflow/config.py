@@ -206,6 +206,8 @@ class Data:
     """Image height in pixels."""
     width: int = 64
     """Image width in pixels."""
+    frames: int = 1
+    """Frames of a video; 1 for images."""
     max_sequence_length: int | None = None
     """Text tokens; None lets the family decide."""
     cache: bool = True
@@ -224,14 +226,21 @@ class Data:
         expected = "False, or a file of prompts with a column image"
         known = not self.images or _prompt_file(self.prompts)
         check(known, "data.images", self.images, expected, "give data.prompts such a file")
+        alone = self.frames == 1 or not self.images
+        check(alone, "data.images", self.images, "False for videos", "videos are distilled from prompts alone")
         if self.streamed:
             remedy = "set it off: what is streamed is encoded batch by batch"
             check(not self.cache, "data.cache", self.cache, "False for a streamed data set", remedy)
             remedy = "they are made of a file; leave it out"
             check(self.embeddings is None, "data.embeddings", self.embeddings, "None for a streamed data set", remedy)
-        for name in ("count", "held_out_count", "teacher_steps", "height", "width"):
+        for name in ("count", "held_out_count", "teacher_steps", "height", "width", "frames"):
             value = getattr(self, name)
             check(value >= 1, f"data.{name}", value, "1 or more", "leave it out to take the default")
+
+    @property
+    def size(self) -> tuple[int, ...]:
+        """Height and width in pixels, and the frames of a video."""
+        return (self.height, self.width) if self.frames == 1 else (self.height, self.width, self.frames)
 
     @property
     def streamed(self) -> bool:

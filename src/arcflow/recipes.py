@@ -11,7 +11,7 @@ import shlex
 from collections.abc import Mapping
 from typing import Any
 
-from arcflow import paper
+from arcflow import model_recipes, paper
 from arcflow.config import PARTS, Budget, Data, Distill, Model, Optim, Run, flat, to_json
 
 
@@ -148,6 +148,7 @@ RECIPES = {
     "flux-24gb": flux_24gb,
     "qwen-image": qwen_image,
     "qwen-image-48gb": qwen_image_48gb,
+    **{name: model_recipes.recipe(name) for name in model_recipes.ROWS},
 }
 """By the names they have on the command line."""
 

@@ -19,6 +19,8 @@ from tests.support.families import ALL, EXACT, FRAMES, side
 from tests.support.pipelines import fresh, perturb
 
 PROMPT, SHIFT = "a red cube", 3.2
+pytestmark = pytest.mark.filterwarnings("ignore:`FluxPosEmbed` is deprecated:FutureWarning")
+
 WORDS = 16
 """Text tokens that are read, where a pipeline takes a number."""
 

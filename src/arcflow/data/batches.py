@@ -21,6 +21,9 @@ from arcflow.data.prompts import BLOCK, Row, read_prompts
 from arcflow.data.stream import Stream
 from arcflow.system.seeds import seed_of
 
+Size = tuple[int, ...]
+"""Height and width in pixels, and the frames of a video."""
+
 
 def buckets(height: int, width: int, step: int) -> list[tuple[int, int]]:
     """Image sizes (height, width) of about the same area, from twice as high to twice as wide, in steps of `step`."""
@@ -33,7 +36,7 @@ def buckets(height: int, width: int, step: int) -> list[tuple[int, int]]:
     return sorted(sizes)
 
 
-def nearest(size: tuple[int, int] | None, sizes: list[tuple[int, int]], usual: tuple[int, int]) -> tuple[int, int]:
+def nearest(size: tuple[int, int] | None, sizes: list[Size], usual: Size) -> Size:
     """The size whose shape is closest; the usual one where the list tells none."""
     if size is None:
         return usual
@@ -52,20 +55,21 @@ class Batch(NamedTuple):
     prompts: list[str]
     seeds: list[int]
     """Seeds of the noise, one for each prompt."""
-    size: tuple[int, int]
-    """Height and width in pixels."""
+    size: Size
     images: Sequence[str] = ()
     """Paths of images, where training depends on them."""
 
 
-def _sizes(config: Data) -> list[tuple[int, int]]:
-    usual = (config.height, config.width)
-    return buckets(*usual, step=64 if min(usual) >= 512 else 16) if config.buckets else [usual]
+def _sizes(config: Data) -> list[Size]:
+    if not config.buckets:
+        return [config.size]
+    step = 64 if min(config.height, config.width) >= 512 else 16
+    return [(*size, *config.size[2:]) for size in buckets(config.height, config.width, step)]
 
 
 def _held_out(rows: Sequence[Row], config: Data, seed: int) -> Batch:
     seeds = [seed_of(seed, "held-out noise", i) for i in range(len(rows))]
-    return Batch([row.text for row in rows], seeds, (config.height, config.width))
+    return Batch([row.text for row in rows], seeds, config.size)
 
 
 class PromptData:
@@ -124,7 +128,7 @@ class PromptData:
         order = self._order(len(self._places[size]), "order", epoch, *size)[k * self.count : (k + 1) * self.count]
         return self._batch([self.train[self._places[size][i]] for i in order], seeds, size)
 
-    def _batch(self, rows: list[Row], seeds: list[int], size: tuple[int, int]) -> Batch:
+    def _batch(self, rows: list[Row], seeds: list[int], size: Size) -> Batch:
         images = [str(self.folder / row.image) for row in rows] if self.folder else []
         return Batch([row.text for row in rows], seeds, size, images)
 
@@ -159,8 +163,8 @@ class PromptStream:
         self.seed, self.count, self.train = seed, batch, list[Row]()
         self.stream = Stream(config.prompts, config.split, config.column, block=BLOCK, strict=config.strict)
         self.sizes, self.step = _sizes(config), 0
-        self.waiting: dict[tuple[int, int], list[str]] = {size: [] for size in self.sizes}
-        self.ready: list[tuple[tuple[int, int], list[str]]] = []
+        self.waiting: dict[Size, list[str]] = {size: [] for size in self.sizes}
+        self.ready: list[tuple[Size, list[str]]] = []
         if config.held_out:
             rows, _ = read_prompts(config.held_out, config.column, strict=config.strict)
             self._hold(_held_out(rows[: config.held_out_count], config, seed))

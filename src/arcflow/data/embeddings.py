@@ -10,15 +10,15 @@ from diffusers import DiffusionPipeline
 from torch import Tensor
 
 from arcflow.config import Run
-from arcflow.data.batches import Prompts
+from arcflow.data.batches import Prompts, Size
 from arcflow.data.cache import Cache
 from arcflow.data.identity import encoder_digest
 from arcflow.families import family_of, network
 from arcflow.families.conditioning import Cond
 from arcflow.system.processes import Ranks
 
-Encode = Callable[[list[str], tuple[int, int]], Cond]
-"""(prompts, height and width of their images) -> conditioning."""
+Encode = Callable[[list[str], Size], Cond]
+"""(prompts, size of their images) -> conditioning."""
 
 
 def encoder(
@@ -41,9 +41,9 @@ def encoder(
 
     family, guidance = family_of(pipe.transformer), config.distill.guidance
 
-    def encode(prompts: list[str], size: tuple[int, int]) -> Cond:
+    def encode(prompts: list[str], size: Size) -> Cond:
         cond = {name: value.to(device) for name, value in text(prompts).items()}
-        return network.place(pipe, cond, height=size[0], width=size[1], guidance=guidance, family=family)
+        return network.place(pipe, cond, *size, guidance=guidance, family=family)
 
     return encode, encode(against, data.held_out.size) if against else None
 

@@ -42,3 +42,9 @@ def masked(cond: Cond) -> list[Tensor]:
     """Embeddings of each prompt by itself, without what its mask leaves out: the inverse of `padded`."""
     both = zip(cond["encoder_hidden_states"], cond["encoder_hidden_states_mask"], strict=True)
     return [embeds[mask] for embeds, mask in both]
+
+
+def latent_frames(cond: Cond) -> int:
+    """Latent frames of a video; 1 of an image."""
+    cells = cond.get("img_grid", cond.get("img_cells"))
+    return int(cells[0, 0]) if cells is not None and cells.shape[1] == 3 else 1

@@ -23,7 +23,7 @@ from safetensors import safe_open
 
 from arcflow.config import Dtype, Fit, Model
 from arcflow.families.family import Family
-from arcflow.families.memory import MODELS, Parts, best, ways
+from arcflow.families.memory import Parts, best, parts_of, ways
 from arcflow.system.packages import need
 
 Chosen = Literal["card", "offload", "int8", "nf4", "group"]
@@ -102,7 +102,7 @@ def room_to_fuse(parts: Parts, device: torch.device) -> bool:
 def weighed(folder: Path, family: Family, dtype: Dtype) -> Parts:
     """GB that the model in a pipeline's folder takes: its own weights in that dtype, counted in their files, and for a
     call what the family's large model needs. Where the files do not tell, the large model's."""
-    row = MODELS[family.name]
+    row = parts_of(family.name)
     each = BYTES[dtype]
     parts = [part for part in folder.iterdir() if part.is_dir() and not part.name.startswith(".")]
     found = {part.name: sum(_bytes(file, each) for file in _files(part)) / 1e9 for part in parts}

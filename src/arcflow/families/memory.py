@@ -39,6 +39,13 @@ MODELS = {
 }
 """As `python -m benchmarks.memory` prints them."""
 
+
+def parts_of(family: str) -> Parts:
+    """Of a family's large model. Where none is computed it is FLUX.1's, which has as many tokens at 1024 x 1024: what
+    a model's own files weigh is counted before anything is decided (`fit.weighed`)."""
+    return MODELS.get(family, MODELS["flux"])
+
+
 CARDS = (12, 16, 24, 48, 80)
 """GB of the cards that are planned for."""
 

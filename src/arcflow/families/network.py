@@ -110,10 +110,10 @@ def encode_text(
 def place(
     pipe: DiffusionPipeline,
     text: Cond,
-    *,
     height: int,
     width: int,
     frames: int = 1,
+    *,
     guidance: float | None = None,
     family: Family | None = None,
 ) -> Cond:

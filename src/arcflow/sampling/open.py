@@ -280,7 +280,7 @@ def settle(subject: Subject, drawing: Drawing, machine: Machine) -> Setup:
         )
     dtype = dtype_of(machine.device, machine.dtype)
     on_card = device.type == "cuda" and machine.fit in ("auto", "card")
-    parts = fit.weighed(folder_of(subject.model), family, dtype) if on_card else fit.MODELS[family.name]
+    parts = fit.weighed(folder_of(subject.model), family, dtype) if on_card else fit.parts_of(family.name)
     chosen = fit.choose(machine.fit, device, parts, short=short)
     if machine.fuse and chosen in fit.SHORT:
         raise ValueError(

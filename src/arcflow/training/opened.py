@@ -15,7 +15,7 @@ import torch
 from diffusers import DiffusionPipeline
 
 from arcflow.config import Run, to_json
-from arcflow.data.batches import Prompts, open_prompts
+from arcflow.data.batches import Prompts, Size, open_prompts
 from arcflow.data.embeddings import Encode, encoder
 from arcflow.data.images import read_images
 from arcflow.data.prefetch import Prefetcher, Sample
@@ -53,8 +53,8 @@ class Training:
     progress: Progress
     checkpoints: Checkpoints
     validation: DistanceToTeacher
-    size: tuple[int, int]
-    """Height and width of its images."""
+    size: Size
+    """Of its images."""
     prefetcher: Prefetcher
     batch: Callable[[int], Sample]
     """The prefetched one, on all processes or on none."""
@@ -244,7 +244,7 @@ def prefetcher_of(
         x = network.noise(pipe, batch.seeds[mine], *batch.size, family=family).to(device)
         clean = None
         if config.data.images:
-            drawn = read_images(batch.images[mine], batch.size)
+            drawn = read_images(batch.images[mine], batch.size[:2])
             clean = network.encode_images(pipe, drawn, family=family).to(device)
         return Sample(x, encode(batch.prompts[mine], batch.size), position, clean)
 

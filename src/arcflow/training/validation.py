@@ -17,11 +17,12 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from arcflow.config import Run
-from arcflow.data.batches import micro_batches
+from arcflow.data.batches import Size, micro_batches
 from arcflow.distillation.policy import Student, Teacher
 from arcflow.distillation.walk import arcs, euler, sampler_grid
-from arcflow.families.conditioning import Cond, rows
+from arcflow.families.conditioning import Cond, latent_frames, rows
 from arcflow.families.network import decode
+from arcflow.metrics.motion import motion, strip
 from arcflow.path import step_grid
 from arcflow.system import files
 from arcflow.system.errors import first_line
@@ -50,6 +51,7 @@ class DistanceToTeacher:
         key = _key(config, contents, x, cond)
         mine = self.ranks.share(len(x))  # every process walks its own, and all see all ends
         self.x, self.cond = x[mine], rows(cond, mine)
+        self.frames = latent_frames(cond)
         self.parts = list(micro_batches(len(mine), config.optim))
         known = self.ranks.agree(lambda: _cached(cache, key, log))
         if known is None:
@@ -64,15 +66,18 @@ class DistanceToTeacher:
         ends = {steps: self._student_end(walker, steps) for steps in self.distill.all_steps}
         self.latest = ends[self.distill.steps]
         others = {f"distance_{steps}": self._error(ends[steps]) for steps in self.distill.also_steps}
-        return {"distance": self._error(self.latest)} | others
+        moved = {"motion": motion(self.latest, self.end, self.frames)} if self.frames > 1 else {}
+        return {"distance": self._error(self.latest)} | others | moved
 
     def _student_end(self, walker: Student, steps: int) -> Tensor:
         sigmas = sampler_grid(steps, self.distill)
         return self._all([arcs(walker, self.x[p], rows(self.cond, p), sigmas) for p in self.parts])
 
-    def images(self, pipe: DiffusionPipeline, count: int, size: tuple[int, int]) -> UInt8[np.ndarray, "rows columns 3"]:
-        """The first held-out images side by side: the teacher's above, below them the student's as last measured."""
-        drawn = [np.concatenate(list(decode(pipe, end[:count], *size)), 1) for end in (self.end, self.latest)]
+    def images(self, pipe: DiffusionPipeline, count: int, size: Size) -> UInt8[np.ndarray, "rows columns 3"]:
+        """The first held-out images side by side: the teacher's above, below them the student's as last measured. Of a
+        video it is a strip of its frames."""
+        pairs = [decode(pipe, end[:count], *size) for end in (self.end, self.latest)]
+        drawn = [np.concatenate([strip(one) for one in images], 1) for images in pairs]
         return np.concatenate(drawn)
 
     def _error(self, x: Tensor) -> float:
