@@ -57,7 +57,7 @@ ROWS: dict[str, Row] = {
     "chroma": Row(
         base="lodestones/Chroma1-HD",
         teacher_cfg=5.0,
-        why="5.0 is its pipeline's own. Under gradient checkpointing diffusers leaves the text's mask out of some of the "
+        why="5.0 is its pipeline's own. Under gradient checkpointing diffusers leaves the text's mask out of some "
         "blocks, so that another network would learn than is drawn: it is off, and batches are small.",
         micro_batch=1,
         checkpointing=False,
