@@ -54,8 +54,8 @@ def make_cache(folder: Path) -> None:
 def make_samples(folder: Path) -> None:
     """Forty images of the shipped student."""
     sys.stdout = open("/dev/null", "w")  # noqa: SIM115
-    small = {"machine": Machine(device="cpu", batch=2)}
-    Sample(prompt=("a red ring", "a blue square"), seed=tuple(range(20)), out=folder, **small).run()
+    machine, prompts = Machine(device="cpu", batch=2), ("a red ring", "a blue square")
+    Sample(prompt=prompts, seed=tuple(range(20)), out=folder, machine=machine).run()
 
 
 def make_suite(folder: Path) -> None:
