@@ -16,7 +16,7 @@ from tests.support.pipelines import SIDE, fresh, perturb
 
 
 @pytest.fixture
-def qwen(pristine, tmp_path, monkeypatch) -> Studio:
+def setup(pristine, tmp_path, monkeypatch) -> Setup:
     """A tiny Qwen-Image, whose prompts are as long as their words."""
     pipe = fresh(pristine["qwen_image"])
     pipe.save_pretrained(tmp_path / "base")
@@ -27,7 +27,12 @@ def qwen(pristine, tmp_path, monkeypatch) -> Studio:
     monkeypatch.setattr(opening.Setup, "base", lambda self: pipe)
     monkeypatch.setattr(studios, "size_of", lambda *asked: (SIDE, SIDE))
     adapters = {"two": str(tmp_path / "adapter")}
-    return Studio(Setup(model=str(tmp_path / "base"), adapters=adapters, device="cpu", max_batch=4))
+    return Setup(model=str(tmp_path / "base"), adapters=adapters, device="cpu", max_batch=4)
+
+
+@pytest.fixture
+def qwen(setup) -> Studio:
+    return Studio(setup)
 
 
 def test_a_picture_does_not_depend_on_how_long_others_prompts_are(qwen):
@@ -66,3 +71,10 @@ def test_what_is_read_beside_the_text_is_no_larger_than_what_is_drawn():
     picture = Image.new("LA", (400, 100))
     assert within(picture, 64 * 64).size == (128, 32)
     assert within(picture, 10**6).size == (400, 100) and within(picture, 10**6).mode == "RGB"
+
+
+def test_a_family_that_is_not_served_is_refused_before_it_is_loaded(setup, monkeypatch):
+    monkeypatch.setattr(studios, "SERVED", ("flux",))
+    monkeypatch.setattr(opening.Setup, "base", None)
+    with pytest.raises(ValueError, match="'qwen_image', which the server does not draw yet: expected one of flux"):
+        Studio(setup)

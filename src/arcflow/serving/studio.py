@@ -58,6 +58,9 @@ READS_PICTURES = ("Kontext", "Edit", "Flux2")
 """In the names of pipelines that read pictures beside the text."""
 
 
+SERVED = ("flux", "flux2", "qwen_image")
+"""Families whose pipelines give latents as tokens and embed text as `EMBEDDINGS` says."""
+
 LENGTH = 64
 """Text that is padded to the longest of its batch (Qwen-Image's) is padded to multiples of this instead, and drawn with
 its like alone: a picture shall not depend on how long others' prompts are."""
@@ -189,6 +192,11 @@ class Studio:
         self.base = next(iter(settled.values()))
         if self.base.fit == "group" and len(settled) > 1:
             raise ValueError("--fit group holds every layer by a hook of its own, so adapters cannot change: serve one")
+        if self.base.family.name not in SERVED:
+            raise ValueError(
+                f"{setup.model} is of the family {self.base.family.name!r}, which the server does not draw yet: "
+                f"expected one of {', '.join(SERVED)}; draw it with arcflow sample"
+            )
         self.pipe = self.base.base()
         self.pipe.set_progress_bar_config(disable=True)
         self.family = family_of(self.pipe.transformer)
