@@ -21,7 +21,7 @@ Cooldown = Literal["none", "linear", "cosine"]
 Directions = Literal["modes", "segment"]
 Spread = Literal["uniform", "stratified", "systematic"]
 Solver = Literal["euler", "adams"]
-Handover = Literal["walk", "student"]
+Handover = Literal["walk", "student", "average"]
 Form = Literal["mixture", "coefficients"]
 Targets = Literal["feed_forward", "all", "full"]
 Quantize = Literal["none", "nf4", "int8", "fp8"]
@@ -30,6 +30,10 @@ Tracker = Literal["none", "wandb", "trackio"]
 PROMPT_FILES = (".txt", ".jsonl", ".csv", ".tsv", ".parquet")
 OTHER_FILES = (".json", ".gz", ".zip", ".bz2", ".xz", ".zst", ".xlsx", ".docx", ".yaml", ".arrow", ".log", ".md")
 """Endings of files that are no list of prompts, and no names of data sets on the Hub."""
+
+
+ALWAYS = 10**9
+"""Iterations that no run has."""
 
 
 def check(valid: bool, name: str, given: object, expected: str, remedy: str) -> None:
@@ -124,7 +128,11 @@ class Distill:
     """How the teacher walks between states: "euler", as published, or "adams", the two-step Adams-Bashforth rule, which
     takes as many calls and follows the teacher's path more closely."""
     handover: Handover = "walk"
-    """Where the next segment starts: at the end of the walk, as published, or where the student's own arc ends."""
+    """Where the next segment starts: at the end of the walk, as published; where the student's own arc ends; or where
+    that of the averaged student ends, whom samplers see, for one more call of the student."""
+    end: float = 0.0
+    """Share of the loss that falls on the mean velocity over the whole step, the student's against that of the
+    teacher's walk; the rest falls on the velocities along it. 0, as published, leaves the end out."""
     mode_dropout: float = paper.MODE_DROPOUT
     """Probability that a mode is left out of the copy that walks to the states."""
     hold: int = 0
@@ -165,6 +173,10 @@ class Distill:
         most = min(self.all_steps)
         expected = f"0 to {most}, the fewest segments"
         check(0 <= self.led <= most, "distill.led", self.led, expected, "the published value is 0")
+        check(0 <= self.end <= 1, "distill.end", self.end, "a share of 0 to 1", "half is a good one, 0 leaves it out")
+        walked = not self.end or (self.led == most and not self.also_steps) or self.hold >= ALWAYS
+        remedy = f"set distill.led to distill.steps, or distill.hold to {ALWAYS}"
+        check(walked, "distill.end", self.end, "0 where the student walks a part of the way to the end", remedy)
 
     @property
     def all_steps(self) -> tuple[int, ...]:

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from arcflow import model_recipes, paper
-from arcflow.config import PARTS, Budget, Data, Distill, Model, Optim, Run, flat, to_json
+from arcflow.config import ALWAYS, PARTS, Budget, Data, Distill, Model, Optim, Run, flat, to_json
 
 
 def world() -> Run:
@@ -70,15 +70,15 @@ def comparison() -> Budget:
     docs/comparing.md has every setting that differs; the reasons, measured in docs/log.md:
 
     * The teacher leads to the end. In so few iterations the student's own path costs more distance than it brings.
-    * A walk is used four times. Asking the teacher is most of an iteration's cost, and it is iterations that are
-      missing; in trainings as long as `world_quick` fresh walks are better, kept ones are learned by heart.
-    * States as published in number, at stratified times: systematic ones show no difference in so few iterations.
+    * A walk is used several times (`reuse`). Asking the teacher is most of an iteration's cost, and it is iterations
+      that are missing; in trainings as long as `world_quick` fresh walks are better, kept ones are learned by heart.
+    * As many states as an accurate walk needs (`states`), at stratified times.
     * Directions of a step are AdamW's own: those of the segment are made for ArcFlow's curves, and worse here.
     * A training that breaks goes on to its budget, so that its row has a number; skipped steps are counted.
     """
     run = Run(
         model=Model(rank=16, dropout=0.0, targets="all"),
-        distill=Distill(spread="stratified", solver="adams", handover="student", hold=PARTS, decay=0),
+        distill=Distill(spread="stratified", solver="adams", handover="student", hold=ALWAYS, decay=0),
         data=Data(count=8192, held_out_count=1),
         optim=Optim(
             iterations=PARTS,
@@ -93,7 +93,20 @@ def comparison() -> Budget:
             ema_from=20,
         ),
     )
-    return Budget(run=run, forwards=24_000, replay=3, kept=64)
+    return Budget(run=run, forwards=24_000, replay=7, kept=64)
+
+
+def states(calls: int) -> int:
+    """States of a segment that leave the teacher's walk little error of its own: sixteen over the whole path, and four
+    in every segment at least. With four states in the only segment of a one-call student, the walk's own error is what
+    limits every method (docs/log.md)."""
+    return max(16 // calls, paper.STATES)
+
+
+def reuse(forwards: int) -> int:
+    """How often a walk is used on a budget: eight times on 24 000 forward-equivalents, twice on four times as many, once
+    from 200 000 on. A walk that is used more often than that is learned by heart (docs/log.md)."""
+    return max(8 * 24_000 // max(forwards, 24_000), 1)
 
 
 def flux() -> Run:

@@ -10,7 +10,7 @@ from arcflow import paper, recipes
 from arcflow.comparison.config import Plan, Study
 from arcflow.config import PARTS, Budget
 from arcflow.distillation.method import Method
-from arcflow.methods import arcflow, consistency, dmd2, piflow, progressive, reflow, series, twinflow
+from arcflow.methods import arcflow, consistency, dmd2, piflow, progressive, reflow, scfm, series, twinflow
 
 Changes = dict[str, object]
 """Settings by name, as `dataclasses.replace` takes them."""
@@ -48,11 +48,11 @@ def settings(plan: Plan, entrant: Entrant, calls: int, seed: int) -> Budget:
         run,
         seed=seed,
         model=replace(model, **entrant.model),
-        distill=replace(run.distill, steps=calls, **entrant.distill),
+        distill=replace(run.distill, **({"steps": calls, "states": recipes.states(calls)} | entrant.distill)),
         data=replace(run.data, count=plan.prompts),
         optim=replace(optim, **entrant.optim),
     )
-    return replace(recipe, run=run, forwards=plan.budget)
+    return replace(recipe, run=run, forwards=plan.budget, replay=recipes.reuse(plan.budget) - 1)
 
 
 def arc(
@@ -76,12 +76,45 @@ def arc(
     )
 
 
+def ours(name: str = "coefficients", title: str = "", *, distill: Changes | None = None) -> Entrant:
+    """The project's own objective: the path in coefficients, half of the loss on the end of the step, later segments
+    from where the averaged student arrives; with something changed."""
+    own: Changes = {"handover": "average", "end": 0.5}
+    return Entrant(
+        method=series.COEFFICIENTS,
+        name=name,
+        title=title,
+        model={"form": "coefficients"},
+        distill=own | (distill or {}),
+    )
+
+
+def _end() -> list[Entrant]:
+    straight = Entrant(
+        method=arcflow.LINEAR,
+        name="linear_end",
+        title="straight line, end and own states",
+        distill={"handover": "average", "end": 0.5},
+    )
+    bent = arc("arcflow_end", "exponentials, end and own states", distill={"handover": "average", "end": 0.5})
+    return [
+        ours(),
+        ours("coefficients_plain", "neither end nor own states", distill={"handover": "walk", "end": 0.0}),
+        ours("coefficients_own", "own states, no end", distill={"end": 0.0}),
+        ours("coefficients_walk", "end, no own states", distill={"handover": "walk"}),
+        straight,
+        bent,
+    ]
+
+
 def _methods() -> list[Entrant]:
     return [
         arc(),
+        ours(),
         Entrant(method=arcflow.LINEAR),
         Entrant(method=progressive.METHOD),
         Entrant(method=reflow.METHOD),
+        Entrant(method=scfm.METHOD),
         Entrant(method=consistency.METHOD),
         Entrant(method=twinflow.METHOD),
         Entrant(method=dmd2.METHOD),
@@ -174,6 +207,7 @@ STUDIES: dict[str, Callable[[], list[Entrant]]] = {
     "methods": _methods,
     "modes": _modes,
     "basis": _basis,
+    "end": _end,
     "window": _window,
     "states": _states,
     "ratio": _ratio,

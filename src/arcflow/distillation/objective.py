@@ -7,12 +7,16 @@ arc's mean velocity over a short window after each state is pulled to the answer
 `handover`). No gradient crosses a segment, so each one is yielded as a `Part` for a backward pass of its own, which
 frees its graph before the next call. Source: arXiv 2602.09014, Algorithm 1, with the window of the released code.
 
+With `config.end` a share of the loss is the squared difference of the mean velocities over the whole step, the student's
+and the walk's: where the step ends is what a sampler sees of it, and no number of velocities along the way says it as
+well. Later segments may start where the averaged student arrives (`handover`), which is where a sampler starts them.
+
 The teacher's walk costs more than the student's call. A part therefore carries its `Walk`, and `rehearse` trains on
 kept walks without asking the teacher: with the teacher's share at 1 its velocities do not depend on the student.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol, cast
 
 import torch
@@ -24,7 +28,7 @@ from arcflow.config import Distill
 from arcflow.distillation.policy import Policy, Student, Teacher, level
 from arcflow.distillation.walk import Schedule, left_behind, schedule, visit
 from arcflow.families.conditioning import Cond, repeat
-from arcflow.path import noised, segments, shift_sigma
+from arcflow.path import column, noised, segments, shift_sigma
 from arcflow.system.seeds import Draws
 
 LOSS_SCALE = 30.0
@@ -40,6 +44,8 @@ class Walk:
     times: Schedule
     targets: Float[Tensor, "states batch *rest"]
     states: Float[Tensor, "states batch *rest"]
+    end: Float[Tensor, "batch *rest"]
+    """Where the walk arrives."""
 
 
 @dataclass(frozen=True)
@@ -73,12 +79,16 @@ def distill(
     ratio: float,
     generator: Draws,
     clean: Float[Tensor, "batch *rest"] | None = None,
+    average: Student | None = None,
 ) -> Iterator[Part]:
     """One part per segment, from noise `x` at sigma 1. Call `backward` on a part before asking for the next. With
     `clean` images (data-dependent training) every segment starts from these, noised, not where the last one ended.
+    `average` is the student with averaged weights, for the handover of that name; it is called between two parts.
 
     Logs: `loss` as it is and `distance`, the mean squared error of the velocity without any weight.
     """
+    if config.handover == "average" and average is None:
+        raise ValueError('distill.handover = "average" needs the averaged student: expected one; pass `average`')
     window, eps = config.window / SUBSTEPS, x
     for i, segment in enumerate(segments(config.steps, config.final_step_scale)):
         sigma_src = float(shift_sigma(segment.tau_src, config.shift))
@@ -91,20 +101,25 @@ def distill(
             segment,
             len(x),
             states=config.states,
-            window=window,
+            window=0.0 if config.end else window,  # the walk is the teacher's to its end
             ratio=1.0 if i < config.led else ratio,
             generator=generator,
             spread=config.spread,
         )
         start = x
         states, targets, x = visit(roll, teacher, x, cond, times, config.shift, config.solver)
+        walk = Walk(start, times, targets, states, x)
+        length = span(times, config.shift)
         if config.handover == "student":
-            length = sigma_src - float(shift_sigma(segment.tau_dst, config.shift))
             x = start - arc.detach().at(start).displacement(0.0, length)
         a, b = (ends.to(targets) for ends in matched(times, window=window, shift=config.shift))
         error = velocity_error([arc.at(state) for state in states], targets, a, b).mean()
+        missed = end_error(arc.at(start), walk, level(length, start)).mean() if config.end else None
         del arc  # the caller's backward pass must be able to free it
-        yield _part(error, Walk(start, times, targets, states))
+        yield _part(error, missed, walk, config.end)
+        if average and config.handover == "average" and i + 1 < config.steps:
+            with torch.no_grad():
+                x = start - average(start, level(sigma_src, start), cond).at(start).displacement(0.0, length)
 
 
 def rehearse(student: Student, walks: Sequence[Walk], cond: Cond, *, config: Distill) -> list[Part]:
@@ -116,13 +131,32 @@ def rehearse(student: Student, walks: Sequence[Walk], cond: Cond, *, config: Dis
     between = [matched(w.times, window=config.window / SUBSTEPS, shift=config.shift) for w in walks]
     a, b = (torch.cat(ends, 1).to(targets) for ends in zip(*between, strict=True))
     arcs = [arc.at(state) for state in torch.cat([w.states for w in walks], 1)]
-    errors = velocity_error(arcs, targets, a, b).split([len(w.x) for w in walks])
-    return [_part(error.mean(), walk) for error, walk in zip(errors, walks, strict=True)]
+    sizes = [len(w.x) for w in walks]
+    errors = velocity_error(arcs, targets, a, b).split(sizes)
+    if not config.end:
+        return [_part(error.mean(), None, walk, 0.0) for error, walk in zip(errors, walks, strict=True)]
+    lengths = torch.cat([level(span(w.times, config.shift), w.x) for w in walks])
+    ended = replace(walks[0], x=x, end=torch.cat([w.end for w in walks]))
+    missed = end_error(arc.at(x), ended, lengths).split(sizes)
+    parts = zip(errors, missed, walks, strict=True)
+    return [_part(error.mean(), miss.mean(), walk, config.end) for error, miss, walk in parts]
 
 
-def _part(error: Float[Tensor, ""], walk: Walk) -> Part:
-    loss = walk.times.segment.length * LOSS_SCALE * 0.5 * error
+def _part(error: Float[Tensor, ""], missed: Float[Tensor, ""] | None, walk: Walk, end: float) -> Part:
+    whole = error if missed is None else torch.lerp(error, missed, end)
+    loss = walk.times.segment.length * LOSS_SCALE * 0.5 * whole
     return Part(loss, {"loss": loss.detach(), "distance": error.detach()}, walk)
+
+
+def span(times: Schedule, shift: float) -> float:
+    """The noise level that a segment's step leaves behind."""
+    return float(left_behind(torch.tensor(times.segment.tau_dst), times, shift))
+
+
+def end_error(arc: Policy, walk: Walk, length: Float[Tensor, " batch"]) -> Float[Tensor, " batch"]:
+    """Mean squared difference, per sample, of the mean velocities over the whole step: the arc's and the walk's."""
+    walked = (walk.x - walk.end) / column(length, walk.x)
+    return (arc.mean_velocity(torch.zeros_like(length), length) - walked).square().flatten(1).mean(1)
 
 
 def velocity_error(

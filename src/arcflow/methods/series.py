@@ -73,4 +73,14 @@ def _method(name: str, title: str, means: Means) -> Method:
 
 LEGENDRE = _method("legendre", "Legendre polynomials", legendre_means)
 
+COEFFICIENTS = Method(
+    name="coefficients",
+    title="ArcFlow in coefficients (ours)",
+    paper="",
+    modes=4,
+    objective=partial(matching, modes_drop=False),
+)
+"""The path in the coefficients that an adapter of `model.form = "coefficients"` has: its network says the series
+itself, the mean velocity by the base's own last layer, the bends by a head of their own."""
+
 ORTHOGONAL = _method("orthogonal", "ArcFlow, exponentials made orthogonal", exponential_means)

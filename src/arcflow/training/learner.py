@@ -21,6 +21,7 @@ from arcflow.config import Run
 from arcflow.data.batches import micro_batches
 from arcflow.data.prefetch import Sample
 from arcflow.distillation.objective import Part, distill, teacher_ratio
+from arcflow.distillation.pairs import as_target
 from arcflow.distillation.policy import Policy, Student, Teacher
 from arcflow.distillation.walk import guided, sampler_grid
 from arcflow.families.conditioning import Cond, rows
@@ -130,8 +131,21 @@ class Learner:
         return norm
 
 
-def arcflow_objective(run: Run, step: int, student: Student, teacher: Teacher) -> Losing:
-    """ArcFlow's objective at iteration `step`: the number of calls whose turn it is, and the teacher's share then."""
+def averaged(net: nn.Module, average: Ema, student: Student) -> Student:
+    """The student with its averaged weights, as samplers have it."""
+
+    def walker(x: Tensor, sigma: Tensor, cond: Cond) -> Policy:
+        with as_target(net, average):
+            return student(x, sigma, cond)
+
+    return walker
+
+
+def arcflow_objective(
+    run: Run, step: int, student: Student, teacher: Teacher, average: Student | None = None
+) -> Losing:
+    """ArcFlow's objective at iteration `step`: the number of calls whose turn it is, and the teacher's share then.
+    `average` is the averaged student, for the handover of that name."""
     config = run.distill
     calls = config.all_steps[step % len(config.all_steps)]
     settings = replace(config, steps=calls, also_steps=())
@@ -149,6 +163,7 @@ def arcflow_objective(run: Run, step: int, student: Student, teacher: Teacher) -
             ratio=ratio,
             generator=draws,
             clean=sample.clean,
+            average=average,
         )
 
     return objective

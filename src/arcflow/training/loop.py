@@ -32,7 +32,7 @@ from arcflow.system.processes import OnAll
 from arcflow.system.seeds import seed_of
 from arcflow.system.signals import Insisted, Stopped, Wishes, stop_signals
 from arcflow.training.home import home
-from arcflow.training.learner import arcflow_objective, sample_draws
+from arcflow.training.learner import arcflow_objective, averaged, sample_draws
 from arcflow.training.opened import Training, open_run
 
 
@@ -140,7 +140,9 @@ def _update(run: Training, step: int) -> tuple[dict[str, float], float]:
     sample = run.batch(step)
     first = step * config.optim.batch + run.ranks.rows(config.optim.batch).start
     draws = sample_draws(seed_of(config.seed, "draws", first + i) for i in range(len(sample.x)))
-    losses = run.learner.gradients(arcflow_objective(config, step, run.student, run.teacher), sample, draws)
+    average = averaged(run.pipe.transformer, run.learner.average, run.student)
+    objective = arcflow_objective(config, step, run.student, run.teacher, average)
+    losses = run.learner.gradients(objective, sample, draws)
     ratio = teacher_ratio(step, config.distill.decay, config.distill.hold)
     logs = losses.logs() | {"teacher_ratio": ratio}
 
