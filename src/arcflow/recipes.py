@@ -104,8 +104,8 @@ def states(calls: int) -> int:
 
 
 def reuse(forwards: int) -> int:
-    """How often a walk is used on a budget: eight times on 24 000 forward-equivalents, twice on four times as many, once
-    from 200 000 on. A walk that is used more often than that is learned by heart (docs/log.md)."""
+    """How often a walk is used on a budget: eight times on 24 000 forward-equivalents, twice on four times as many, and
+    once from 200 000 on. A walk that is used more often than that is learned by heart (docs/log.md)."""
     return max(8 * 24_000 // max(forwards, 24_000), 1)
 
 

@@ -1,11 +1,12 @@
 """The distillation objective on analytic teachers: value and gradient against first principles."""
 
 import dataclasses
+import itertools
 
 import pytest
 import torch
 
-from arcflow.config import Distill
+from arcflow.config import ALWAYS, Distill
 from arcflow.distillation.objective import distill, matched, matching_end, rehearse, teacher_ratio, velocity_error
 from arcflow.distillation.walk import Schedule, arcs, euler, schedule
 from arcflow.momentum import Mixture
@@ -298,3 +299,63 @@ def test_a_two_step_student_learns_to_beat_two_euler_steps():
     chords, walked = euler(exact, x, {}, step_grid(2)), arcs(student, x, {}, step_grid(2))
     distances = [float((y - end).norm(dim=-1).mean()) for y in (walked, chords)]
     assert distances[0] < 0.6 * distances[1], distances
+
+
+ENDED = dataclasses.replace(PLAIN, end=0.5, hold=ALWAYS)
+
+
+def still(v):
+    """A student whose velocity is the same everywhere."""
+
+    def student(x, sigma, cond):
+        one = v.expand(len(x), TOKENS, 1, WIDTH)
+        return Mixture(one, torch.zeros(len(x), TOKENS, 1, PIXELS), torch.zeros(len(x), TOKENS, 0, PIXELS))
+
+    return student
+
+
+def test_the_loss_of_the_end_is_the_difference_of_mean_velocities_over_the_step():
+    v = torch.randn(WIDTH, generator=draws(3), dtype=torch.float64)
+    parts = list(distill(still(v), teacher, noise(), {}, config=ENDED, ratio=1.0, generator=draws()))
+    for part, (above, below) in zip(parts, itertools.pairwise(step_grid(2).tolist()), strict=True):
+        along = part.logs["distance"]
+        end = (v - (part.walk.x - part.walk.end) / (above - below)).square().mean()
+        expected = part.walk.times.segment.length * 15 * (along + end) / 2
+        assert part.loss.item() == pytest.approx(expected.item(), rel=1e-6)
+
+
+def test_a_walk_that_has_an_end_is_the_teachers_to_the_end_of_the_step():
+    def steady(x, sigma, cond):
+        return torch.ones_like(x)
+
+    (first, second) = distill(
+        still(torch.ones(WIDTH).double()), steady, noise(), {}, config=ENDED, ratio=1.0, generator=draws()
+    )
+    torch.testing.assert_close(second.walk.end, noise() - 1)
+    assert first.loss < 1e-12 and second.loss < 1e-12
+
+
+def test_a_kept_walk_keeps_its_end():
+    v = torch.randn(WIDTH, generator=draws(3), dtype=torch.float64)
+    parts = list(distill(still(v), teacher, noise(), {}, config=ENDED, ratio=1.0, generator=draws()))
+    again = rehearse(still(v), [part.walk for part in parts], {}, config=ENDED)
+    assert [part.loss.item() for part in again] == pytest.approx([part.loss.item() for part in parts], rel=1e-9)
+
+
+def test_the_second_segment_starts_where_the_averaged_student_arrives():
+    v = torch.randn(WIDTH, generator=draws(3), dtype=torch.float64)
+    config = dataclasses.replace(PLAIN, handover="average")
+    _, second = distill(
+        still(0 * v), teacher, noise(), {}, config=config, ratio=1.0, generator=draws(), average=still(v)
+    )
+    length = 1 - float(step_grid(2)[1])
+    torch.testing.assert_close(second.walk.x, noise() - length * v)
+
+
+def test_the_averaged_student_is_asked_for_by_name_and_the_end_where_the_teacher_leads():
+    config = dataclasses.replace(PLAIN, handover="average")
+    with pytest.raises(ValueError, match="needs the averaged student"):
+        next(distill(still(torch.ones(WIDTH)), teacher, noise(), {}, config=config, ratio=1.0, generator=draws()))
+    with pytest.raises(ValueError, match="set distill.led"):
+        Distill(end=0.5)
+    assert Distill(end=0.5, led=2).end == 0.5

@@ -11,7 +11,19 @@ USUAL = recipes.comparison()
 """What every training has in common."""
 
 Study = Literal[
-    "methods", "end", "modes", "basis", "window", "states", "ratio", "rank", "gates", "shift", "last_step", "walk", "rates"
+    "methods",
+    "end",
+    "modes",
+    "basis",
+    "window",
+    "states",
+    "ratio",
+    "rank",
+    "gates",
+    "shift",
+    "last_step",
+    "walk",
+    "rates",
 ]
 
 

@@ -53,9 +53,7 @@ def matching(config: Distill, training: Training, *, lay: Lay = as_it_is, modes_
                 return walker(x, sigma, cond)
 
         walks = []
-        parts = distill(
-            walker, teacher, x, cond, config=config, ratio=ratio, generator=turn.generator, average=average
-        )
+        parts = distill(walker, teacher, x, cond, config=config, ratio=ratio, generator=turn.generator, average=average)
         for part in parts:
             walks += [part.walk] if part.walk else []
             yield part

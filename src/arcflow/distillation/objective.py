@@ -7,8 +7,8 @@ arc's mean velocity over a short window after each state is pulled to the answer
 `handover`). No gradient crosses a segment, so each one is yielded as a `Part` for a backward pass of its own, which
 frees its graph before the next call. Source: arXiv 2602.09014, Algorithm 1, with the window of the released code.
 
-With `config.end` a share of the loss is the squared difference of the mean velocities over the whole step, the student's
-and the walk's: where the step ends is what a sampler sees of it, and no number of velocities along the way says it as
+With `config.end` a share of the loss is the squared difference of the mean velocities over the whole step, that of the
+student and that of the walk: where a step ends is what a sampler sees of it, and no velocities along the way say it as
 well. Later segments may start where the averaged student arrives (`handover`), which is where a sampler starts them.
 
 The teacher's walk costs more than the student's call. A part therefore carries its `Walk`, and `rehearse` trains on

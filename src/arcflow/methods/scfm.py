@@ -75,9 +75,7 @@ def scfm(config: Distill, training: Training) -> Objective:
     return objective
 
 
-def steps(
-    count: int, draws: Draws
-) -> tuple[Float[Tensor, " count"], Float[Tensor, " count"], Float[Tensor, " count"]]:
+def steps(count: int, draws: Draws) -> tuple[Float[Tensor, " count"], Float[Tensor, " count"], Float[Tensor, " count"]]:
     """Raw times of random steps: where each starts, its middle, and where it ends. Lengths are powers of two, and the
     starts are even over what leaves room for the step."""
     length = 0.5 ** (uniform((count,), draws) * HALVINGS).floor()
