@@ -77,9 +77,9 @@ def arc(
 
 
 def ours(name: str = "coefficients", title: str = "", *, distill: Changes | None = None) -> Entrant:
-    """The project's own objective: the path in coefficients, half of the loss on the end of the step, later segments
-    from where the averaged student arrives; with something changed."""
-    own: Changes = {"handover": "average", "end": 0.5}
+    """The project's own objective: the path in coefficients, a fifth of the loss on the end of the step, later
+    segments from where the averaged student arrives; with something changed."""
+    own: Changes = {"handover": "average", "end": 0.2}
     return Entrant(
         method=series.COEFFICIENTS,
         name=name,
@@ -94,13 +94,14 @@ def _end() -> list[Entrant]:
         method=arcflow.LINEAR,
         name="linear_end",
         title="straight line, end and own states",
-        distill={"handover": "average", "end": 0.5},
+        distill={"handover": "average", "end": 0.2},
     )
-    bent = arc("arcflow_end", "exponentials, end and own states", distill={"handover": "average", "end": 0.5})
+    bent = arc("arcflow_end", "exponentials, end and own states", distill={"handover": "average", "end": 0.2})
     return [
         ours(),
         ours("coefficients_plain", "neither end nor own states", distill={"handover": "walk", "end": 0.0}),
         ours("coefficients_own", "own states, no end", distill={"end": 0.0}),
+        ours("coefficients_half", "half on the end", distill={"end": 0.5}),
         ours("coefficients_walk", "end, no own states", distill={"handover": "walk"}),
         straight,
         bent,
