@@ -78,7 +78,9 @@ def comparison() -> Budget:
     """
     run = Run(
         model=Model(rank=16, dropout=0.0, targets="all"),
-        distill=Distill(spread="stratified", solver="adams", handover="student", hold=ALWAYS, decay=0),
+        distill=Distill(
+            states=states(2), spread="stratified", solver="adams", handover="student", hold=ALWAYS, decay=0
+        ),
         data=Data(count=8192, held_out_count=1),
         optim=Optim(
             iterations=PARTS,
@@ -93,7 +95,7 @@ def comparison() -> Budget:
             ema_from=20,
         ),
     )
-    return Budget(run=run, forwards=24_000, replay=7, kept=64)
+    return Budget(run=run, forwards=24_000, replay=reuse(24_000) - 1, kept=64)
 
 
 def states(calls: int) -> int:

@@ -16,7 +16,7 @@ kept walks without asking the teacher: with the teacher's share at 1 its velocit
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Protocol, cast
 
 import torch
@@ -114,7 +114,7 @@ def distill(
             x = start - arc.detach().at(start).displacement(0.0, length)
         a, b = (ends.to(targets) for ends in matched(times, window=window, shift=config.shift))
         error = velocity_error([arc.at(state) for state in states], targets, a, b).mean()
-        missed = end_error(arc.at(start), walk, level(length, start)).mean() if config.end else None
+        missed = end_error(arc.at(start), start, walk.end, level(length, start)).mean() if config.end else None
         del arc  # the caller's backward pass must be able to free it
         yield _part(error, missed, walk, config.end)
         if average and config.handover == "average" and i + 1 < config.steps:
@@ -136,8 +136,7 @@ def rehearse(student: Student, walks: Sequence[Walk], cond: Cond, *, config: Dis
     if not config.end:
         return [_part(error.mean(), None, walk, 0.0) for error, walk in zip(errors, walks, strict=True)]
     lengths = torch.cat([level(span(w.times, config.shift), w.x) for w in walks])
-    ended = replace(walks[0], x=x, end=torch.cat([w.end for w in walks]))
-    missed = end_error(arc.at(x), ended, lengths).split(sizes)
+    missed = end_error(arc.at(x), x, torch.cat([w.end for w in walks]), lengths).split(sizes)
     parts = zip(errors, missed, walks, strict=True)
     return [_part(error.mean(), miss.mean(), walk, config.end) for error, miss, walk in parts]
 
@@ -153,9 +152,15 @@ def span(times: Schedule, shift: float) -> float:
     return float(left_behind(torch.tensor(times.segment.tau_dst), times, shift))
 
 
-def end_error(arc: Policy, walk: Walk, length: Float[Tensor, " batch"]) -> Float[Tensor, " batch"]:
-    """Mean squared difference, per sample, of the mean velocities over the whole step: the arc's and the walk's."""
-    walked = (walk.x - walk.end) / column(length, walk.x)
+def end_error(
+    arc: Policy,
+    start: Float[Tensor, "batch *rest"],
+    end: Float[Tensor, "batch *rest"],
+    length: Float[Tensor, " batch"],
+) -> Float[Tensor, " batch"]:
+    """Mean squared difference, per sample, of the mean velocities over the whole step: that of the arc, and that of the
+    walk from `start` to `end`."""
+    walked = (start - end) / column(length, start)
     return (arc.mean_velocity(torch.zeros_like(length), length) - walked).square().flatten(1).mean(1)
 
 
