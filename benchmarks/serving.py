@@ -34,6 +34,7 @@ from pathlib import Path
 
 import httpx
 import openai
+import psutil
 import torch
 
 from arcflow.sampling.open import settle
@@ -46,6 +47,9 @@ from arcflow.system.packages import about, version_of
 from arcflow.world.scene import sample_prompts
 
 CLIENTS = 32
+
+Pace = tuple[float, float]
+"""Pictures a second, and CPU seconds of a picture."""
 
 Line = tuple[str, str, str]
 """What is measured, what came out, what is to be reached."""
@@ -76,6 +80,12 @@ class Server:
                     return next(part.rstrip(",") for part in line.split() if part.startswith("http://"))
             time.sleep(0.005)
         raise RuntimeError("".join(self.lines))
+
+    @property
+    def worked(self) -> float:
+        """CPU seconds of the process so far, whatever else the machine does."""
+        spent = psutil.Process(self.process.pid).cpu_times()
+        return spent.user + spent.system
 
     @property
     def memory(self) -> float:
@@ -110,15 +120,15 @@ def captions(count: int, seed: int) -> list[str]:
 # --- the parts
 
 
-def throughput(threads: int, rounds: int = 5, pictures: int = 128) -> list[Line]:
+def throughput(threads: int, pictures: int = 128, rounds: int = 5) -> list[Line]:
     """Both ways in turn, a round each."""
     torch.set_num_threads(threads)
     setup = settle(Subject(), Drawing(), Machine(device="cpu"))
     pipe = setup.open()
     pipe.set_progress_bar_config(disable=True)
 
-    def looped(prompts: Sequence[str]) -> float:
-        start = time.perf_counter()
+    def looped(prompts: Sequence[str]) -> Pace:
+        start, worked = time.perf_counter(), time.process_time()
         for seed, prompt in enumerate(prompts):
             generator = torch.Generator().manual_seed(seed)
             pipe.__call__(
@@ -128,33 +138,45 @@ def throughput(threads: int, rounds: int = 5, pictures: int = 128) -> list[Line]
                 width=setup.width,
                 generator=generator,
             )
-        return len(prompts) / (time.perf_counter() - start)
+        count = len(prompts)
+        return count / (time.perf_counter() - start), (time.process_time() - worked) / count
 
     with served(threads) as (server, address), httpx.Client(base_url=address, timeout=120) as web:
 
-        def asked(prompts: Sequence[str]) -> float:
+        def asked(prompts: Sequence[str]) -> Pace:
             def one(numbered: tuple[int, str]) -> None:
                 body = {"prompt": numbered[1], "seed": numbered[0]}
                 web.post("/v1/images/generations", json=body).raise_for_status()
 
             with ThreadPoolExecutor(CLIENTS) as pool:
-                start = time.perf_counter()
+                start, worked = time.perf_counter(), server.worked
                 list(pool.map(one, enumerate(prompts)))
-                return len(prompts) / (time.perf_counter() - start)
+                count = len(prompts)
+                return count / (time.perf_counter() - start), (server.worked - worked) / count
 
         looped(captions(8, 0))
         asked(captions(CLIENTS, 0))
-        found = list[tuple[float, float]]()
+        found = list[tuple[Pace, Pace]]()
         for number in range(rounds):
             prompts = captions(pictures, number + 1)
             found.append((looped(prompts[: pictures // 4]), asked(prompts)))
-    loop, clients, ratio = (statistics.median(one) for one in zip(*((a, b, b / a) for a, b in found), strict=True))
+    loop, clients, ratio = (
+        statistics.median(one) for one in zip(*((a, b, b / a) for (a, _), (b, _) in found), strict=True)
+    )
+    alone, shared, less = (
+        statistics.median(one) for one in zip(*((a, b, a / b) for (_, a), (_, b) in found), strict=True)
+    )
     return [
         (
             f"pictures a second, {CLIENTS} clients against the pipeline in a loop",
             f"{clients:.1f} against {loop:.1f}: {ratio:.2f} times",
             "1.5 times",
-        )
+        ),
+        (
+            "CPU seconds of a picture, the loop's against the server's, HTTP and all",
+            f"{alone:.3f} against {shared:.3f}: {less:.2f} times",
+            "",
+        ),
     ]
 
 
@@ -263,17 +285,22 @@ def soak(threads: int, requests: int = 2000, queue: int = 64) -> list[Line]:
 
 def first(threads: int, rounds: int = 3) -> list[Line]:
     """From the command to a picture."""
-    found = list[float]()
+    found = list[Pace]()
     for _ in range(rounds):
         server = Server(threads)
         address = server.said("listening")
         client = openai.OpenAI(base_url=f"{address}/v1", api_key="none", max_retries=100)
         client.images.generate(prompt="a red ring")
-        found.append(time.perf_counter() - server.since)
+        found.append((time.perf_counter() - server.since, server.worked))
         server.stop()
-    told = ", ".join(f"{one:.1f}" for one in sorted(found))
+    told = ", ".join(f"{clock:.1f}" for clock, _ in sorted(found))
+    clock, worked = (statistics.median(one) for one in zip(*found, strict=True))
     return [
-        ("seconds from `arcflow serve` to the first picture", f"{statistics.median(found):.1f} ({told})", "under 20")
+        (
+            "seconds from `arcflow serve` to the first picture",
+            f"{clock:.1f} ({told}), of the CPU {worked:.1f}",
+            "under 20",
+        )
     ]
 
 
@@ -325,7 +352,7 @@ def typing(threads: int, words: Sequence[str] = ()) -> list[Line]:
     ]
 
 
-PARTS: dict[str, Callable[[int], list[Line]]] = {
+PARTS: dict[str, Callable[..., list[Line]]] = {
     "throughput": throughput,
     "engine": engine,
     "soak": soak,
@@ -338,21 +365,25 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("parts", nargs="*", default=list(PARTS), help="which of them; all unless given")
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--count", type=int, help="of the one part: pictures, requests or rounds; fewer for a glance")
     parser.add_argument("--out", type=Path, help="write the table here; lines of parts that were not run stay")
     options = parser.parse_args()
     kept = options.out.with_suffix(".json") if options.out else Path(tempfile.mkdtemp()) / "lines.json"
-    lines: dict[str, list[Line]] = json.loads(kept.read_text("utf-8")) if kept.exists() else {}
+    found: dict[str, list[list[str]]] = json.loads(kept.read_text("utf-8")) if kept.exists() else {}
     for part in options.parts:
-        lines[part] = PARTS[part](options.threads)
-        for line in lines[part]:
+        more = () if options.count is None else (options.count,)
+        words = f"`{part} --threads {options.threads}{''.join(f' --count {count}' for count in more)}`"
+        busy = f"{os.getloadavg()[0]:.0f}"  # processes that others had running
+        found[part] = [[*line, words, busy] for line in PARTS[part](options.threads, *more)]
+        for line in found[part]:
             print(" | ".join(line), flush=True)
     if options.out:
-        files.write_text(kept, json.dumps(lines, indent=1) + "\n")
-        files.write_text(options.out, _page(lines, options.threads))
+        files.write_text(kept, json.dumps(found, indent=1) + "\n")
+        files.write_text(options.out, _page(found))
 
 
-def _page(lines: dict[str, list[Line]], threads: int) -> str:
-    rows = [f"| {' | '.join(line)} |" for part in PARTS for line in lines.get(part, [])]
+def _page(found: dict[str, list[list[str]]]) -> str:
+    rows = [f"| {' | '.join(line)} |" for part in PARTS for line in found.get(part, [])]
     made = about()
     versions = {**made["versions"], **{name: version_of(name) for name in ("fastapi", "uvicorn", "openai")}}
     told = ", ".join(f"{name} {version}" for name, version in versions.items())
@@ -360,12 +391,13 @@ def _page(lines: dict[str, list[Line]], threads: int) -> str:
         [
             "# What a server makes of the small model",
             "",
-            "| what | measured | to reach |",
-            "|---|---|---|",
+            "| what | measured | to reach | by | load before |",
+            "|---|---|---|---|---|",
             *rows,
             "",
-            f"Made by `python -m benchmarks.serving`, {threads} threads on {made['device']}, "
-            f"{time.strftime('%Y-%m-%d')}: Python {made['python']}, {told}.",
+            f"Made by `python -m benchmarks.serving`, on {os.cpu_count()} cores of {made['device']}, "
+            f"{time.strftime('%Y-%m-%d')}: Python {made['python']}, {told}. The load is the average number of "
+            "processes that ran before: clock times are those of a machine that is shared, CPU times are not.",
             "",
         ]
     )

@@ -50,8 +50,8 @@ def joined(address: str | None) -> Iterator[None]:
             logging_level=logging.WARNING,
             log_to_driver=False,
         )
-    except (ConnectionError, ValueError, TimeoutError) as error:
-        line = str(error).strip().splitlines()[0]
+    except Exception as error:  # Ray's own are of no common kind
+        line = str(error).strip().split("\n")[0]
         raise ValueError(
             f"no Ray cluster at {address or 'this machine'} ({line}): start one, or correct --address"
         ) from error
