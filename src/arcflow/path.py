@@ -11,7 +11,7 @@ length final_step_scale h. For two steps: sigma 1 -> 0.7619 -> 0. Source: arXiv 
 
 from dataclasses import dataclass
 
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from arcflow.portable import ROUNDING, SHIFT, shift_sigma, step_end, step_grid, tau_grid, unshift_sigma
@@ -22,8 +22,10 @@ __all__ = [
 ]  # fmt: skip
 
 
-def noised(x0: Float[Tensor, "*shape"], eps: Float[Tensor, "*shape"], sigma: float) -> Float[Tensor, "*shape"]:
-    """The point of the straight path at noise level sigma."""
+def noised(
+    x0: Float[Tensor, "*shape"], eps: Float[Tensor, "*shape"], sigma: float | Float[Tensor, "*#shape"]
+) -> Float[Tensor, "*shape"]:
+    """The point of the straight path at noise level sigma, one for all or one for each sample (see `column`)."""
     return (1 - sigma) * x0 + sigma * eps
 
 
@@ -46,6 +48,6 @@ def segments(steps: int, final_step_scale: float = 1.0) -> list[Segment]:
     return [Segment(src, dst) for src, dst in zip(taus[:-1], taus[1:], strict=True)]
 
 
-def column(value: Float[Tensor, " batch"], like: Float[Tensor, "batch *rest"]) -> Float[Tensor, "batch *ones"]:
+def column(value: Shaped[Tensor, " batch"], like: Float[Tensor, "batch *rest"]) -> Shaped[Tensor, "batch *ones"]:
     """Per-sample numbers, shaped to multiply `like`."""
     return value.reshape(-1, *[1] * (like.ndim - 1))

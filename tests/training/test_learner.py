@@ -19,7 +19,7 @@ from tests.support.trainings import config, tiny_pipe
 SOURCE = Path(arcflow.__file__).parent
 
 OTHERS = {
-    "world/pretrain.py",  # the small teacher: no student, and a room below this one
+    "training/pretrain.py",  # the small teacher: no student
     "methods/dmd2.py",  # the second network of DMD2
     "laboratory/ideal.py",  # the best coefficients of single paths, without a network
 }

@@ -125,7 +125,7 @@ class Train:
 
     def run(self) -> None:
         from arcflow.system.owner import owned
-        from arcflow.world.pretrain import Pretrain, train_teacher
+        from arcflow.training.pretrain import Pretrain, train_teacher
 
         with owned(self.out, "trains"):
             folder = train_teacher(self.out, Pretrain(), threads=self.threads)

@@ -27,7 +27,7 @@ def sampler_grid(steps: int, config: Distill) -> Float[Tensor, " points"]:
     return step_grid(steps, config.shift, config.final_step_scale)
 
 
-def guided(teacher: Teacher, negative: Cond, scale: float) -> Teacher:
+def guided(teacher: Teacher, negative: Cond, scale: float | Tensor) -> Teacher:
     """The teacher under true guidance, u = n + scale (p - n), in float32; `negative` is a batch of one, whatever the
     size of its image. Both prompts go through the network in one call where their texts are equally long; padding
     would cost a mask, which fused attention does not like."""

@@ -25,16 +25,26 @@ from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import CLIPTextModel, T5EncoderModel
 
+from arcflow import paper
+from arcflow.distillation.policy import Teacher
+from arcflow.distillation.walk import euler
+from arcflow.families.conditioning import Cond, rows, shared
+from arcflow.families.network import folded, unfolded
+from arcflow.path import step_grid
 from arcflow.runs.checkpoint import Checkpoints, Progress
 from arcflow.runs.ema import Ema
 from arcflow.system import files
 from arcflow.system.seeds import seed_of
+from arcflow.training import flow
 from arcflow.world import autoencoder as ae
-from arcflow.world import teacher as tf
 from arcflow.world import text
 from arcflow.world.check import accuracy
 from arcflow.world.render import render_all
 from arcflow.world.scene import Scene, sample_prompts, sample_scene
+from arcflow.world.teacher import GRID, TOKEN, assemble, build_transformer
+
+PATCH = (2, 2)
+"""Latent pixels of a token."""
 
 SAVE_EVERY = 240.0
 """Seconds between two checkpoints."""
@@ -143,9 +153,9 @@ def train_teacher(out: Path, recipe: Pretrain, *, threads: int | None = None) ->
     latents, captions = encode_scenes(out, recipe, vae)
     vae = train_decoder(out, recipe, vae)
     batches = Batches(latents, captions, t5, clip, recipe.batch)
-    flow = train_flow(out, recipe, batches, vae)
-    net = train_guidance(out, recipe, batches, vae, flow)
-    return _finish(out / "teacher", lambda folder: tf.assemble(net, vae, t5, clip).save_pretrained(folder))
+    frozen = train_flow(out, recipe, batches, vae)
+    net = train_guidance(out, recipe, batches, vae, frozen)
+    return _finish(out / "teacher", lambda folder: assemble(net, vae, t5, clip).save_pretrained(folder))
 
 
 def _finish(folder: Path, save: Callable[[Path], object]) -> Path:
@@ -213,7 +223,7 @@ def encode_scenes(out: Path, recipe: Pretrain, vae: AutoencoderKL) -> tuple[Tens
             prompts, rng = text.captions(chunk, f"train-{start}", SHARES), random.Random(f"scenes-{start}")
             x = _images([sample_scene(prompt, rng) for prompt in prompts])
             with torch.no_grad(), _half():
-                parts.append(tf.pack(ae.encode(vae, x)).half())
+                parts.append(unfolded(ae.encode(vae, x), PATCH).half())
             captions += [prompt.text for prompt in prompts]
         metadata = {"captions": json.dumps(captions)}
         files.write_tensors(path, {"latents": torch.cat(parts)}, metadata)
@@ -244,23 +254,26 @@ class Batches:
         self.latents, self.captions, self.t5, self.clip, self.size = latents, captions, t5, clip, size
 
     @cached_property
-    def embedded(self) -> tf.Conditioning:
+    def embedded(self) -> Cond:
         """Conditioning of all captions; computed when a stage first trains on them."""
         chunks = tqdm(range(0, len(self.captions), 512), desc="captions")
-        parts = [tf.embed(self.t5, self.clip, self.captions[i : i + 512]) for i in chunks]
-        words, pooled = zip(*parts, strict=True)
-        return torch.cat(words), torch.cat(pooled)
+        parts = [flow.encode(self.t5, self.clip, self.captions[i : i + 512]) for i in chunks]
+        return {
+            name: value if shared(name) else torch.cat([part[name] for part in parts])
+            for name, value in parts[0].items()
+        }
 
-    def empty(self) -> tf.Conditioning:
-        return tf.embed(self.t5, self.clip, [""])
+    def empty(self) -> Cond:
+        """Conditioning of the empty caption."""
+        return flow.encode(self.t5, self.clip, [""])
 
-    def at(self, step: int, stage: str) -> tuple[Tensor, tf.Conditioning]:
+    def at(self, step: int, stage: str) -> tuple[Tensor, Cond]:
+        """Latents and conditioning of a step of a stage."""
         per_epoch = len(self.latents) // self.size
         epoch, place = divmod(step, per_epoch)
         order = np.random.default_rng(seed_of(stage, -1 - epoch)).permutation(len(self.latents))
-        rows = torch.from_numpy(order[place * self.size : (place + 1) * self.size])
-        words, pooled = self.embedded
-        return self.latents[rows].float(), (words[rows], pooled[rows])
+        mine = order[place * self.size : (place + 1) * self.size].tolist()
+        return self.latents[mine].float(), rows(self.embedded, mine)
 
 
 def _frozen(net: FluxTransformer2DModel) -> FluxTransformer2DModel:
@@ -270,19 +283,17 @@ def _frozen(net: FluxTransformer2DModel) -> FluxTransformer2DModel:
 def train_flow(out: Path, recipe: Pretrain, batches: Batches, vae: AutoencoderKL) -> FluxTransformer2DModel:
     if not (out / "flow").exists():
         torch.manual_seed(0)
-        net, empty = tf.build_transformer(), batches.empty()
+        net, empty = build_transformer(), batches.empty()
 
         def probe() -> dict[str, float]:
-            def guided(x: Tensor, sigma: Tensor, cond: tf.Conditioning) -> Tensor:
-                return tf.guided_velocity(net, x, sigma, cond, empty, torch.full((len(x),), 3.5))
-
-            return held_out_accuracy(guided, batches, vae, count=PROBED, steps=25)
+            teacher = flow.guided_by_captions(net, empty, paper.GUIDANCE)
+            return held_out_accuracy(teacher, batches, vae, guidance=1.0)
 
         fit(
             Stage("flow", recipe.flow_steps, 1.2e-3, cooldown=0.35, ema=0.999),
             out,
             {"transformer": net},
-            lambda step: tf.flow_loss(net, *batches.at(step, "flow"), empty),
+            lambda step: flow.flow_loss(net, *batches.at(step, "flow"), empty),
             probe,
         )
         _finish(out / "flow", net.save_pretrained)
@@ -290,48 +301,41 @@ def train_flow(out: Path, recipe: Pretrain, batches: Batches, vae: AutoencoderKL
 
 
 def train_guidance(
-    out: Path, recipe: Pretrain, batches: Batches, vae: AutoencoderKL, flow: FluxTransformer2DModel
+    out: Path, recipe: Pretrain, batches: Batches, vae: AutoencoderKL, frozen: FluxTransformer2DModel
 ) -> FluxTransformer2DModel:
     if not (out / "transformer").exists():
         net, empty = FluxTransformer2DModel.from_pretrained(out / "flow"), batches.empty()
 
         def probe() -> dict[str, float]:
-            def at(x: Tensor, sigma: Tensor, cond: tf.Conditioning) -> Tensor:
-                return tf.velocity(net, x, sigma, cond, torch.full((len(x),), 3.5))
-
-            return held_out_accuracy(at, batches, vae, count=PROBED, steps=25)
+            return held_out_accuracy(flow.velocity_of(net), batches, vae, guidance=paper.GUIDANCE)
 
         fit(
             Stage("guidance", recipe.guidance_steps, 4e-4, cooldown=0.8, ema=0.995),
             out,
             {"transformer": net},
-            lambda step: tf.guidance_loss(net, flow, *batches.at(step, "guidance"), empty),
+            lambda step: flow.guidance_loss(net, frozen, *batches.at(step, "guidance"), empty),
             probe,
         )
         _finish(out / "transformer", net.save_pretrained)
     return _frozen(FluxTransformer2DModel.from_pretrained(out / "transformer"))
 
 
+@torch.no_grad()
 def held_out_accuracy(
-    velocity_at: Callable[[Tensor, Tensor, tf.Conditioning], Tensor],
-    batches: Batches,
-    vae: AutoencoderKL,
-    *,
-    count: int,
-    steps: int,
+    teacher: Teacher, batches: Batches, vae: AutoencoderKL, *, guidance: float, steps: int = 25
 ) -> dict[str, float]:
-    """Checker accuracy on held-out captions, for watching a training."""
-    prompts = sample_prompts(count, seed=3, split="test")
-    return accuracy(np.concatenate(list(_drawn(velocity_at, batches, vae, [p.text for p in prompts], steps))), prompts)
+    """Checker accuracy on `PROBED` held-out captions, for watching a training."""
+    prompts = sample_prompts(PROBED, seed=3, split="test")
+    texts = [prompt.text for prompt in prompts]
+    return accuracy(np.concatenate(list(_drawn(teacher, batches, vae, texts, guidance, steps))), prompts)
 
 
 def _drawn(
-    velocity_at: Callable, batches: Batches, vae: AutoencoderKL, texts: list[str], steps: int
+    teacher: Teacher, batches: Batches, vae: AutoencoderKL, texts: list[str], guidance: float, steps: int
 ) -> Iterator[np.ndarray]:
     for start in range(0, len(texts), 60):
-        cond = tf.embed(batches.t5, batches.clip, texts[start : start + 60])
-        shape = (len(cond[1]), tf.GRID**2, tf.TOKEN)
+        cond = flow.encode(batches.t5, batches.clip, texts[start : start + 60])
+        shape = (len(cond["pooled_projections"]), GRID**2, TOKEN)
         noise = torch.randn(shape, generator=torch.Generator().manual_seed(start))
-        x = tf.draw(lambda x, sigma, cond=cond: velocity_at(x, sigma, cond), noise, steps)
-        with torch.no_grad():
-            yield ae.to_images(ae.decode(vae, tf.unpack(x)))
+        x = euler(teacher, noise, flow.at_guidance(cond, guidance), step_grid(steps))
+        yield ae.to_images(ae.decode(vae, folded(x, [GRID, GRID], PATCH)))

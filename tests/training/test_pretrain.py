@@ -5,14 +5,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers import FluxPipeline
 from torch import Tensor, nn
 
-from arcflow.world import teacher as tf
+from arcflow.families.conditioning import repeat
+from arcflow.training import flow
+from arcflow.training.pretrain import Batches, Pretrain, Stage, fit, train_teacher
 from arcflow.world.autoencoder import autoencoder_loss, build_autoencoder, plain_map, scenes
-from arcflow.world.pretrain import Batches, Pretrain, Stage, fit, train_teacher
 from arcflow.world.scene import Object, Scene, sample_prompts
-from arcflow.world.teacher import load_teacher
+from arcflow.world.teacher import build_transformer, load_teacher
 from arcflow.world.text import (
     MAX_LENGTH,
     VOCABULARY,
@@ -33,22 +33,17 @@ def test_every_caption_is_known_words_and_fits() -> None:
     assert (ids == VOCABULARY["</s>"]).sum(1).eq(1).all()
 
 
-def test_latents_are_packed_as_the_pipeline_packs_them() -> None:
-    z = torch.randn(3, 8, 8, 8)
-    assert torch.equal(tf.pack(z), FluxPipeline._pack_latents(z, 3, 8, 8, 8))
-
-
 def test_guidance_of_one_is_the_captioned_velocity_and_of_zero_the_empty_one() -> None:
     torch.manual_seed(0)
-    net = tf.build_transformer()
+    net, t5, clip = build_transformer(), build_t5(), build_clip()
     for p in net.parameters():  # its output starts at zero
         nn.init.normal_(p, std=0.05)
     x, sigma = torch.randn(2, 16, 32), torch.full((2,), 0.5)
-    cond, empty = (torch.randn(2, 4, 64), torch.randn(2, 64)), (torch.randn(1, 4, 64), torch.randn(1, 64))
+    cond, empty = (flow.encode(t5, clip, texts) for texts in (["a red ring", "two blue squares"], [""]))
     with torch.no_grad():
-        for scale, words in ((1.0, cond), (0.0, tuple(e.repeat(2, *[1] * (e.ndim - 1)) for e in empty))):
-            got = tf.guided_velocity(net, x, sigma, cond, empty, torch.full((2,), scale))
-            expected = tf.velocity(net, x, sigma, words, torch.ones(2))
+        for scale, words in ((1.0, cond), (0.0, repeat(empty, 2))):
+            got = flow.guided_by_captions(net, empty, torch.full((2,), scale))(x, sigma, flow.at_guidance(cond, 1.0))
+            expected = flow.velocity_of(net)(x, sigma, flow.at_guidance(words, 1.0))
             assert expected.std() > 0.1
             torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
 
@@ -68,11 +63,6 @@ def test_the_plain_map_keeps_background_place_shape_and_color_apart() -> None:
     assert (row, column) == (44 // 8, 20 // 8)
 
 
-def test_tokens_unpack_to_the_latents_they_were() -> None:
-    z = torch.randn(2, 8, 8, 8)
-    assert torch.equal(tf.unpack(tf.pack(z)), z)
-
-
 @pytest.mark.slow
 def test_each_stage_reaches_all_the_parameters_it_trains() -> None:
     torch.manual_seed(0)
@@ -80,9 +70,9 @@ def test_each_stage_reaches_all_the_parameters_it_trains() -> None:
     text_loss(t5, clip, probes, prompts, tokenize(build_tokenizer(), [p.text for p in prompts])).backward()
     vae = build_autoencoder()
     autoencoder_loss(vae, torch.rand(2, 3, 64, 64), plain_map(scenes(2, "pictures"))).backward()
-    net = tf.build_transformer()
+    net = build_transformer()
     batches = Batches(torch.randn(4, 16, 32), ["a ring"] * 4, t5, clip, 4)
-    tf.flow_loss(net, *batches.at(0, "flow"), batches.empty()).backward()
+    flow.flow_loss(net, *batches.at(0, "flow"), batches.empty()).backward()
     for module in (probes, vae, net):
         assert [name for name, p in module.named_parameters() if p.grad is None] == []
 
@@ -95,7 +85,7 @@ def test_an_epoch_shows_every_scene_once() -> None:
 
 
 def test_an_interrupted_stage_ends_in_the_same_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("arcflow.world.pretrain.SAVE_EVERY", 0.0)
+    monkeypatch.setattr("arcflow.training.pretrain.SAVE_EVERY", 0.0)
     stage = Stage("line", steps=12, rate=0.1, ema=0.9)
 
     def run(out: Path, die_at: int | None = None) -> Tensor:
@@ -118,8 +108,8 @@ def test_an_interrupted_stage_ends_in_the_same_bits(tmp_path: Path, monkeypatch:
 
 @pytest.mark.long
 def test_all_stages_one_after_the_other_with_their_probes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("arcflow.world.pretrain.SAVE_EVERY", 0.0)
-    monkeypatch.setattr("arcflow.world.pretrain.PROBED", 6)
+    monkeypatch.setattr("arcflow.training.pretrain.SAVE_EVERY", 0.0)
+    monkeypatch.setattr("arcflow.training.pretrain.PROBED", 6)
     short = Pretrain(text_steps=2, autoencoder_steps=2, scenes=256, flow_steps=2, guidance_steps=2, decoder_steps=2)
     folder = train_teacher(tmp_path, short)
     image = load_teacher(folder)("a ring", height=64, width=64, num_inference_steps=1, max_sequence_length=16)
