@@ -3,6 +3,8 @@
 import hashlib
 import json
 import re
+import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -72,6 +74,13 @@ def test_what_cannot_be_exported_is_said_before_anything_is_loaded(words, said, 
     words = words if "--adapter" in words else ("--adapter", "world", *words)
     assert said in refused(capsys, *words, "--out", tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_an_adapter_is_not_exported_over_itself(tmp_path, capsys) -> None:
+    own = Path(shutil.copytree(open.adapter_of("world", "world"), tmp_path / "adapter"))
+    before = {path.name: path.read_bytes() for path in own.iterdir()}
+    assert "is the adapter's own folder" in refused(capsys, "--adapter", own, "--out", own / ".." / "adapter")
+    assert {path.name: path.read_bytes() for path in own.iterdir()} == before
 
 
 def test_a_student_of_several_steps_leaves_as_a_lora_at_the_least_of_them(flux, tmp_path) -> None:

@@ -100,6 +100,11 @@ class Export:
         from arcflow.student.formats import check_published
 
         info = found.info
+        if self.out.resolve() == found.weights.parent.resolve():
+            raise ValueError(
+                f"--out {self.out} is the adapter's own folder, whose record has what is not published (where its base "
+                f"lies): expected another one; give --out"
+            )
         if self.layout in ("lora", "merged") and info.targets == "full":
             raise ValueError(
                 f"every weight of {self.adapter} is trained, which is no LoRA: expected --layout arcflow or file"
