@@ -2,6 +2,8 @@
 
     arcflow demo      distill the shipped small teacher, compare, write a report
     arcflow train     distill with a recipe: world, world-quick, flux, flux-24gb, qwen-image, ...
+    arcflow recipes   what a training costs: card, memory, hours
+    arcflow prompts   a list of diverse prompts to train on
     arcflow cache     embeddings of prompts on disk: make, verify
     arcflow serve     an images server in OpenAI's protocol, with a page
     arcflow sample    prompts to PNG files in a few steps
@@ -11,14 +13,18 @@
     arcflow export    an adapter in either layout, with a model card; on the Hub if wanted
     arcflow world     the built-in world: render, check, train and score its teacher
     arcflow doctor    what is here, what is missing, how to get it
+    arcflow completion  names of commands and options for the shell
 
 Nothing heavy is imported before a command runs, so help is instant. What a user can put right is told in a sentence,
 without a traceback (`python -X dev -m arcflow.cli ...` shows it). Exit codes: 1 for an error, 2 for a command line that
 is none, 130 and 143 for Ctrl-C and SIGTERM.
 """
 
+import contextlib
 import difflib
+import io
 import os
+import re
 import signal
 import sys
 from collections.abc import Sequence
@@ -31,11 +37,15 @@ from arcflow import __version__
 from arcflow.commands.cache import CacheCommand
 from arcflow.commands.claims import Claims
 from arcflow.commands.compare import Compare
+from arcflow.commands.completion import Completion
 from arcflow.commands.demo import Demo
 from arcflow.commands.doctor import Doctor
 from arcflow.commands.evaluate import Evaluate
 from arcflow.commands.examples import examples
 from arcflow.commands.export import Export
+from arcflow.commands.given import completed
+from arcflow.commands.prompts import PromptList
+from arcflow.commands.recipes import Recipes
 from arcflow.commands.sample import Sample
 from arcflow.commands.serve import Serve
 from arcflow.commands.spelling import foreign, modern
@@ -47,6 +57,8 @@ from arcflow.system.signals import end_with_parent
 Command = (
     Annotated[Demo, subcommand("demo")]
     | Annotated[Train, subcommand("train")]
+    | Annotated[Recipes, subcommand("recipes")]
+    | Annotated[PromptList, subcommand("prompts")]
     | Annotated[CacheCommand, subcommand("cache")]
     | Annotated[Sample, subcommand("sample")]
     | Annotated[Serve, subcommand("serve")]
@@ -56,6 +68,7 @@ Command = (
     | Annotated[Export, subcommand("export")]
     | Annotated[World, subcommand("world")]
     | Annotated[Doctor, subcommand("doctor")]
+    | Annotated[Completion, subcommand("completion")]
 )
 COMMANDS: dict[str, type] = {one.__metadata__[0].name: one.__origin__ for one in get_args(Command)}
 """Every command by its name."""
@@ -87,15 +100,33 @@ def parsed(words: Sequence[str]) -> Any:
     """The command that a line asks for. Only the one that is named reads its options, so that hints are about it."""
     name = words[0] if words else ""
     summary = "Few-step text-to-image: distill a flow-matching model so that two network calls draw what took fifty."
+    said = io.StringIO()
     try:
-        if name in COMMANDS:
-            kind, rest = COMMANDS[name], words[1:]
-            return tyro.cli(kind, prog=f"arcflow {name}", args=rest, config=(OmitSubcommandPrefixes,))
-        return tyro.cli(Command, prog="arcflow", description=summary, args=words, config=(OmitSubcommandPrefixes,))
+        with contextlib.redirect_stderr(said):
+            if name in COMMANDS:
+                kind, rest = COMMANDS[name], words[1:]
+                return tyro.cli(kind, prog=f"arcflow {name}", args=rest, config=(OmitSubcommandPrefixes,))
+            return tyro.cli(Command, prog="arcflow", description=summary, args=words, config=(OmitSubcommandPrefixes,))
     except SystemExit as stop:
         if stop.code == 0 and {"-h", "--help"} & set(words) and (shown := examples(name if name in COMMANDS else "")):
             print(f"\n{shown}", end="")
+        print(in_options(said.getvalue(), name), end="", file=sys.stderr)
         raise
+
+
+def in_options(text: str, command: str) -> str:
+    """What the parser says, in the user's spelling; a wrong value is one line without a box."""
+    if "Value error" not in text:
+        return text
+    plain = re.sub(r"\x1b\[[0-9;]*m|[\u2500-\u257f|]|^\+-.*$|-{3,}", "", text, flags=re.MULTILINE)
+    lines = [line.strip() for line in plain.splitlines()]
+    kept = " ".join(line for line in lines if line and "helptext" not in line and line != "Value error")
+    said = re.sub(r"^Error parsing \S+: ", "", kept)
+    said = re.sub(r"^(\w+(?:\.\w+)*) = ", lambda found: f"--{found[1].replace('_', '-')} = ", said)
+    said = re.sub(r"set model\.lora to False", "say --model.no-lora", said)
+    words = r"(?<![\w.-])((?:model|distill|data|optim)\.\w+)"
+    said = re.sub(words, lambda found: f"--{found[1].replace('_', '-')}", said)
+    return f"arcflow {command}: {said}\nAll options: arcflow {command} --help\n"
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -106,7 +137,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(f"arcflow {__version__}")
         return
     words, old = modern(words)
-    for name in old:
+    try:
+        words, more = completed(words)
+    except ValueError as error:
+        print(f"arcflow: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    for name in old + more:
         print(f"arcflow {words[0]}: {name}", file=sys.stderr)
     if message := did_you_mean(words) or foreign(words):
         print(message, file=sys.stderr)

@@ -168,6 +168,10 @@ RECIPES = {
 """By the names they have on the command line."""
 
 
+SCHEDULE = ("optim.warmup", "optim.cooldown_iterations", "distill.hold", "distill.decay")
+"""Lengths in iterations that follow `optim.iterations` when the command line makes a run shorter."""
+
+
 def _on_one_card(run: Run, **model: Any) -> Run:  # noqa: ANN401
     """Batches of 16, one sample at a time. The paper's authors: 8 to 16 converge, with a longer decay."""
     replace = dataclasses.replace
@@ -180,17 +184,27 @@ def _on_one_card(run: Run, **model: Any) -> Run:  # noqa: ANN401
     )
 
 
+def nearest(settings: Mapping[str, object]) -> str:
+    """Name of the recipe that differs in the fewest of these settings."""
+    wanted = flat(settings)
+    return min(RECIPES, key=lambda name: len(_differing(wanted, name)))
+
+
+def _differing(wanted: Mapping[str, object], recipe: str) -> dict[str, object]:
+    """Those of the settings that the recipe has otherwise."""
+    there = flat(json.loads(to_json(RECIPES[recipe]())))
+    return {name: value for name, value in wanted.items() if there.get(name, value) != value}
+
+
 def command(settings: Mapping[str, object]) -> str:
     """The command line that makes these settings (all of a run's, but `out`): the nearest recipe and what differs."""
-    wanted = flat(settings)
-
-    def differing(recipe: str) -> dict[str, object]:
-        there = flat(json.loads(to_json(RECIPES[recipe]())))
-        return {name: value for name, value in wanted.items() if there.get(name, value) != value}
-
-    recipe = min(RECIPES, key=lambda name: len(differing(name)))
+    recipe = nearest(settings)
     words = ["arcflow", "train", recipe]
-    for name, value in differing(recipe).items():
+    wanted = flat(settings)
+    changed = _differing(wanted, recipe)
+    if "optim.iterations" in changed:  # a run that is shortened shortens what is not said
+        changed |= {name: wanted[name] for name in SCHEDULE if name in wanted}
+    for name, value in changed.items():
         option = name.replace("_", "-")
         if isinstance(value, bool):
             group, dot, last = option.rpartition(".")

@@ -85,7 +85,7 @@ def test_every_option_is_explained(words, capsys) -> None:
         (("trian",), "arcflow: no 'trian' here; did you mean 'train'?"),
         (("world", "rendr"), "arcflow world: no 'rendr' here; did you mean 'render'?"),
         (("train", "world_quik"), "did you mean 'world-quick'?"),
-        (("xyzzy",), "choose from demo, train, cache, sample, serve, evaluate, compare, claims, export, world, doctor"),
+        (("xyzzy",), f"choose from {', '.join(cli.COMMANDS)}"),
         (("demo", "--quik"), "--quick"),
         (("train", "world", "--optim.lrr", "1"), "--optim.lr"),
     ],

@@ -1,6 +1,6 @@
 """`arcflow compare`: few-step methods on one bench and one budget."""
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
@@ -14,7 +14,10 @@ class Compare:
     """Train few-step methods on one budget and say which are better, and by more than noise. Resumable, run by run."""
 
     quick: bool = False
-    """A taste of it in a few minutes: 2 calls, two trainings, a small budget, few prompts."""
+    """A taste of it in a few minutes: 2 calls, two trainings, a small budget, few prompts, in out/compare_quick. What
+    is given beside it is taken as it is."""
+    json: bool = False
+    """Print the results as JSON."""
     plan: Annotated[Plan, OmitArgPrefixes] = field(default_factory=Plan)
 
     def run(self) -> None:
@@ -24,24 +27,12 @@ class Compare:
         from arcflow.system.owner import owned
 
         keep_buffers()
-        plan = shorten(self.plan) if self.quick else self.plan
-        out = Path(plan.out)
+        plan, out = self.plan, Path(self.plan.out)
         with owned(out, "compares"):
             results = compare(plan)
             write_ranking(out / f"{plan.study}.html", results, out)
+        if self.json:
+            print((out / f"{plan.study}.json").read_text("utf-8"), end="")
+            return
         print(short_table(results).text())
         print(f"report: {out / plan.study}.html\nnumbers: {out / plan.study}.json")
-
-
-def shorten(plan: Plan) -> Plan:
-    """The same plan, just long enough to see that every method trains and samples."""
-    return replace(
-        plan,
-        out=f"{plan.out}_quick",
-        calls=(2,),
-        seeds=2,
-        budget=12_000,
-        prompts=1024,
-        count=96,
-        alike=8,
-    )

@@ -4,11 +4,12 @@ Every line that finds something wrong ends in the command that puts it right. To
 the report comes also when the installation is what is broken."""
 
 import importlib.util
+import json
 import os
 import platform
 import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -134,10 +135,16 @@ def _assets() -> Iterator[Finding]:
 class Doctor:
     """Report versions, devices and memory, and say what is missing and how to get it."""
 
-    model: Literal["flux", "qwen_image", "flux2"] | None = None
+    model: Literal["flux", "qwen-image", "qwen_image", "flux2"] | None = None
     """Say instead how this large model fits cards of 12 to 80 GB."""
+    json: bool = False
+    """Print the report as JSON."""
 
     def run(self) -> None:
         if self.model:
-            return fit(self.model, print)
+            return fit(self.model.replace("-", "_"), print)
+        if self.json:
+            findings = [*_system(), *_packages(), *_devices(), *_assets()]
+            print(json.dumps([asdict(one) for one in findings], indent=2))
+            raise SystemExit(1 if any(one.remedy and one.required for one in findings) else 0)
         raise SystemExit(0 if diagnose(print) else 1)

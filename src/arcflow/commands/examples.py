@@ -8,9 +8,13 @@ EXAMPLES = {
         "arcflow doctor",
     ),
     "demo": ("arcflow demo", "arcflow demo --quick --out out/taste"),
+    "recipes": ("arcflow recipes", "arcflow recipes --json"),
+    "compare": ("arcflow compare --quick", "arcflow compare --only arcflow linear --trainings 5 --out out/two"),
+    "completion": ("arcflow completion bash > ~/.arcflow-completion",),
     "train": (
         "arcflow train world-quick --out runs/mine",
         "arcflow train flux --data.prompts prompts.txt --out runs/flux",
+        "arcflow train --config runs/mine/run.json --out runs/again",
         "arcflow train flux --help",
     ),
     "sample": (
@@ -41,4 +45,8 @@ EXAMPLES = {
 def examples(command: str) -> str:
     """The examples of a command, as they are printed; empty if it has none."""
     lines = "".join(f"  {line}\n" for line in EXAMPLES.get(command, ()))
-    return f"examples:\n{lines}" if lines else ""
+    shown = f"examples:\n{lines}" if lines else ""
+    return shown + (CONFIG if command else "")
+
+
+CONFIG = "--config FILE reads settings from YAML or JSON (a run.json, say); what stands on the line goes before it.\n"

@@ -1,5 +1,6 @@
 """`arcflow sample`: prompts to PNG files."""
 
+import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +29,8 @@ class Sample:
     """Seed of the noise, by default 0; may be given several times, every prompt is drawn with each of them."""
     out: Path = Path("out/samples")
     """Folder for the images and manifest.jsonl."""
+    json: bool = False
+    """Print what was drawn as JSON."""
     subject: Annotated[Subject, OmitArgPrefixes] = Subject()
     drawing: Annotated[Drawing, OmitArgPrefixes] = Drawing()
     machine: Annotated[Machine, OmitArgPrefixes] = Machine()
@@ -52,7 +55,7 @@ class Sample:
             raise ValueError("--shards are written by Ray's workers: expected --ray with it, or --out FOLDER")
         setup = settle(self.subject, self.drawing, self.machine)
         recipes = setup.recipes(rows, self.seed or (0,))
-        from arcflow.sampling.folder import sample_folder, share_of_work, to_draw
+        from arcflow.sampling.folder import read_manifest, sample_folder, share_of_work, to_draw
         from arcflow.sampling.generate import euler
         from arcflow.system.owner import owned_share
 
@@ -62,6 +65,10 @@ class Sample:
                 pipe = setup.open()
                 with nullcontext() if setup.adapter else euler(pipe):
                     new = sample_folder(pipe, recipes, self.out, batch_size=self.machine.batch, share=share)
+        if self.json:
+            listed = [record for record in read_manifest(self.out) if record["file"] in {one.file for one in recipes}]
+            print(json.dumps({"folder": str(self.out), "new": len(new), "images": listed}, indent=2))
+            return
         for path in new:
             print(path)
         wanted = len(set(recipes))

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 RENAMED = {
     "sample": {"--seeds": "--seed"},
     "evaluate": {"--seeds": "--images", "--pictures": "--images"},
+    "compare": {"--seeds": "--trainings", "--prompts": "--captions", "--pictures": "--images"},
 }
 """By command: an option's name in version 0.1, and its name now."""
 

@@ -3,6 +3,7 @@
 import json
 import shlex
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import tyro
@@ -32,6 +33,7 @@ class Train:
 
     def run(self) -> None:
         config.check(self.processes >= 1, "processes", self.processes, "1 or more", "leave it out for one")
+        _check_lists(self.recipe.data)
         if self.processes > 1:
             code = train_together(self.recipe, self.processes)
             if code:
@@ -47,7 +49,19 @@ class Train:
             folder = train(self.recipe)
         except Stopped as stopped:  # the loop has said how to go on
             raise SystemExit(stopped.code) from None
-        print(f"adapter: {folder / 'adapter'}")
+        if (folder / "adapter").is_dir():
+            told = "" if self.recipe.model.base == SHIPPED else f" --model {self.recipe.model.base}"
+            print(f"adapter: {folder / 'adapter'}")
+            print(f"look at it: arcflow evaluate{told} --adapter {folder / 'adapter'}")
+
+
+def _check_lists(data: config.Data) -> None:
+    """Refuse a list of prompts that is not there, before torch is imported."""
+    for option, name in (("--data.prompts", data.prompts), ("--data.held-out", data.held_out)):
+        if name and name.lower().endswith(config.PROMPT_FILES) and not Path(name).exists():
+            raise ValueError(
+                f"{option}: no prompt file {name!r}; `arcflow prompts --out {name}` writes one to begin with"
+            )
 
 
 def train_together(run: config.Run, count: int) -> int:

@@ -1,7 +1,9 @@
 """The rules of a comparison: who takes part, at how many calls, with how many trainings, on which budget."""
 
 from dataclasses import asdict, dataclass
-from typing import Literal
+from typing import Annotated, Literal
+
+from tyro.conf import arg
 
 from arcflow import recipes
 from arcflow.config import Device, check
@@ -39,7 +41,7 @@ class Plan:
     """Names of those that are wanted; none: all of the study."""
     calls: tuple[int, ...] = (1, 2, 4, 8)
     """Numbers of network calls."""
-    seeds: int = 3
+    seeds: Annotated[int, arg(name="trainings")] = 3
     """Trainings of each, from which the intervals come."""
     budget: int = USUAL.forwards
     """Forward-equivalents of one training: samples once through the transformer; a backward pass counts two."""
@@ -49,13 +51,13 @@ class Plan:
     """AdamW's rate, unless an entrant has its own."""
     rank: int = USUAL.run.model.rank
     """Rank of the LoRA, on all Linears."""
-    prompts: int = USUAL.run.data.count
+    prompts: Annotated[int, arg(name="captions")] = USUAL.run.data.count
     """Training captions."""
     count: int = HELD_OUT
     """Held-out captions, one image of each."""
     alike: int = 32
     """Held-out captions that are drawn more than once, for the diversity."""
-    pictures: int = 4
+    pictures: Annotated[int, arg(name="images")] = 4
     """Images of each caption that is drawn more than once."""
     model: str = "world"
     """The teacher; "world" is the shipped one."""
@@ -76,6 +78,9 @@ class Plan:
         check(known, "calls", self.calls, "numbers of 1 or more", "say 1 2 4 8")
 
 
+NAMES = {"seeds": "trainings", "prompts": "captions", "pictures": "images"}
+"""Options that have another name than their field, for in other commands these words mean something else."""
+
 MAIN = 2
 """The number of calls at which methods are ranked."""
 
@@ -87,5 +92,5 @@ def command(plan: Plan) -> str:
     """The command line that does the same again."""
     usual = asdict(Plan())
     changed = {k: v for k, v in asdict(plan).items() if v != usual[k] and k not in ("out", "workers", "device")}
-    words = [f"--{k} {' '.join(map(str, v)) if isinstance(v, tuple) else v}" for k, v in changed.items()]
+    words = [f"--{NAMES.get(k, k)} {' '.join(map(str, v)) if isinstance(v, tuple) else v}" for k, v in changed.items()]
     return " ".join(["arcflow compare", *words])

@@ -1,0 +1,115 @@
+"""`arcflow recipes`: what a training needs and costs, before it is spent."""
+
+import json
+from dataclasses import asdict, dataclass
+
+from arcflow import recipes
+
+SECONDS = 4.45
+"""Seconds of an H100 for a sample of FLUX.1 at 1024 x 1024: benchmarks/results/on_gpu.md, on the student's own path."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cost:
+    """What a recipe asks for."""
+
+    recipe: str
+    base: str
+    card: str
+    gigabytes: float | None
+    """Memory of one card, computed at the true shapes (benchmarks/training_memory.py); None on CPU cores."""
+    iterations: int
+    batch: int
+    hours: float | None
+    """Hours of one such card (of two CPU cores for the small world); None where nobody has timed it."""
+    unit: str
+    measured: str
+    """What the hours come from."""
+
+    @property
+    def tenth(self) -> str:
+        """What a tenth of the iterations takes."""
+        return "not timed" if self.hours is None else _hours(self.hours / 10)
+
+
+CARDS = {
+    "world": ("two CPU cores", None),
+    "world-quick": ("two CPU cores", None),
+    "flux": ("80 GB, several", 51.3),
+    "flux-48gb": ("48 GB", 41.2),
+    "flux-24gb": ("24 GB", 20.3),
+    "qwen-image": ("80 GB, several", 68.1),
+    "qwen-image-48gb": ("48 GB", 35.3),
+}
+"""Card and memory by recipe, as in docs/training.md; a recipe that stands not here has none that was looked at."""
+
+HOURS = {
+    "world": (75 / 60, "this recipe, on two cores"),
+    "world-quick": (8 / 60, "this recipe, on two cores"),
+}
+"""Hours of recipes that were timed as a whole."""
+
+
+def costs() -> list[Cost]:
+    """The cost of every recipe, in their order."""
+    found = []
+    for name, make in recipes.RECIPES.items():
+        run = make()
+        card, gigabytes = CARDS.get(name, ("not tried", None))
+        hours, measured = HOURS.get(name, (None, "not timed"))
+        if run.model.base.endswith("FLUX.1-dev") and run.model.quantize == "none":
+            hours = run.optim.iterations * run.optim.batch * SECONDS / 3600
+            measured = f"{SECONDS} s a sample of flux-48gb on an H100, random weights, times the samples"
+        row = Cost(
+            recipe=name,
+            base=run.model.base,
+            card=card,
+            gigabytes=gigabytes,
+            iterations=run.optim.iterations,
+            batch=run.optim.batch,
+            hours=hours,
+            unit="hours" if run.model.base == "world" else "GPU-hours",
+            measured=measured,
+        )
+        found.append(row)
+    return found
+
+
+def _hours(hours: float) -> str:
+    return f"{60 * hours:.0f} min" if hours < 2 else f"{float(f'{hours:.2g}'):,.0f} h"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipes:
+    """List the recipes of `arcflow train`: card, memory, GPU-hours, and what the hours were measured on."""
+
+    json: bool = False
+    """Print JSON."""
+
+    def run(self) -> None:
+        from arcflow.reports.table import Line, Table
+
+        found = costs()
+        if self.json:
+            print(json.dumps([asdict(one) for one in found], indent=2))
+            return
+        rows = [
+            Line.of(
+                one.recipe,
+                one.card,
+                f"{one.gigabytes:.0f} GB" if one.gigabytes else "-",
+                f"{one.iterations} x {one.batch}",
+                "not timed" if one.hours is None else _hours(one.hours),
+                one.tenth,
+            )
+            for one in found
+        ]
+        print(Table(["", "card", "memory", "iterations x batch", "GPU-hours", "a tenth"], rows).text())
+        print("\nGPU-hours are those of one H100; of two CPU cores for world and world-quick. Measured on:")
+        for one in found:
+            if one.hours is not None:
+                print(f"  {one.recipe:<16} {one.measured}")
+        print(
+            "A tenth: --optim.iterations N; the schedule is shortened with it. Nobody has trained the real weights with"
+        )
+        print("these recipes yet: what a tenth gives on FLUX is not known.")
