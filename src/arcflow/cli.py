@@ -151,6 +151,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         os.environ.setdefault(f"{library}_VERBOSITY", "error")
     try:
         command = parsed(words)
+        if isinstance(command, Completion):
+            parsed(["--tyro-print-completion", command.shell])
         command.run()
         sys.stdout.flush()
     except BrokenPipeError:  # whoever read what is printed has had enough, as `head` has
