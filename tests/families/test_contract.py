@@ -15,10 +15,10 @@ from arcflow import ArcFlowScheduler, families, student
 from arcflow.families import network, weights
 from arcflow.sampling import generate
 from arcflow.student import adapter, layers, views
-from tests.support.families import ALL, EXACT, FRAMES, side
+from tests.support.families import ALL, EXACT, FRAMES, SHIFT, OnOurGrid, side
 from tests.support.pipelines import fresh, perturb
 
-PROMPT, SHIFT = "a red cube", 3.2
+PROMPT = "a red cube"
 pytestmark = pytest.mark.filterwarnings("ignore:`FluxPosEmbed` is deprecated:FutureWarning")
 
 WORDS = 16
@@ -44,18 +44,6 @@ def pipe(request, made):
 @pytest.fixture
 def family(pipe):
     return families.family_of(pipe.transformer)
-
-
-class OnOurGrid(FlowMatchEulerDiscreteScheduler):
-    """Euler's own steps on the grid of a student, whatever the pipeline hands over."""
-
-    def set_timesteps(self, num_inference_steps=None, device=None, sigmas=None, mu=None, timesteps=None):
-        count = num_inference_steps or len(sigmas)
-        ours = ArcFlowScheduler(shift=SHIFT)
-        ours.set_timesteps(count)
-        self.sigmas, self.timesteps = ours.sigmas, ours.timesteps
-        self.num_inference_steps = count
-        self._step_index = self._begin_index = None
 
 
 class Noting(FlowMatchEulerDiscreteScheduler):

@@ -48,6 +48,7 @@ from transformers import (
     T5EncoderModel,
 )
 
+from arcflow import ArcFlowScheduler
 from tests.support.pipelines import (
     PIPELINES,
     SHAPE,
@@ -393,6 +394,21 @@ FRAMES = {"wan": 5, "ltx": 9}
 
 EXACT: dict[str, dict[str, Any]] = {"qwen_image_21": {"use_kv_cache": False}}
 """What a pipeline is told to call its network the same way in every step."""
+
+
+SHIFT = 3.2
+
+
+class OnOurGrid(FlowMatchEulerDiscreteScheduler):
+    """Euler's own steps on the grid of a student, whatever the pipeline hands over."""
+
+    def set_timesteps(self, num_inference_steps=None, device=None, sigmas=None, mu=None, timesteps=None):
+        count = num_inference_steps or len(sigmas)
+        ours = ArcFlowScheduler(shift=SHIFT)
+        ours.set_timesteps(count)
+        self.sigmas, self.timesteps = ours.sigmas, ours.timesteps
+        self.num_inference_steps = count
+        self._step_index = self._begin_index = None
 
 
 def side(family: str) -> int:

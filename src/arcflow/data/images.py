@@ -21,7 +21,7 @@ def read_image(path: str | Path) -> UInt8[np.ndarray, "rows columns 3"]:
     return np.asarray(_seen(path))
 
 
-def read_images(paths: Sequence[str], size: tuple[int, int]) -> UInt8[np.ndarray, "batch height width 3"]:
+def read_images(paths: Sequence[str], size: tuple[int, ...]) -> UInt8[np.ndarray, "batch height width 3"]:
     """Images of one size (height, width), cut from the middle of the files. Raises ValueError as `read_image`."""
     filled = [ImageOps.fit(_seen(path), (size[1], size[0]), Image.Resampling.LANCZOS) for path in paths]
     return np.stack([np.asarray(image) for image in filled])

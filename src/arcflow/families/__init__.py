@@ -33,6 +33,18 @@ FAMILIES = (
 """Every backbone that can be a student."""
 
 
+UNCARRIED = {
+    "CogView4Transformer2DModel": "its time is no function of the noise level",
+    "GlmImageTransformer2DModel": "its time is no function of the noise level",
+    "MochiTransformer3DModel": "it runs from the image to the noise, on a schedule of its own",
+    "CosmosTransformer3DModel": "its network gives no velocity, it is scaled by the noise level",
+    "StableAudio3DiTModel": "a convolution behind its last layer mixes channels",
+    "AceStepTransformer1DModel": "its last layer is no Linear",
+    "LTX2VideoTransformer3DModel": "video and sound leave by two heads",
+}
+"""Transformers that have no row, and why: docs/families.md."""
+
+
 def named(name: str) -> Family:
     """The family of this name."""
     return next(family for family in FAMILIES if family.name == name)
@@ -44,7 +56,9 @@ def family_of(transformer: nn.Module) -> Family:
         if any(base.__name__ == family.transformer for base in type(transformer).__mro__):
             return family
     supported = ", ".join(family.transformer for family in FAMILIES)
+    name = type(transformer).__name__
+    why = f" ({UNCARRIED[name]})" if name in UNCARRIED else ""
     raise ValueError(
-        f"{type(transformer).__name__} is not a supported backbone; expected one of {supported}. "
+        f"{name} is not a supported backbone{why}; expected one of {supported}. "
         f"Pass the pipeline's `transformer`, or add a row to arcflow.families.FAMILIES."
     )

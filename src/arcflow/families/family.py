@@ -149,6 +149,8 @@ class Family:
     """Whether noise is drawn as pixels and packed into tokens; else its channels are the tokens'."""
     told: Mapping[str, bool] = field(default_factory=dict)
     """What its pipelines are told besides, so that they draw a prompt as it was distilled."""
+    frames: int = 1
+    """Frames of a video that its pipelines draw unless told another number."""
     compression: Callable[[DiffusionPipeline], tuple[int, ...]] = spatial
     """(pipe) -> pixels, and frames, along the sides of a latent pixel."""
     sizes: tuple[str, ...] = SIZES

@@ -37,10 +37,6 @@ def _places(text: Cond, frames: int, rows: int, columns: int) -> Cond:
     return {"img_cells": torch.tensor([[frames, rows, columns]] * len(text["encoder_hidden_states"]))}
 
 
-def _text_length(pipe: DiffusionPipeline) -> int:
-    return 128
-
-
 def _to_vae(pipe: DiffusionPipeline, latents: Tensor) -> Tensor:
     vae = pipe.vae
     mean, std = (v.to(latents)[:, None, None, None] for v in (vae.latents_mean, vae.latents_std))
@@ -70,7 +66,7 @@ LTX = Family(
     arguments=_arguments,
     encode=_encode,
     places=_places,
-    text_length=_text_length,
+    text_length=lambda pipe: 128,
     to_vae=_to_vae,
     from_vae=_from_vae,
     patch=(1, 1, 1),
@@ -78,6 +74,7 @@ LTX = Family(
     time=(0.0, 1000.0),
     clock=("timestep", 2),
     compression=lambda pipe: COMPRESSION,
+    frames=161,
     scale=3.0,
     sizes=("num_layers", "num_attention_heads", "attention_head_dim", "in_channels", "caption_channels"),
 )

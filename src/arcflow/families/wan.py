@@ -47,6 +47,7 @@ WAN = Family(
     time=(0.0, 1000.0),
     clock=("timestep", 1),
     compression=_compression,
+    frames=81,
     scale=5.0,
     sizes=(
         "num_layers",

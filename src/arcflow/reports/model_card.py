@@ -46,7 +46,10 @@ LICENSES: dict[str, dict[str, str]] = {
         "license_name": "flux-dev-non-commercial-license",
         "license_link": "https://huggingface.co/black-forest-labs/FLUX.2-dev/blob/main/LICENSE.txt",
     },
+    "black-forest-labs/FLUX.2-klein-base-4B": {"license": "apache-2.0"},
     "Qwen/Qwen-Image": {"license": "apache-2.0"},
+    "Qwen/Qwen-Image-2512": {"license": "apache-2.0"},
+    "Tongyi-MAI/Z-Image": {"license": "apache-2.0"},
     "world": {"license": "apache-2.0"},
 }
 """What an adapter inherits from its base."""

@@ -22,26 +22,37 @@ from arcflow.student.build import exchange, remove
 from arcflow.student.formats import AdapterInfo
 from arcflow.student.span import Meant
 
+NETWORKS = ("transformer", "transformer_2")
+"""Parts of a pipeline that may carry a student; Wan 2.2 has two, one for each range of noise levels."""
 
-def attach(pipe: Any, path: str | Path, *, fuse: bool = False, guidance: bool = False) -> Any:
+
+def attach(
+    pipe: Any, path: str | Path, *, fuse: bool = False, guidance: bool = False, component: str = "transformer"
+) -> Any:
     """The same pipeline, sampling in a few steps: adapter on its transformer, `ArcFlowScheduler` in its place.
 
     `path` is a folder, or "owner/name" or "owner/name:subfolder" on the Hugging Face Hub. With `fuse` the LoRA is added
     into copies of the weights: faster, for their memory. True classifier-free guidance works, at two calls a step; as
     most students have learned a guided teacher already, it brings a warning unless `guidance` says that it is meant.
     Where a LoRA was part of the teacher, it has to be on the pipeline before; without one there is a warning.
+    `component` is the network that it goes on, where a pipeline has two: each takes an adapter of its own, and both
+    walk one grid.
 
     Raises:
         ValueError: the adapter does not fit, or cannot be put on this pipeline as it is now. Nothing is changed then.
     """
-    transformer, info = _transformer(pipe), read_info(path)
+    transformer, info = _transformer(pipe, component), read_info(path)
+    _check_grid(pipe, transformer, info)
     if info.teacher_lora and not layers.other_adapters(transformer):
         warnings.warn(
             f"{path} was distilled from its base with a LoRA on it, which this pipeline does not have (unless fused): "
             f"pipe.load_lora_weights({info.teacher_lora!r}) before attach, to draw what its teacher draws",
             stacklevel=2,
         )
-    state = draft_adapter(transformer, path)
+    try:
+        state = draft_adapter(transformer, path)
+    except ValueError as error:
+        raise _for_the_other(pipe, path, component) or error from None
     state.head.integrates = True
     state.meant = _meant(pipe, transformer, info, guidance)
     scheduler = ArcFlowScheduler(info.modes, info.shift, info.final_step_scale, info.pixels, trained_steps=info.fewest)
@@ -56,21 +67,57 @@ def attach(pipe: Any, path: str | Path, *, fuse: bool = False, guidance: bool = 
 
 def detach(pipe: Any) -> Any:
     """The pipeline as it was before `attach`, bit for bit; LoRAs that were loaded meanwhile stay."""
-    transformer = _transformer(pipe)
+    transformers = [_transformer(pipe, name) for name in NETWORKS if getattr(pipe, name, None) is not None]
+    transformer = next((one for one in transformers if hasattr(one, "_arcflow_stock")), transformers[0])
     if not isinstance(pipe.scheduler, ArcFlowScheduler) and not hasattr(transformer, "_arcflow_stock"):
         raise ValueError("no adapter is attached to this pipeline; arcflow.attach(pipe, path) puts one on.")
     stock = _stock(pipe.scheduler, transformer)
-    if layers.is_student(transformer):  # else a pipeline that shares the transformer was detached before
-        remove(transformer)
-        transformer.__dict__.pop("_arcflow_stock", None)
+    for one in transformers:
+        if layers.is_student(one):  # else a pipeline that shares the transformer was detached before
+            remove(one)
+            one.__dict__.pop("_arcflow_stock", None)
     pipe.scheduler = stock
     pipe.__dict__.pop("save_pretrained", None)
     return pipe
 
 
-def _transformer(pipe: object) -> ModelMixin:
-    """The pipeline's transformer, under `torch.compile`."""
-    transformer = getattr(pipe, "transformer", None)
+def _check_grid(pipe: Any, transformer: ModelMixin, info: AdapterInfo) -> None:
+    """Refuse an adapter for one of two networks that walks another grid than that of the other one."""
+    others = [layers.uncompiled(one) for name in NETWORKS if (one := getattr(pipe, name, None)) is not None]
+    now = pipe.scheduler
+    if not isinstance(now, ArcFlowScheduler) or not any(
+        layers.is_student(one) for one in others if one is not transformer
+    ):
+        return
+    if (now.shift, now.final_step_scale) != (info.shift, info.final_step_scale):
+        raise ValueError(
+            f"the adapter was trained at shift {info.shift:g}, that of the pipeline's other network at {now.shift:g}: "
+            f"both walk one grid; expected the same shift"
+        )
+
+
+def _for_the_other(pipe: object, path: str | Path, component: str) -> ValueError | None:
+    """What to say if an adapter does not fit one network of a pipeline, and fits the other one."""
+    for name in NETWORKS:
+        other = getattr(pipe, name, None)
+        if name == component or other is None:
+            continue
+        try:
+            draft_adapter(layers.uncompiled(other), path)
+        except ValueError:
+            continue
+        return ValueError(
+            f"{path} is an adapter for the pipeline's other network: expected one for {component!r}. Give "
+            f"component={name!r}."
+        )
+    return None
+
+
+def _transformer(pipe: object, component: str = "transformer") -> ModelMixin:
+    """A pipeline's transformer, under `torch.compile`."""
+    if component not in NETWORKS:
+        raise ValueError(f"component is {component!r}; expected one of {', '.join(map(repr, NETWORKS))}.")
+    transformer = getattr(pipe, component, None)
     if transformer is None or getattr(pipe, "scheduler", None) is None:
         raise ValueError(
             f"{type(pipe).__name__} is no pipeline with a transformer and a scheduler, as a student needs: give the "

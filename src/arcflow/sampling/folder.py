@@ -50,12 +50,17 @@ class Recipe:
     recipes of before, which nobody takes for one of today."""
     adapter_weights: str = ""
     lora_weights: str = ""
+    frames: int = 1
+    """Of a video, which is an animated PNG."""
 
     @property
     def file(self) -> str:
         """A readable name that differs whenever any part of the recipe does."""
         words = re.sub(r"[^a-z0-9]+", "-", self.prompt.lower()).strip("-")[:60].rstrip("-")
-        digest = hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:16]
+        parts = asdict(self)
+        if self.frames == 1:  # images have the names that they had before there were videos
+            del parts["frames"]
+        digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
         return f"{words or 'image'}-{self.seed}-{digest}.png"
 
 
@@ -166,8 +171,8 @@ def _trim(manifest: Path) -> None:
         files.write_text(manifest, text[: text.rfind("\n") + 1])
 
 
-def save_png(image: UInt8[np.ndarray, "height width 3"], recipe: Recipe, path: Path) -> None:
-    """Write a PNG whose text chunks are the recipe, whole or not at all."""
+def save_png(image: UInt8[np.ndarray, "*frames height width 3"], recipe: Recipe, path: Path) -> None:
+    """Write a PNG whose text chunks are the recipe, whole or not at all; of a video, an animated one."""
     files.write_bytes(path, png(image, recipe))
 
 

@@ -13,6 +13,7 @@ is missing.
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -38,8 +39,10 @@ Told = dict[str, float | int | list[str]]
 class Samples:
     """Images, the latents they were decoded from, and what they cost."""
 
-    images: UInt8[np.ndarray, "n rows columns 3"]
-    latents: Float[Tensor, "n tokens size"]
+    images: UInt8[np.ndarray, "n *frames rows columns 3"]
+    """Of a video model, videos."""
+    latents: Float[Tensor, "n *tokens size"]
+    """As the pipeline has them: tokens, or images."""
     nfe: int
     seconds: dict[str, float]
     """Wall time of each part of `PARTS` over all images."""
@@ -120,6 +123,7 @@ def generate(
     steps: int,
     height: int,
     width: int,
+    frames: int = 1,
     batch_size: int = 64,
     guidance: float | None = None,
     negative: str | None = None,
@@ -155,7 +159,7 @@ def generate(
         ):
             batch = slice(start, start + batch_size)
             told = _arguments(pipe, len(prompts[batch]), guidance, negative, true_cfg)
-            image, path = _call(pipe, prompts[batch], seeds[batch], steps, height, width, told)
+            image, path = _call(pipe, prompts[batch], seeds[batch], steps, (height, width, frames), told)
             images.append(np.round(image * 255).astype(np.uint8))
             latents.append(path[-1])
     nfe = meter.calls["transformer"] // len(images)
@@ -174,7 +178,7 @@ def trajectory(
 ) -> Float[Tensor, "steps tokens width"]:
     """The latents of one image after each step, without the noise it started from."""
     with _quiet(pipe):
-        _, path = _call(pipe, [prompt], [seed], steps, height, width, _arguments(pipe, 1, guidance))
+        _, path = _call(pipe, [prompt], [seed], steps, (height, width, 1), _arguments(pipe, 1, guidance))
     return torch.cat(path)
 
 
@@ -183,28 +187,43 @@ def _call(
     prompts: Sequence[str],
     seeds: Sequence[int],
     steps: int,
-    height: int,
-    width: int,
+    size: tuple[int, int, int],
     told: Told,
 ) -> tuple[np.ndarray, list[Tensor]]:
+    """Images in [0, 1], and the latents after each step; `size` is height, width and frames."""
     path: list[Tensor] = []
+    height, width, frames = size
+    video = {"num_frames": frames} if family_of(pipe.transformer).video else {}
+    with _kept(pipe, path):
+        # diffusers leaves `__call__` to each pipeline
+        output = pipe.__call__(
+            prompt=list(prompts),
+            height=height,
+            width=width,
+            num_inference_steps=steps,
+            generator=[torch.Generator("cpu").manual_seed(seed) for seed in seeds],
+            output_type="np",
+            **video,
+            **told,
+        )
+    return (output.frames if video else output.images)[..., :3], path
 
-    def keep(pipe: DiffusionPipeline, step: int, timestep: object, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        path.append(tensors["latents"].detach().float().cpu())
-        return {}
 
-    # diffusers leaves `__call__` to each pipeline
-    output = pipe.__call__(
-        prompt=list(prompts),
-        height=height,
-        width=width,
-        num_inference_steps=steps,
-        generator=[torch.Generator("cpu").manual_seed(seed) for seed in seeds],
-        output_type="np",
-        callback_on_step_end=keep,
-        **told,
-    )
-    return output.images, path
+@contextmanager
+def _kept(pipe: DiffusionPipeline, path: list[Tensor]) -> Iterator[None]:
+    """Keep the latents after each step: not every pipeline calls back, and every one asks its scheduler."""
+    step = pipe.scheduler.step
+
+    def noted(*given: Any, **named: Any) -> Any:  # noqa: ANN401 - as each scheduler has it
+        output = step(*given, **named)
+        path.append(output[0].detach().float().cpu())
+        return output
+
+    pipe.scheduler.step = noted
+    try:
+        yield
+    finally:
+        del pipe.scheduler.step
 
 
 def _arguments(

@@ -88,6 +88,7 @@ class Setup:
     steps: int
     height: int
     width: int
+    frames: int
     sized: bool
     """Whether that size was asked for."""
     guidance: float | None
@@ -177,6 +178,7 @@ class Setup:
             seed=seed,
             height=height,
             width=width,
+            frames=self.frames,
             version=__version__,
             fused=self.fused,
             model_weights=self.model_weights,
@@ -269,6 +271,7 @@ def settle(subject: Subject, drawing: Drawing, machine: Machine) -> Setup:
     height, width = size_of(subject.model, drawing.height, drawing.width)
     token = token_of(configs)
     check_side(token, height, width)
+    frames = _frames(drawing.frames, info, family, configs)
     short = fit.is_short(configs)
     if machine.fit in fit.SHORT and short:
         raise ValueError(
@@ -298,6 +301,7 @@ def settle(subject: Subject, drawing: Drawing, machine: Machine) -> Setup:
         steps=drawing.steps or (info.steps if info else TEACHER_STEPS),
         height=height,
         width=width,
+        frames=frames,
         sized=bool(drawing.height or drawing.width),
         guidance=guidance,
         negative_prompt=drawing.negative_prompt,
@@ -307,6 +311,26 @@ def settle(subject: Subject, drawing: Drawing, machine: Machine) -> Setup:
         fit=chosen,
         fused=bool(adapter) and (machine.fuse or free),
     )
+
+
+def _frames(given: int | None, info: "AdapterInfo | None", family: "Family", folder: Path) -> int:
+    """Frames to draw, completed by what the adapter was distilled on and what the model draws.
+
+    Raises:
+        ValueError: the model draws images, or its autoencoder makes no video of so many.
+    """
+    data = info.training.get("settings", {}).get("data", {}) if info else {}
+    frames = given or (data.get("frames") if family.video else None) or family.frames
+    if not family.video:
+        config.check(frames == 1, "--frames", frames, f"1: {family.name} draws images", "leave it out")
+        return frames
+    vae = _config(folder, "vae")
+    scaled = sum(map(bool, vae.get("spatio_temporal_scaling", (True, True))))
+    each = vae.get("scale_factor_temporal", 2**scaled)
+    fits = frames >= 1 and (frames - 1) % each == 0
+    near = 1 + each * max(1, round((frames - 1) / each))
+    config.check(fits, "--frames", frames, f"1 and a multiple of {each} more for this model", f"say {near}")
+    return frames
 
 
 def teacher_lora(given: str | None, wanted: str | None, adapter: str) -> str | None:
@@ -343,8 +367,11 @@ def _guidance(
         )
     if by_second_call and given is not None and (info or drawing.negative_prompt is not None):
         given, true_cfg = None, given
-    if drawing.negative_prompt is not None and true_cfg is not None and true_cfg <= 1:
-        raise ValueError(f"a negative prompt at scale {true_cfg:g} changes nothing: expected more than 1, say 4")
+    if drawing.negative_prompt is not None and true_cfg is not None and true_cfg <= family.off:
+        raise ValueError(
+            f"a negative prompt at scale {true_cfg:g} changes nothing: expected more than {family.off:g}, "
+            f"say {family.scale:g}"
+        )
     if given is None and info and embeds:
         given = info.guidance
     return given, true_cfg
@@ -362,7 +389,7 @@ def _configs_of(model: str) -> Path:
 
 def _family_of(folder: Path, model: str) -> "tuple[Family, bool]":
     """The family of a pipeline's folder, and whether its transformer embeds guidance."""
-    from arcflow.families import FAMILIES
+    from arcflow.families import FAMILIES, UNCARRIED
     from arcflow.system import hub
 
     with hub.explained(model):
@@ -372,18 +399,28 @@ def _family_of(folder: Path, model: str) -> "tuple[Family, bool]":
     family = next((family for family in FAMILIES if family.transformer == name), None)
     if family is None:
         known = ", ".join(family.transformer for family in FAMILIES)
-        raise ValueError(f"{model} has a transformer {name!r}: expected one of {known}")
+        why = f", which cannot be carried ({UNCARRIED[name]})" if name in UNCARRIED else ""
+        raise ValueError(f"{model} has a transformer {name!r}{why}: expected one of {known}")
     default = family.guidance is not None and name == "Flux2Transformer2DModel"
     return family, bool(inside.get("guidance_embeds", default))
 
 
 def token_of(folder: Path) -> int:
     """Pixels along a side of a token, by the autoencoder of a pipeline's folder; 16 where it does not tell."""
-    path = folder / "vae" / "config.json"
-    vae = json.loads(path.read_text("utf-8")) if path.is_file() else {}
+    vae = _config(folder, "vae")
+    if "scale_factor_spatial" in vae:
+        return 2 * vae["scale_factor_spatial"]
+    if "spatio_temporal_scaling" in vae:  # a token is one latent pixel there
+        return vae.get("patch_size", 4) * 2 ** sum(map(bool, vae["spatio_temporal_scaling"]))
     if "temperal_downsample" in vae:  # so spelt in diffusers
         return 2 * 2 ** len(vae["temperal_downsample"])
     return 2 * 2 ** (len(vae["block_out_channels"]) - 1) if "block_out_channels" in vae else 16
+
+
+def _config(folder: Path, part: str) -> dict[str, Any]:
+    """The configuration of a part of a pipeline's folder; empty if there is none."""
+    path = folder / part / "config.json"
+    return json.loads(path.read_text("utf-8")) if path.is_file() else {}
 
 
 def open_transformer(model: str, family: str) -> "diffusers.ModelMixin":

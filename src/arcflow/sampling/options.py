@@ -37,6 +37,8 @@ class Drawing:
     """Height in pixels; by default 64 for the shipped teacher, else 1024."""
     width: Annotated[int | None, unset("INT")] = None
     """Width in pixels; by default the height."""
+    frames: Annotated[int | None, unset("INT")] = None
+    """Frames of a video; by default what the adapter was distilled on, or the model draws."""
     guidance: Annotated[float | None, unset("FLOAT")] = None
     """Guidance; by default what the adapter was distilled with, or the model is meant for."""
     negative_prompt: Annotated[str | None, unset("STR")] = None

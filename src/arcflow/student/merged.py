@@ -51,6 +51,11 @@ def change_of(tensors: Mapping[str, Tensor], info: AdapterInfo) -> Change:
     if info.form == "coefficients":
         return Change(factors_of(tensors, info), stock_scheduler(info))
     family = next(family for family in FAMILIES if family.name == info.family)
+    if family.folds or family.sign != 1:
+        raise ValueError(
+            f"a mixture of {family.name} cannot be merged: its network folds what leaves the head into a picture. "
+            f"Export --layout arcflow or lora, or distill with model.form coefficients."
+        )
     parts = [f"{family.head}_{part}" for part in ("means", "logweights", "loggamma")]
     head = {
         f"{family.head}.{kind}": torch.cat([tensors[f"{part}.{kind}"].float() for part in parts])

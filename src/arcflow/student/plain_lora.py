@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from arcflow.families import FAMILIES
+from arcflow.families import named as named_family
 from arcflow.momentum import Mixture
 from arcflow.path import step_grid, tau_grid
 from arcflow.portable import flux2_name
@@ -64,7 +64,7 @@ def linearized(tensors: Mapping[str, Tensor], info: AdapterInfo, base: Mapping[s
     Args:
         base: the base's norm's Linears and its last one, by name.
     """
-    head = next(family.head for family in FAMILIES if family.name == info.family)
+    head = named_family(info.family).head
     rank = info.rank or 64
     changes = {name: tensors[f"{name}.weight"].float() for name in base if name != head}
     changes[head] = _nearest_head(tensors, info, head)
@@ -84,7 +84,10 @@ def _nearest_head(tensors: Mapping[str, Tensor], info: AdapterInfo, head: str) -
     log_gamma = tensors[f"{head}_loggamma.bias"].float().view(info.modes - 1, info.pixels).expand(len(v), -1, -1)
     path = Mixture(v, logits, log_gamma)
     spans = (grid[:-1] - grid[1:]).tolist()
-    return torch.stack([path.mean_velocity(0.0, span) for span in spans]).mean(0).T
+    nearest = torch.stack([path.mean_velocity(0.0, span) for span in spans]).mean(0).T
+    if named_family(info.family).patch_first:  # the base says the place in the patch first, a path the channel
+        nearest = nearest.unflatten(0, (-1, info.pixels)).transpose(0, 1).flatten(0, 1)
+    return nearest
 
 
 def _low_rank(change: Float[Tensor, "width features"], rank: int) -> Factors:

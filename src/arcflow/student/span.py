@@ -116,8 +116,8 @@ def _driver() -> object:
     while frame is not None:
         if frame.f_code.co_name == "__call__" and frame.f_code.co_varnames[:1] == ("self",):
             pipe = frame.f_locals.get("self")
-            transformer = getattr(pipe, "transformer", None)
-            if hasattr(getattr(transformer, "_orig_mod", transformer), "_arcflow"):
+            networks = (getattr(pipe, name, None) for name in ("transformer", "transformer_2"))
+            if any(hasattr(getattr(one, "_orig_mod", one), "_arcflow") for one in networks):
                 return getattr(pipe, "scheduler", None)
         frame = frame.f_back
     return None
