@@ -5,10 +5,25 @@
 Everything is built on the meta device, which holds shapes and no numbers, so it runs anywhere in seconds.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
-from diffusers import Flux2Transformer2DModel, FluxTransformer2DModel, QwenImageTransformer2DModel
+from diffusers import (
+    ChromaTransformer2DModel,
+    Flux2Transformer2DModel,
+    FluxTransformer2DModel,
+    Krea2Transformer2DModel,
+    LongCatImageTransformer2DModel,
+    LTXVideoTransformer3DModel,
+    Lumina2Transformer2DModel,
+    QwenImage21Transformer2DModel,
+    QwenImageTransformer2DModel,
+    SD3Transformer2DModel,
+    WanTransformer3DModel,
+    ZImageTransformer2DModel,
+)
 from torch import nn
 
 from arcflow import student
@@ -30,14 +45,42 @@ class Size:
         return self.trainable / self.base
 
 
-def transformers() -> dict[str, nn.Module]:
-    """The transformer of each family's large model, on the meta device."""
+def sd35(layers: int, **more: int | tuple[int, ...]) -> SD3Transformer2DModel:
+    """Stable Diffusion 3.5: as many heads as layers, of 64 features."""
+    sizes = {"num_layers": layers, "num_attention_heads": layers, "caption_projection_dim": 64 * layers}
+    return SD3Transformer2DModel(**sizes, qk_norm="rms_norm", **more)
+
+
+def klein(layers: int, single: int, heads: int, text: int) -> Flux2Transformer2DModel:
+    """FLUX.2 klein, whose text is three layers of its encoder."""
+    sizes = {"num_layers": layers, "num_single_layers": single, "num_attention_heads": heads}
+    return Flux2Transformer2DModel(**sizes, joint_attention_dim=text, guidance_embeds=False)
+
+
+MODELS: dict[str, Callable[[], nn.Module]] = {
+    "FLUX.1-dev": partial(FluxTransformer2DModel, guidance_embeds=True),
+    "Qwen-Image": QwenImageTransformer2DModel,
+    "FLUX.2-dev": Flux2Transformer2DModel,
+    "FLUX.2 klein 4B": partial(klein, 5, 20, 24, 7680),
+    "FLUX.2 klein 9B": partial(klein, 8, 24, 32, 12288),
+    "SD3.5 medium": partial(sd35, 24, pos_embed_max_size=384, dual_attention_layers=tuple(range(13))),
+    "SD3.5 large": partial(sd35, 38, pos_embed_max_size=192),
+    "Z-Image": ZImageTransformer2DModel,
+    "Krea 2": Krea2Transformer2DModel,
+    "Chroma": ChromaTransformer2DModel,
+    "LongCat-Image": LongCatImageTransformer2DModel,
+    "Lumina 2": Lumina2Transformer2DModel,
+    "Qwen-Image 2.1": QwenImage21Transformer2DModel,
+    "Wan 2.1 14B": WanTransformer3DModel,
+    "LTX-Video": LTXVideoTransformer3DModel,
+}
+"""The transformer of each large model, at the sizes that diffusers gives it or converts it to."""
+
+
+def transformers(*names: str) -> dict[str, nn.Module]:
+    """The transformers of these models, or of all, on the meta device."""
     with torch.device("meta"):
-        return {
-            "FLUX.1-dev": FluxTransformer2DModel(guidance_embeds=True),
-            "Qwen-Image": QwenImageTransformer2DModel(),
-            "FLUX.2-dev": Flux2Transformer2DModel(),
-        }
+        return {name: make() for name, make in MODELS.items() if not names or name in names}
 
 
 def count(transformer: nn.Module) -> Size:
@@ -48,11 +91,11 @@ def count(transformer: nn.Module) -> Size:
 
 
 def main() -> None:
-    print(f"{'':<12}{'base':>16}{'trainable':>15}{'share':>8}{'tensors':>9}{'adapter, float16':>18}")
+    print(f"{'':<16}{'base':>16}{'trainable':>15}{'share':>8}{'tensors':>9}{'adapter, float16':>18}")
     for name, transformer in transformers().items():
         size = count(transformer)
         print(
-            f"{name:<12}{size.base:>16,}{size.trainable:>15,}{size.share:>8.2%}{size.tensors:>9}"
+            f"{name:<16}{size.base:>16,}{size.trainable:>15,}{size.share:>8.2%}{size.tensors:>9}"
             f"{2 * size.trainable / 1e9:>15.2f} GB"
         )
 

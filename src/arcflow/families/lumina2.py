@@ -22,7 +22,7 @@ def _leaves(tokens: Tensor, count: int, cond: Cond) -> Tensor:
 def _arguments(cond: Cond) -> Arguments:
     return {
         "encoder_hidden_states": cond["encoder_hidden_states"],
-        "encoder_attention_mask": cond["encoder_hidden_states_mask"],
+        "encoder_attention_mask": cond["encoder_hidden_states_mask"].long(),
     }
 
 
@@ -30,7 +30,7 @@ def _encode(pipe: DiffusionPipeline, prompts: list[str], length: int, device: st
     # the empty prompt is what its pipeline guides away from, and has no system prompt there
     whole = [prompt and f"{pipe.system_prompt} <Prompt Start> {prompt}" for prompt in prompts]
     embeds, mask = pipe._get_gemma_prompt_embeds(whole, device, length)
-    return {"encoder_hidden_states": embeds, "encoder_hidden_states_mask": mask}
+    return {"encoder_hidden_states": embeds, "encoder_hidden_states_mask": mask.bool()}
 
 
 def _text_length(pipe: DiffusionPipeline) -> int:

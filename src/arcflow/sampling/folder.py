@@ -115,7 +115,7 @@ def sample_folder(
 
 def drawn(
     pipe: DiffusionPipeline, batch: Sequence[Recipe]
-) -> tuple[UInt8[np.ndarray, "pictures height width 3"], float]:
+) -> tuple[UInt8[np.ndarray, "pictures *frames height width 3"], float]:
     """The pictures of recipes of one size, from the pipeline as it is set up now, and seconds for each."""
     first, began = batch[0], time.perf_counter()
     samples = generate(
@@ -125,6 +125,7 @@ def drawn(
         steps=first.steps,
         height=first.height,
         width=first.width,
+        frames=first.frames,
         batch_size=len(batch),
         guidance=first.guidance,
         negative=first.negative_prompt,
@@ -176,11 +177,13 @@ def save_png(image: UInt8[np.ndarray, "*frames height width 3"], recipe: Recipe,
     files.write_bytes(path, png(image, recipe))
 
 
-def png(image: UInt8[np.ndarray, "height width 3"], recipe: Recipe) -> bytes:
-    """A PNG whose text chunks are the recipe."""
+def png(image: UInt8[np.ndarray, "*frames height width 3"], recipe: Recipe) -> bytes:
+    """A PNG whose text chunks are the recipe; of a video, an animated one."""
     chunks = PngInfo()
     for name, value in asdict(recipe).items():
         chunks.add_itxt(name, str(value))
     file = io.BytesIO()
-    Image.fromarray(image).save(file, format="PNG", pnginfo=chunks)
+    first, *others = [Image.fromarray(frame) for frame in (image[None] if image.ndim == 3 else image)]
+    moving: dict[str, Any] = {"save_all": True, "append_images": others, "duration": 40} if others else {}
+    first.save(file, format="PNG", pnginfo=chunks, **moving)
     return file.getvalue()
