@@ -77,7 +77,7 @@ def stock(request, made):
     row, length = families.family_of(pipe.transformer), side(family)
 
     def sample(pipe: Any, steps: int) -> torch.Tensor:
-        embeds = network.encode_text(pipe, ["a red cube"], 16)["encoder_hidden_states"]
+        embeds = network.encode_text(source, ["a red cube"], 16)["encoder_hidden_states"]
         said = {"prompt_embeds": embeds} if family == "wan" else {"prompt": "a red cube"}
         output = pipe(
             **said,

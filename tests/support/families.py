@@ -141,7 +141,7 @@ def sd3() -> DiffusionPipeline:
 
 def z_image() -> DiffusionPipeline:
     transformer = ZImageTransformer2DModel(
-        in_channels=4,
+        in_channels=8,
         dim=32,
         n_layers=2,
         n_refiner_layers=1,
@@ -157,7 +157,7 @@ def z_image() -> DiffusionPipeline:
     return ZImagePipeline(
         transformer=transformer,
         scheduler=euler(),
-        vae=image_autoencoder(),
+        vae=image_autoencoder(8),
         text_encoder=qwen3(),
         tokenizer=chatting(512),
     )

@@ -160,7 +160,7 @@ class Head(Tuned):
             if not self.integrates:
                 return self._kept(head(features))
             mean = head.mean_velocity(features, heard(features)[0])
-            return swapped(mean, mean.shape[-1] // self.patch_first) if self.patch_first else mean
+            return swapped(mean, self.patch_first) if self.patch_first else mean
 
     def _kept(self, packed: Tensor) -> Tensor:
         """What goes on from here: the path, unless it is kept."""
