@@ -13,9 +13,9 @@ from integrations.comfyui.tests import host
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.mark.parametrize("copy", copy_portable.COPIES, ids=lambda path: path.parent.name)
+@pytest.mark.parametrize("copy", copy_portable.copies(), ids=lambda path: path.parent.name)
 def test_copies_are_the_original(copy: Path) -> None:
-    assert copy.read_bytes() == copy_portable.ORIGINAL.read_bytes(), "run `python integrations/copy_portable.py`"
+    assert copy.read_text("utf-8") == copy_portable.copies()[copy], "run `python integrations/copy_portable.py`"
 
 
 def test_they_are_loaded_by_nothing_but_torch(tmp_path: Path) -> None:

@@ -27,8 +27,8 @@ class Export:
     was trained for, as a plain LoRA, "merged" the base's whole folder with the student in it: stock classes alone, but
     for a mixture, which brings its scheduler as a file (`trust_remote_code=True`)."""
     keys: Literal["diffusers", "comfyui", "kohya"] = "diffusers"
-    """Names in a plain LoRA's file: "diffusers" is what diffusers reads, and ComfyUI for FLUX.1 and Qwen-Image;
-    "comfyui" is what it reads for FLUX.2; "kohya" the other ones that ComfyUI and kin know for FLUX.1."""
+    """Names in a plain LoRA's file: "diffusers" is what diffusers reads; "comfyui" what ComfyUI reads for every family,
+    and Forge and stable-diffusion.cpp for FLUX.1; "kohya" the other ones that ComfyUI and kin know for FLUX.1."""
     bound: float = 0.01
     """Loss of a plain LoRA at most, for a student that is a mixture: relative difference of the latents. One in
     coefficients (model.form) loses nothing."""

@@ -5,9 +5,11 @@ student in coefficients is, at its own number of steps, a stock pipeline with it
 the classes of the base, with a wider last layer, and brings its scheduler as a file: `scheduling_arcflow`.
 """
 
+import ast
 import inspect
 import json
 import shutil
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -78,9 +80,28 @@ def scheduler_code() -> str:
     """`scheduling_arcflow` as one file that needs diffusers alone: the portable formulas, and the scheduler."""
     from arcflow.student import scheduling_arcflow
 
-    formulas, scheduler = inspect.getsource(portable), inspect.getsource(scheduling_arcflow)
-    lines = [line for line in scheduler.splitlines() if not line.startswith("from arcflow.portable import")]
-    return "\n".join([formulas.rstrip(), "", "", *lines, ""])
+    imports: set[ast.Import | ast.ImportFrom] = set()
+    bodies = []
+    for module in (portable, scheduling_arcflow):
+        source = inspect.getsource(module)
+        found = [node for node in ast.parse(source).body if isinstance(node, ast.Import | ast.ImportFrom)]
+        imports |= set(found)
+        end = max(node.end_lineno or 0 for node in found)
+        bodies.append("\n".join(source.splitlines()[end:]).strip())
+
+    def place(node: ast.Import | ast.ImportFrom) -> tuple[bool, bool, str]:
+        """Order of imports: Python's own first, whole modules before names."""
+        name = node.names[0].name if isinstance(node, ast.Import) else str(node.module)
+        return name.split(".")[0] not in sys.stdlib_module_names, isinstance(node, ast.ImportFrom), name
+
+    lines: dict[str, bool] = {}
+    for node in sorted(imports, key=place):
+        text = ast.unparse(node)
+        if "arcflow" not in text:
+            lines[text] = place(node)[0]
+    own, others = ([line for line, other in lines.items() if other is kind] for kind in (False, True))
+    head = f'"""{scheduling_arcflow.__doc__}"""'
+    return "\n\n".join([head, "\n".join(own), "\n".join(others), *(f"{body}\n" for body in bodies)])
 
 
 def write_merged(base: Path, out: Path, change: Change) -> Path:

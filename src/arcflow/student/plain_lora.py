@@ -98,13 +98,17 @@ def _low_rank(change: Float[Tensor, "width features"], rank: int) -> Factors:
 
 
 def named(factors: Mapping[str, Factors], keys: Keys) -> dict[str, Tensor]:
-    """The tensors of a LoRA file: `transformer.<name>.lora_A.weight` as diffusers writes it; the same, with ComfyUI's
-    own names for those layers of FLUX.2 that it does not know by theirs in diffusers; or
-    `lora_transformer_<name>.lora_down.weight` with an alpha, kohya's way with diffusers' names (FLUX.1 in ComfyUI)."""
+    """The tensors of a LoRA file: `transformer.<name>.lora_A.weight` as diffusers writes it; the same for ComfyUI and
+    kin, with the authors' names for what they do not know by diffusers' (layers of FLUX.2, and the last norm of both
+    FLUX, whose halves they have in the other order); or `lora_transformer_<name>.lora_down.weight` with an alpha,
+    kohya's way with diffusers' names (FLUX.1)."""
     tensors: dict[str, Tensor] = {}
+    swaps = any(name.startswith("single_transformer_blocks.") for name in factors)
     for name, (down, up) in factors.items():
         if keys != "kohya":
             other = flux2_name(name) if keys == "comfyui" else name
+            if keys == "comfyui" and swaps and name == "norm_out.linear":
+                other, up = "final_layer.adaLN_modulation.1", torch.cat(up.chunk(2)[::-1])
             place = f"transformer.{name}" if other == name else f"diffusion_model.{other}"
             tensors[f"{place}.lora_A.weight"] = down.contiguous()
             tensors[f"{place}.lora_B.weight"] = up.contiguous()
