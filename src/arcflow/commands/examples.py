@@ -10,7 +10,7 @@ EXAMPLES = {
     "demo": ("arcflow demo", "arcflow demo --quick --out out/taste"),
     "recipes": ("arcflow recipes", "arcflow recipes --json"),
     "compare": ("arcflow compare --quick", "arcflow compare --only arcflow linear --trainings 5 --out out/two"),
-    "completion": ("arcflow completion bash > ~/.arcflow-completion",),
+    "completion": ("arcflow completion bash",),
     "train": (
         "arcflow train world-quick --out runs/mine",
         "arcflow train flux --data.prompts prompts.txt --out runs/flux",

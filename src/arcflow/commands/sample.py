@@ -17,6 +17,17 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Sharding:
+    shards: Annotated[str | None, unset("URL")] = None
+    """With --ray: where the shards go, a folder or any store that fsspec knows (s3://, gs://, hf://); by default
+    OUT/shards."""
+    shard_format: Literal["parquet", "tar"] = "parquet"
+    """With --ray: parquet with the recipes in columns, or tar as webdataset reads it."""
+    per_shard: int = 64
+    """With --ray: images of a shard; a worker that dies loses one."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Sample:
     """Turn prompts into PNG files in a few steps. What the folder's manifest lists already is not drawn again."""
 
@@ -35,13 +46,7 @@ class Sample:
     drawing: Annotated[Drawing, OmitArgPrefixes] = Drawing()
     machine: Annotated[Machine, OmitArgPrefixes] = Machine()
     fleet: Annotated[Fleet, OmitArgPrefixes] = Fleet()
-    shards: Annotated[str | None, unset("URL")] = None
-    """With --ray: where the shards go, a folder or any store that fsspec knows (s3://, gs://, hf://); by default
-    OUT/shards."""
-    shard_format: Literal["parquet", "tar"] = "parquet"
-    """With --ray: parquet with the recipes in columns, or tar as webdataset reads it."""
-    per_shard: int = 64
-    """With --ray: pictures of a shard; a worker that dies loses one."""
+    sharding: Annotated[Sharding, OmitArgPrefixes] = Sharding()
 
     def run(self) -> None:
         from contextlib import nullcontext
@@ -51,7 +56,7 @@ class Sample:
         self.fleet.check()
         if self.fleet.ray:
             return self._on_ray(rows)
-        if self.shards:
+        if self.sharding.shards:
             raise ValueError("--shards are written by Ray's workers: expected --ray with it, or --out FOLDER")
         setup = settle(self.subject, self.drawing, self.machine)
         recipes = setup.recipes(rows, self.seed or (0,))
@@ -98,11 +103,11 @@ class Sample:
         from arcflow.system.cluster import joined, need_ray
         from arcflow.system.owner import owned
 
-        check(self.per_shard >= 1, "--per-shard", self.per_shard, "1 or more", "leave it out for 64")
+        check(self.sharding.per_shard >= 1, "--per-shard", self.sharding.per_shard, "1 or more", "leave it out for 64")
         for seed in self.seed:
             check(seed < 2**63, "--seed", seed, "one below 2^63 for shards", "take a smaller one")
-        where = self.shards or str(self.out.absolute() / "shards")
-        shards = Shards(where, self.shard_format)
+        where = self.sharding.shards or str(self.out.absolute() / "shards")
+        shards = Shards(where, self.sharding.shard_format)
         need_ray("data", self.fleet.address)
         from arcflow.sampling.on_ray import Job, sample_on_ray
 
@@ -111,8 +116,8 @@ class Sample:
             drawing=self.drawing,
             machine=self.machine,
             where=where,
-            kind=self.shard_format,
-            per_shard=self.per_shard,
+            kind=self.sharding.shard_format,
+            per_shard=self.sharding.per_shard,
             folder=str(Path.cwd()),
         )
         alone = owned(Path(shards.root), "draws") if shards.local else nullcontext()

@@ -88,5 +88,6 @@ class Fleet:
 
 
 def part_of(kind: type[T], options: object) -> T:
-    """The options of a command that belong to one group."""
-    return kind(**{one.name: getattr(options, one.name) for one in fields(kind)})  # type: ignore[arg-type]
+    """The options of a command that belong to one group; what the command does not have keeps its default."""
+    given = {one.name: getattr(options, one.name) for one in fields(kind) if hasattr(options, one.name)}  # type: ignore[arg-type]
+    return kind(**given)

@@ -11,8 +11,9 @@ import shlex
 from collections.abc import Mapping
 from typing import Any
 
-from arcflow import model_recipes, paper
+from arcflow import paper
 from arcflow.config import ALWAYS, PARTS, Budget, Data, Distill, Model, Optim, Run, flat, to_json
+from arcflow.recipes import models
 
 
 def world() -> Run:
@@ -163,7 +164,7 @@ RECIPES = {
     "flux-24gb": flux_24gb,
     "qwen-image": qwen_image,
     "qwen-image-48gb": qwen_image_48gb,
-    **{name: model_recipes.recipe(name) for name in model_recipes.ROWS},
+    **{name: models.recipe(name) for name in models.ROWS},
 }
 """By the names they have on the command line."""
 
