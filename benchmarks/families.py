@@ -8,6 +8,7 @@ of the student in two. The teacher's weights are made half as large again, so th
 """
 
 import sys
+from typing import Any
 
 import torch
 
@@ -62,7 +63,9 @@ def measure(name: str) -> dict[str, float]:
     with torch.no_grad():
         for parameter in pipe.transformer.parameters():
             parameter.mul_(LOUDER)
-    size = {"height": side(name), "width": side(name)} | ({"frames": FRAMES[name]} if name in FRAMES else {})
+    size: dict[str, Any] = {"height": side(name), "width": side(name)} | (
+        {"frames": FRAMES[name]} if name in FRAMES else {}
+    )
     prompts = ["a red cube", "a blue ball", "two green ball", "a ball on a cube"]
     cond = network.encode_prompts(pipe, prompts, **size)
     learner = Learner.on(pipe.transformer, run)

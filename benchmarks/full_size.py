@@ -8,6 +8,7 @@ Everything is built on the meta device, which holds shapes and no numbers, so it
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from diffusers import (
@@ -45,15 +46,15 @@ class Size:
         return self.trainable / self.base
 
 
-def sd35(layers: int, **more: int | tuple[int, ...]) -> SD3Transformer2DModel:
+def sd35(layers: int, **more: Any) -> SD3Transformer2DModel:
     """Stable Diffusion 3.5: as many heads as layers, of 64 features."""
-    sizes = {"num_layers": layers, "num_attention_heads": layers, "caption_projection_dim": 64 * layers}
+    sizes: dict[str, Any] = {"num_layers": layers, "num_attention_heads": layers, "caption_projection_dim": 64 * layers}
     return SD3Transformer2DModel(**sizes, qk_norm="rms_norm", **more)
 
 
 def klein(layers: int, single: int, heads: int, text: int) -> Flux2Transformer2DModel:
     """FLUX.2 klein, whose text is three layers of its encoder."""
-    sizes = {"num_layers": layers, "num_single_layers": single, "num_attention_heads": heads}
+    sizes: dict[str, Any] = {"num_layers": layers, "num_single_layers": single, "num_attention_heads": heads}
     return Flux2Transformer2DModel(**sizes, joint_attention_dim=text, guidance_embeds=False)
 
 

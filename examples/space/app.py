@@ -8,7 +8,7 @@ MODEL and ADAPTER in the Space's settings name another model than the shipped sm
 import os
 from collections.abc import Iterator
 
-import gradio as gr
+import gradio as gr  # pyright: ignore[reportMissingImports]
 import numpy as np
 
 from arcflow.serving.engine import Engine, Job

@@ -36,7 +36,7 @@ def buckets(height: int, width: int, step: int) -> list[tuple[int, int]]:
     return sorted(sizes)
 
 
-def nearest(size: tuple[int, int] | None, sizes: list[Size], usual: Size) -> Size:
+def nearest(size: Size | None, sizes: list[Size], usual: Size) -> Size:
     """The size whose shape is closest; the usual one where the list tells none."""
     if size is None:
         return usual

@@ -102,8 +102,8 @@ class Family:
     """Conditioning as keyword arguments of the transformer."""
     encode: Callable[[DiffusionPipeline, list[str], int, str | torch.device | None], Cond]
     """(pipe, prompts, text tokens, device of the text encoders) -> what these make of them, a row for each."""
-    places: Callable[[Cond, int, int], Cond]
-    """(that, rows and columns of tokens) -> where text and image stand."""
+    places: Callable[..., Cond]
+    """(that, frames of a video, rows and columns of tokens) -> where text and image stand."""
     text_length: Callable[[DiffusionPipeline], int]
     """(pipe) -> text tokens its encoder reads at most."""
     to_vae: Callable[[DiffusionPipeline, Tensor], Tensor]
