@@ -1,6 +1,6 @@
 """Numbers into the README, from results.json only.
 
-    python -m benchmarks.readme_table shipped out/evaluate [--image]     after `arcflow evaluate --count 1024`
+    python -m benchmarks.readme_table shipped out/evaluate [--image]       after `arcflow evaluate --count 1024`
     python -m benchmarks.readme_table demo out/demo                        after `make demo`
 
 Keeps a copy of results.json in benchmarks/results/, from which the tests check that the README says the same, and with
@@ -18,7 +18,6 @@ from arcflow.system import records
 
 ROOT = Path(__file__).parent.parent
 STORE = Path(__file__).parent / "results"
-IMAGE = "![The teacher's curved path, the chords of plain Euler and the student's arcs](docs/path.png)"
 
 
 def put(text: str, name: str, content: str) -> str:
@@ -42,7 +41,6 @@ def main() -> None:
     text = put(readme.read_text("utf-8"), f"results:{options.name}", table)
     if options.image:
         shutil.copyfile(options.folder / "path.png", ROOT / "docs" / "path.png")
-        text = put(text, "picture", IMAGE)
     readme.write_text(text, "utf-8")
 
 
