@@ -20,6 +20,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from arcflow.path import column
+from arcflow.system.seeds import Draws
 
 
 class ByMeans:
@@ -32,6 +33,10 @@ class ByMeans:
     def velocity(self, s: float | Tensor) -> Float[Tensor, "*batch width"]:
         """Velocity after the noise level has fallen by `s` since the call."""
         return self.mean_velocity(s, s)
+
+    def drop_modes(self, p: float, generator: Draws | None = None) -> "ByMeans":
+        """The same path, which is not made of modes."""
+        return self
 
     def displacement(self, a: float | Tensor, b: float | Tensor) -> Float[Tensor, "*batch width"]:
         """Path traveled from `a` to `b`."""

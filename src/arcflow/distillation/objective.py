@@ -17,7 +17,6 @@ kept walks without asking the teacher: with the teacher's share at 1 its velocit
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol, cast
 
 import torch
 from jaxtyping import Float
@@ -57,12 +56,6 @@ class Part:
     walk: Walk | None = None
 
 
-class Droppable(Policy, Protocol):
-    """A policy made of modes. One without them is distilled with `mode_dropout` 0."""
-
-    def drop_modes(self, p: float, generator: Draws | None = None) -> Policy: ...
-
-
 def teacher_ratio(iteration: int | float, decay: int, hold: int = 0) -> float:
     """The teacher's share in the walk to the states: 1 for `hold` iterations, then falling to 0 over `decay`."""
     after = min(max(iteration - hold, 0), decay)
@@ -96,7 +89,7 @@ def distill(
         arc = student(x, level(sigma_src, x), cond)
         roll = arc.detach()
         if config.mode_dropout:
-            roll = cast(Droppable, roll).drop_modes(config.mode_dropout, generator)
+            roll = roll.drop_modes(config.mode_dropout, generator)
         times = schedule(
             segment,
             len(x),

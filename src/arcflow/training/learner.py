@@ -149,8 +149,6 @@ def arcflow_objective(
     config = run.distill
     calls = config.all_steps[step % len(config.all_steps)]
     settings = replace(config, steps=calls, also_steps=())
-    if run.model.form == "coefficients":
-        settings = replace(settings, mode_dropout=0.0)  # there are no modes that could be left out
     ratio = teacher_ratio(step, config.decay, config.hold)
 
     def objective(sample: Sample, draws: Draws) -> Iterable[Part]:
