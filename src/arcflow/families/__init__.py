@@ -46,8 +46,12 @@ UNCARRIED = {
 
 
 def named(name: str) -> Family:
-    """The family of this name."""
-    return next(family for family in FAMILIES if family.name == name)
+    """The family of this name. Raises ValueError, with the known ones, if there is none."""
+    for family in FAMILIES:
+        if family.name == name:
+            return family
+    known = ", ".join(family.name for family in FAMILIES)
+    raise ValueError(f"{name!r} is no family: expected one of {known}; add a row to arcflow.families.FAMILIES.")
 
 
 def family_of(transformer: nn.Module) -> Family:

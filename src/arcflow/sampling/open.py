@@ -430,10 +430,10 @@ def open_transformer(model: str, family: str) -> "diffusers.ModelMixin":
     import diffusers
     import torch
 
-    from arcflow.families import FAMILIES
+    from arcflow.families import named
     from arcflow.system.hub import explained
 
-    row = next(row for row in FAMILIES if row.name == family)
+    row = named(family)
     with explained(model):
         return getattr(diffusers, row.transformer).from_pretrained(model, subfolder="transformer", dtype=torch.bfloat16)
 

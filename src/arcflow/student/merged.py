@@ -19,7 +19,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from arcflow import portable
-from arcflow.families import FAMILIES
+from arcflow.families import named as named_family
 from arcflow.student.plain_lora import Factors, factors_of, stock_scheduler
 from arcflow.student.record import AdapterInfo
 from arcflow.system import files
@@ -52,7 +52,7 @@ def change_of(tensors: Mapping[str, Tensor], info: AdapterInfo) -> Change:
     """What an adapter makes of its base's folder, with nothing lost in either form of a path."""
     if info.form == "coefficients":
         return Change(factors_of(tensors, info), stock_scheduler(info))
-    family = next(family for family in FAMILIES if family.name == info.family)
+    family = named_family(info.family)
     if family.folds or family.sign != 1:
         raise ValueError(
             f"a mixture of {family.name} cannot be merged: its network folds what leaves the head into a picture. "
