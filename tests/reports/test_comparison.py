@@ -1,6 +1,8 @@
 """The report of a comparison shows every entrant, ranked, with what is more than noise."""
 
 import io
+import itertools
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,7 +10,17 @@ from PIL import Image
 
 from arcflow.comparison.results import Apart, Comparison, Made, Mean, Means, Row, SeedMean, ranked, verdict
 from arcflow.metrics.intervals import seed_difference, seed_interval
-from arcflow.reports.comparison import calls_figure, cost_figure, markdown_ranking, write_ranking
+from arcflow.reports.comparison import (
+    GAP,
+    LINES,
+    beside,
+    calls_figure,
+    cost_figure,
+    markdown_ranking,
+    shown,
+    write_ranking,
+)
+from arcflow.system import records
 
 DISTANCES = {"arcflow": [0.10, 0.11, 0.12], "linear": [0.20, 0.21, 0.22], "near": [0.115, 0.12, 0.10], "euler": [0.3]}
 
@@ -67,7 +79,7 @@ def test_the_report_is_one_file_with_the_images_that_are_there(results, tmp_path
 
 
 def test_the_figures_are_images(results):
-    for figure in (calls_figure(results.rows), cost_figure(results.rows, 2)):
+    for figure in (calls_figure(results.rows, results.first), cost_figure(results.rows, 2, results.first)):
         assert min(Image.open(io.BytesIO(figure)).size) > 300
 
 
@@ -75,3 +87,17 @@ def test_the_markdown_has_a_table_for_each_number_of_calls(results):
     text = markdown_ranking(results)
     assert text.startswith("1 call:") and "\n2 calls:\n" in text
     assert "| **Arcflow** | 0.1100 &plusmn; 0.0248 | 89.0% &plusmn; 2.5% | 0.11 &plusmn; 0.02 | 50% |" in text
+
+
+def test_a_figure_has_the_first_euler_and_the_nearest_and_no_more_than_can_be_told_apart():
+    results = records.read(Comparison, Path(__file__).parents[2] / "benchmarks" / "results" / "methods.json")
+    names = shown(results.rows, results.first)
+    assert len(names) == LINES < len(results.rows) and {results.first, "euler"} <= names.keys()
+
+
+def test_labels_stand_apart_and_in_the_order_of_their_lines():
+    heights = [0.95, 0.96, 0.2, 0.94, 0.955]
+    places = beside(heights)
+    order = sorted(range(len(heights)), key=heights.__getitem__)
+    gaps = [places[there] - places[here] for here, there in itertools.pairwise(order)]
+    assert min(gaps) >= GAP - 1e-9 and max(places) <= 1.0

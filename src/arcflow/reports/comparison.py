@@ -20,6 +20,12 @@ PALETTE = (STUDENT, "#dc2626", "#059669", "#9333ea", "#ca8a04", "#0891b2", "#db2
 
 UNTRAINED = (EULER, "#94a3b8", "#475569")
 
+LINES = 7
+"""Entrants in a figure at most: more cannot be told apart. The tables have all."""
+
+GAP = 0.075
+"""Height of a label, as a share of the panel."""
+
 
 @dataclass(frozen=True)
 class Strip:
@@ -41,7 +47,7 @@ def write_ranking(path: Path, results: Comparison, folder: Path) -> Path:
     """Write the report of `comparison.runs.compare`'s results; `folder` has the images. The tables as Markdown
     and the curves against calls as PNG go beside it."""
     rows = results.rows
-    calls, curves = main_calls(rows), calls_figure(rows)
+    calls, curves = main_calls(rows), calls_figure(rows, results.first)
     others = [n for n in counts(rows) if n != calls]
     trained = any(calls in row.calls and row.calls[calls].curve for row in rows.values())
     write_page(
@@ -53,7 +59,7 @@ def write_ranking(path: Path, results: Comparison, folder: Path) -> Path:
         teacher_steps=paper.TEACHER_STEPS,
         tables=[Part(f"At {n} call{'s' * (n > 1)}", _table(results, n)) for n in (calls, *others)],
         calls_figure=curves,
-        cost_figure=cost_figure(rows, calls) if trained else None,
+        cost_figure=cost_figure(rows, calls, results.first) if trained else None,
         strips=_strips(rows, calls, folder),
     )
     files.write_bytes(path.with_suffix(".png"), curves)
@@ -123,10 +129,30 @@ def colors(rows: Rows) -> dict[str, str]:
     return {name: next(trained if row.trained else untrained) for name, row in rows.items()}
 
 
-def calls_figure(rows: Rows) -> bytes:
-    """Distance and accuracy against the number of calls, as PNG."""
+def shown(rows: Rows, first: str) -> dict[str, str]:
+    """Those that a figure has, with their colors: the first entrant, plain Euler, and the nearest to the teacher at the
+    main number of calls, `LINES` in all."""
+    order = [name for name in (first, "euler") if name in rows]
+    order += [name for name in ranked(rows, main_calls(rows)) if name not in order]
+    return {name: color for name, color in colors(rows).items() if name in order[:LINES]}
+
+
+def beside(heights: list[float]) -> list[float]:
+    """Where labels stand, so that none covers another: each at its height where there is room, as shares of a panel."""
+    places: list[float] = []
+    for height in sorted(heights):
+        places.append(max(height, places[-1] + GAP) if places else height)
+    over = max(places[-1] - 1.0, 0.0) if places else 0.0
+    spread = [place - over for place in places]
+    order = sorted(range(len(heights)), key=heights.__getitem__)
+    return [spread[order.index(i)] for i in range(len(heights))]
+
+
+def calls_figure(rows: Rows, first: str) -> bytes:
+    """Distance and accuracy against the number of calls, each line with its name, as PNG."""
     figure, (left, right) = canvas(2, 12.0, 4.6)
-    for name, color in colors(rows).items():
+    wanted = shown(rows, first)
+    for name, color in wanted.items():
         means = rows[name].calls
         style = {"color": color, "marker": "o", "ms": 4, "lw": 2.4 if color == STUDENT else 1.4}
         style |= {} if rows[name].trained else {"ls": (0, (5, 3)), "marker": "s"}
@@ -145,16 +171,21 @@ def calls_figure(rows: Rows) -> bytes:
         panel.set(title=title, xlabel="network calls")
     left.set_yscale("log")
     right.set_ylim(-0.02, 1.02)  # intervals of few trainings reach beyond what a share can be
-    handles, labels = left.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False, fontsize=10)
+    last = [rows[name].calls[max(rows[name].calls)].accuracy.mean for name in wanted]
+    low, high = right.get_ylim()
+    places = beside([(value - low) / (high - low) for value in last])
+    for (name, color), place in zip(wanted.items(), places, strict=True):
+        weight = "bold" if name == first else "normal"
+        style = {"transform": right.transAxes, "va": "center", "fontsize": 10, "fontweight": weight}
+        right.text(1.03, place, rows[name].title, color=color, **style)
     figure.tight_layout(w_pad=3)
     return render(figure)
 
 
-def cost_figure(rows: Rows, calls: int) -> bytes:
+def cost_figure(rows: Rows, calls: int, first: str) -> bytes:
     """Distance against what a training has cost, as PNG."""
     figure, (panel,) = canvas(1, 9.0, 4.6)
-    for name, color in colors(rows).items():
+    for name, color in shown(rows, first).items():
         means = rows[name].calls.get(calls)
         if means and means.curve:
             curve = np.array(means.curve)
