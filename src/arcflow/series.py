@@ -30,6 +30,14 @@ class ByMeans:
         """Displacement over b - a, without the division: over an empty interval it is the velocity."""
         raise NotImplementedError
 
+    def detach(self) -> "ByMeans":
+        """The same path, cut from the graph."""
+        raise NotImplementedError
+
+    def at(self, x: Tensor) -> "ByMeans":
+        """The same path: it was laid down at the call. One that steers says here what it does from `x` on."""
+        return self
+
     def velocity(self, s: float | Tensor) -> Float[Tensor, "*batch width"]:
         """Velocity after the noise level has fallen by `s` since the call."""
         return self.mean_velocity(s, s)
@@ -106,7 +114,3 @@ class Series(ByMeans):
     def detach(self) -> "Series":
         """The same path, cut from the graph."""
         return replace(self, c=self.c.detach())
-
-    def at(self, x: Tensor) -> "Series":
-        """The same path: it was laid down at the call."""
-        return self
