@@ -72,6 +72,8 @@ def test_ahead_of_its_rivals_leaves_out_second_networks_and_its_own_variant(tmp_
     results = comparison(means([0.10, 0.11, 0.12]), "dmd", **rivals)
     finding = found(tmp_path, "methods", results)[AHEAD]
     assert finding.holds == "holds" and "nearer: none" in finding.measured
+    level = found(tmp_path, "methods", comparison(means([0.10, 0.11, 0.12]), linear=means([0.11, 0.12, 0.11])))[AHEAD]
+    assert level.holds == "holds in part" and "as near within noise: linear" in level.measured
     assert "made orthogonal over it, reach 0.0533" in finding.why
     results = comparison(means([0.10, 0.11, 0.12]), **rivals)
     finding = found(tmp_path, "methods", results)[AHEAD]
