@@ -68,10 +68,10 @@ def _words(settings: Mapping[str, object]) -> list[str]:
     """Settings as options."""
     words = list[str]()
     for name, value in settings.items():
-        option, (group, dot, last) = name.replace("_", "-"), name.replace("_", "-").rpartition(".")
+        option = name.replace("_", "-")
         if isinstance(value, bool):
             if value or name not in ALONE:
-                words.append(f"--{option}" if value else f"--{group}{dot}no-{last}")
+                words.append(recipes.flag(name, value))
         elif isinstance(value, list | tuple):
             repeated = name in ("prompt", "seed", "features", "scorer", "answers")
             words += [f"--{option}={one}" for one in value] if repeated else [f"--{option}", *map(str, value)]

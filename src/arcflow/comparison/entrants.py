@@ -76,16 +76,19 @@ def arc(
     )
 
 
+OURS: Changes = {"handover": "average", "end": 0.2}
+"""Own states of the averaged student, and a fifth of the loss on the end of the step."""
+
+
 def ours(name: str = "coefficients", title: str = "", *, distill: Changes | None = None) -> Entrant:
     """The project's own objective: the path in coefficients, a fifth of the loss on the end of the step, later
     segments from where the averaged student arrives; with something changed."""
-    own: Changes = {"handover": "average", "end": 0.2}
     return Entrant(
         method=series.COEFFICIENTS,
         name=name,
         title=title,
         model={"form": "coefficients"},
-        distill=own | (distill or {}),
+        distill=OURS | (distill or {}),
     )
 
 
@@ -94,9 +97,9 @@ def _end() -> list[Entrant]:
         method=arcflow.LINEAR,
         name="linear_end",
         title="straight line, end and own states",
-        distill={"handover": "average", "end": 0.2},
+        distill=OURS,
     )
-    bent = arc("arcflow_end", "exponentials, end and own states", distill={"handover": "average", "end": 0.2})
+    bent = arc("arcflow_end", "exponentials, end and own states", distill=OURS)
     return [
         ours(),
         ours("coefficients_plain", "neither end nor own states", distill={"handover": "walk", "end": 0.0}),

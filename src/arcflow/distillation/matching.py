@@ -15,7 +15,7 @@ from torch import Tensor
 from arcflow.config import Distill
 from arcflow.distillation.method import Objective, Sampler, Training, Turn, along_arcs
 from arcflow.distillation.objective import Part, Walk, distill, rehearse, teacher_ratio
-from arcflow.distillation.pairs import as_target
+from arcflow.distillation.pairs import averaged
 from arcflow.distillation.policy import Policy, Student, Teacher
 from arcflow.families.conditioning import Cond
 from arcflow.momentum import Mixture
@@ -48,10 +48,7 @@ def matching(config: Distill, training: Training, *, lay: Lay = as_it_is, modes_
             yield Part(torch.stack([part.loss for part in parts]).sum(), logs)
             return
 
-        def average(x: Tensor, sigma: Tensor, cond: Cond) -> Policy:
-            with as_target(training.net, training.average):
-                return walker(x, sigma, cond)
-
+        average = averaged(training.net, training.average, walker)
         walks = []
         parts = distill(walker, teacher, x, cond, config=config, ratio=ratio, generator=turn.generator, average=average)
         for part in parts:

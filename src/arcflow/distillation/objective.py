@@ -142,7 +142,7 @@ def _part(error: Float[Tensor, ""], missed: Float[Tensor, ""] | None, walk: Walk
 
 def span(times: Schedule, shift: float) -> float:
     """The noise level that a segment's step leaves behind."""
-    return float(left_behind(torch.tensor(times.segment.tau_dst), times, shift))
+    return float(left_behind(torch.tensor(times.segment.tau_dst, dtype=times.tau.dtype), times, shift))
 
 
 def end_error(

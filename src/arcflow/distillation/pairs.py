@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from arcflow.distillation.policy import Teacher
+from arcflow.distillation.policy import Policy, Student, Teacher
 from arcflow.distillation.solvers import by_dpmpp
 from arcflow.families.conditioning import Cond, rows, shared
 from arcflow.runs.ema import Ema
@@ -47,6 +47,16 @@ class Pairs:
         drawn = rows(self.columns, chosen)
         noise, x0 = drawn.pop("eps"), drawn.pop("x0")
         return noise, x0, {name: value for name, value in cond.items() if shared(name)} | drawn
+
+
+def averaged(net: nn.Module, average: Ema, student: Student) -> Student:
+    """The student with its averaged weights, as samplers have it."""
+
+    def walker(x: Tensor, sigma: Tensor, cond: Cond) -> Policy:
+        with as_target(net, average):
+            return student(x, sigma, cond)
+
+    return walker
 
 
 @contextmanager

@@ -197,6 +197,13 @@ def _differing(wanted: Mapping[str, object], recipe: str) -> dict[str, object]:
     return {name: value for name, value in wanted.items() if there.get(name, value) != value}
 
 
+def flag(name: str, on: bool) -> str:
+    """The option that switches a setting on or off."""
+    option = name.replace("_", "-")
+    group, dot, last = option.rpartition(".")
+    return f"--{option}" if on else f"--{group}{dot}no-{last}"
+
+
 def command(settings: Mapping[str, object]) -> str:
     """The command line that makes these settings (all of a run's, but `out`): the nearest recipe and what differs."""
     recipe = nearest(settings)
@@ -208,8 +215,7 @@ def command(settings: Mapping[str, object]) -> str:
     for name, value in changed.items():
         option = name.replace("_", "-")
         if isinstance(value, bool):
-            group, dot, last = option.rpartition(".")
-            words.append(f"--{option}" if value else f"--{group}{dot}no-{last}")
+            words.append(flag(name, value))
         else:
             words += [f"--{option}", *(str(one) for one in (value if isinstance(value, list) else [value]))]
     return shlex.join(words)

@@ -21,7 +21,6 @@ from arcflow.config import Run
 from arcflow.data.batches import micro_batches
 from arcflow.data.prefetch import Sample
 from arcflow.distillation.objective import Part, distill, teacher_ratio
-from arcflow.distillation.pairs import as_target
 from arcflow.distillation.policy import Policy, Student, Teacher
 from arcflow.distillation.walk import guided, sampler_grid
 from arcflow.families.conditioning import Cond, rows
@@ -129,16 +128,6 @@ class Learner:
         progress.step += 1
         progress.samples += optim.batch
         return norm
-
-
-def averaged(net: nn.Module, average: Ema, student: Student) -> Student:
-    """The student with its averaged weights, as samplers have it."""
-
-    def walker(x: Tensor, sigma: Tensor, cond: Cond) -> Policy:
-        with as_target(net, average):
-            return student(x, sigma, cond)
-
-    return walker
 
 
 def arcflow_objective(

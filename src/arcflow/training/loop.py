@@ -23,6 +23,7 @@ from tqdm import tqdm
 
 from arcflow.config import Run, check, to_json
 from arcflow.distillation.objective import teacher_ratio
+from arcflow.distillation.pairs import averaged
 from arcflow.student import adapter, formats
 from arcflow.student.layers import learn
 from arcflow.system import processes
@@ -32,7 +33,7 @@ from arcflow.system.processes import OnAll
 from arcflow.system.seeds import seed_of
 from arcflow.system.signals import Insisted, Stopped, Wishes, stop_signals
 from arcflow.training.home import home
-from arcflow.training.learner import arcflow_objective, averaged, sample_draws
+from arcflow.training.learner import arcflow_objective, sample_draws
 from arcflow.training.opened import Training, open_run
 
 
