@@ -27,7 +27,7 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -382,8 +382,13 @@ def main() -> None:
         files.write_text(options.out, _page(found))
 
 
-def _page(found: dict[str, list[list[str]]]) -> str:
+def table(found: Mapping[str, Sequence[Sequence[str]]]) -> str:
+    """The measured parts as a table of Markdown, which docs/serving.md shows as well."""
     rows = [f"| {' | '.join(line)} |" for part in PARTS for line in found.get(part, [])]
+    return "\n".join(["| what | measured | to reach | by | load before |", "|---|---|---|---|---|", *rows])
+
+
+def _page(found: dict[str, list[list[str]]]) -> str:
     made = about()
     versions = {**made["versions"], **{name: version_of(name) for name in ("fastapi", "uvicorn", "openai")}}
     told = ", ".join(f"{name} {version}" for name, version in versions.items())
@@ -391,9 +396,7 @@ def _page(found: dict[str, list[list[str]]]) -> str:
         [
             "# What a server makes of the small model",
             "",
-            "| what | measured | to reach | by | load before |",
-            "|---|---|---|---|---|",
-            *rows,
+            table(found),
             "",
             f"Made by `python -m benchmarks.serving`, on {os.cpu_count()} cores of {made['device']}, "
             f"{time.strftime('%Y-%m-%d')}: Python {made['python']}, {told}. The load is the average number of "

@@ -95,6 +95,14 @@ def test_numbers_in_the_readme_are_those_of_a_run(name) -> None:
     assert put(text, f"results:{name}", content) == text
 
 
+def test_numbers_of_the_server_are_those_of_a_run() -> None:
+    from benchmarks.readme_table import put
+    from benchmarks.serving import table
+
+    measured = table(json.loads((RESULTS / "serving.json").read_text("utf-8")))
+    assert put(read("docs/serving.md"), "results:serving", measured) == read("docs/serving.md")
+
+
 def test_the_committed_tables_are_those_of_their_results() -> None:
     from arcflow.comparison.results import Comparison
     from arcflow.reports.comparison import markdown_ranking
