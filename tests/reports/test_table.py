@@ -1,5 +1,6 @@
 """One table, three ways to write it; pages that escape, know every name, and fit a phone."""
 
+import re
 import shutil
 from importlib.resources import files
 
@@ -86,3 +87,14 @@ def test_a_page_is_as_wide_as_a_phone_and_dark_where_that_is_liked(tmp_path):
             assert tab.evaluate("document.documentElement.scrollWidth") == 390
             assert f"rgb({paper}," in tab.evaluate("getComputedStyle(document.body).backgroundColor")
         browser.close()
+
+
+def test_every_class_that_a_page_uses_has_a_style():
+    folder, used = files("arcflow.reports") / "templates", set[str]()
+    style = (folder / "style.css").read_text("utf-8")
+    for template in folder.iterdir():
+        if template.name.endswith(".html"):
+            for words in re.findall(r'class="([^"{]*)', template.read_text("utf-8")):
+                used |= set(words.split())
+    assert "images" in used
+    assert not [name for name in used if f".{name}" not in style]

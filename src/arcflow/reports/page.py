@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 
 TEACHER, EULER, STUDENT, FAINT = "#334155", "#e8710a", "#2563eb", "#cbd5e1"
 
+LARGE = 640
+"""Pixels along a side, from which a page shows an image smaller."""
+
 Pixels = UInt8[np.ndarray, "rows columns 3"]
 
 
@@ -39,6 +42,7 @@ def templates() -> Environment:
         keep_trailing_newline=True,
     )
     environment.filters["png"] = source
+    environment.filters["photo"] = photo
     return environment
 
 
@@ -65,6 +69,16 @@ def source(image: bytes | Pixels) -> str:
     """An image, or a PNG file, as the source of an img."""
     content = image if isinstance(image, bytes) else png(image)
     return "data:image/png;base64," + base64.b64encode(content).decode()
+
+
+def photo(image: Pixels) -> str:
+    """An image as the source of an img: a large one smaller and as JPEG, for a page holds many."""
+    if max(image.shape[:2]) <= LARGE:
+        return source(image)
+    drawn, file = Image.fromarray(image), io.BytesIO()
+    drawn.thumbnail((LARGE, LARGE), Image.Resampling.LANCZOS)
+    drawn.save(file, format="JPEG", quality=90)
+    return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode()
 
 
 def canvas(panels: int, width: float, height: float, rows: int = 1) -> "tuple[Figure, list[Axes]]":

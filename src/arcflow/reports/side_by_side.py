@@ -45,8 +45,10 @@ class Shown:
     calls: str
     image: Pixels
     ours: bool
-    wrong: bool
+    wrong: bool = False
     """Whether it does not show what its prompt says."""
+    under: Pixels | None = None
+    """The teacher's image, which is shown in its place where somebody points at it."""
 
 
 @dataclass(frozen=True)
@@ -100,6 +102,11 @@ def write_report(
     return path
 
 
+def calls(nfe: int) -> str:
+    """A number of calls, in words."""
+    return f"{nfe} call{'s' * (nfe > 1)}"
+
+
 def _title(row: str) -> str:
     return TITLES[row.split("_")[0]]
 
@@ -117,7 +124,7 @@ def _drawn(
     def shown(row: str, place: int) -> Shown:
         nfe, image = results.rows[row].nfe, samples[row].images[place]
         wrong = not is_right(image, prompts[place])
-        return Shown(_title(row), f"{nfe} call{'s' * (nfe > 1)}", image, _ours(row), wrong)
+        return Shown(_title(row), calls(nfe), image, _ours(row), wrong)
 
     return [Row(prompt, [shown(row, place) for row in samples]) for place, prompt in enumerate(prompts)]
 
