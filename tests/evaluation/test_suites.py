@@ -594,7 +594,8 @@ def test_a_folder_is_bound_to_what_it_was_drawn_with_and_one_of_before_by_what_i
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--steps", "4", "--lpips"], "arcflow: --steps, --lpips: only with --suite, for without one"),
+        (["--steps", "4", "--lpips"], "arcflow: --lpips: only with --suite NAME"),
+        (["--steps", "4"], "arcflow: --steps: the report of the small world is always drawn alike"),
         (
             ["--suite", "world", "--seed", "2"],
             "arcflow: --seed: the noises of a benchmark's images are fixed",

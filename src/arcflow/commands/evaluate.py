@@ -1,4 +1,4 @@
-"""`arcflow evaluate`: teacher, plain Euler and student on held-out prompts."""
+"""`arcflow evaluate`: teacher, plain Euler and student side by side, of the small world or of any model."""
 
 import sys
 from collections.abc import Sequence
@@ -9,6 +9,7 @@ from typing import Annotated
 from tyro.conf import OmitArgPrefixes
 
 from arcflow.commands.suite import run_suite
+from arcflow.config import check
 from arcflow.evaluation.request import Request
 from arcflow.sampling.open import SHIPPED, open_pipe, settle
 from arcflow.sampling.options import Drawing, Machine, Subject, part_of
@@ -17,8 +18,9 @@ from arcflow.world.scene import FIRST_SEED, HELD_OUT, held_out
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluate:
-    """Teacher at 50 steps, plain Euler at 2, 4, 8 and the student at 1, 2, 4, on held-out prompts of the world; with
-    --suite NAME the images of a benchmark, scored, by any model."""
+    """Show a student beside its teacher and plain Euler, from the same noise, on one page. Of the small world the
+    checker counts what is right, in 1 to 8 steps; any other --model draws a handful of prompts; with --suite NAME the
+    images of a benchmark are drawn and scored."""
 
     request: Annotated[Request, OmitArgPrefixes] = field(default_factory=Request)
 
@@ -30,7 +32,7 @@ class Evaluate:
         from arcflow.system.owner import owned
 
         with owned(self.request.folder, "evaluates"):
-            _side_by_side(self.request)
+            _handful(self.request) if self.request.handful else _side_by_side(self.request)
 
 
 def _side_by_side(request: Request) -> None:
@@ -71,6 +73,57 @@ def _side_by_side(request: Request) -> None:
     write_report(out / "report.html", evaluation, samples, words, ways, curves, is_right=is_right)
     print(short_table(evaluation).text())
     print(f"report: {out / 'report.html'}\nnumbers: {out / 'results.json'}")
+
+
+HANDFUL = 8
+"""Prompts of the page of any model, where nobody says how many."""
+
+
+def _handful(request: Request) -> None:
+    """The page of any model: teacher, plain Euler at the student's steps, student."""
+    from arcflow.evaluation import handful
+    from arcflow.evaluation.results import Made
+    from arcflow.reports.handful import numbers, write_handful
+    from arcflow.system import records
+    from arcflow.system.packages import about
+
+    texts = _few(request)
+    setup = settle(part_of(Subject, request), part_of(Drawing, request), part_of(Machine, request))
+    if not setup.adapter:
+        raise ValueError("--adapter none has no student to compare: expected an adapter, or `arcflow sample` with it")
+    out, each, first = request.folder, request.images or 1, request.seed or 0
+    prompts = [text for text in texts for _ in range(each)]
+    seeds = list(range(first, first + len(prompts)))
+    samples = handful.draw(setup, prompts, seeds, request.batch)
+    made = Made(**about(command=f"arcflow {' '.join(sys.argv[1:])}", adapter=request.adapter))
+    results = handful.measured(setup, samples, prompts, seeds, each, made)
+    handful.keep(samples, out / "images")
+    records.write(out / "results.json", results)
+    write_handful(out / "report.html", results, samples, prompts)
+    print(numbers(results).text())
+    print(f"report: {out / 'report.html'}\nimages: {out / 'images'}\nnumbers: {out / 'results.json'}")
+
+
+def _few(request: Request) -> list[str]:
+    """The prompts of that page, evenly spread over what is given."""
+    from arcflow.data.grammar import MOST, prompts
+    from arcflow.data.prompts import read_prompts
+    from arcflow.evaluation.suites.suite import spread
+
+    count = HANDFUL if request.count is None else request.count
+    if request.prompts is None:
+        check(count <= MOST, "--count", count, f"at most {MOST}", "leave it out")
+        return list(prompts(count))
+    rows, message = read_prompts(request.prompts)
+    sized = sum(row.size is not None for row in rows)
+    ignored = f"{sized} of {len(rows)} rows have a size; all are drawn in one, that of --height and --width"
+    for told in (message, ignored if sized else None):
+        if told:
+            print(told, file=sys.stderr)
+    taken = spread(rows, count)
+    if len(taken) < len(rows) and request.count is None:
+        print(f"{len(taken)} of {len(rows)} prompts; --count takes more", file=sys.stderr)
+    return [row.text for row in taken]
 
 
 def three(prompts: Sequence[str]) -> list[tuple[int, str]]:

@@ -28,6 +28,7 @@ EXAMPLES = {
     "evaluate": (
         "arcflow evaluate",
         "arcflow evaluate --adapter runs/mine/adapter --out out/mine",
+        "arcflow evaluate --model black-forest-labs/FLUX.1-dev --adapter runs/flux/adapter --prompts mine.txt",
         "arcflow evaluate --suite geneval --prompts evaluation_metadata.jsonl --model black-forest-labs/FLUX.1-dev \\\n"
         "      --adapter ymyy307/ArcFlow:arcflow-flux-2steps --out out/geneval",
         "arcflow evaluate --suite world --adapter none --out out/world-teacher",

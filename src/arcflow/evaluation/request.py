@@ -18,7 +18,8 @@ else:
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """A student beside its teacher on the built-in world; with `suite` the images of a benchmark, scored."""
+    """A student beside its teacher: on the built-in world, whose checker counts what is right, or with any model on a
+    handful of prompts; with `suite` the images of a benchmark, scored."""
 
     suite: Annotated[SuiteName | None, unset(f"{{{','.join(SUITES)}}}")] = None
     """A benchmark; all but the built-in "world" read their own prompt file. What is there already is neither drawn nor
@@ -30,11 +31,12 @@ class Request:
     """A LoRA on the teacher: file, folder or Hub id. An adapter that was distilled with one asks for it; "none" draws
     without."""
     count: Annotated[int | None, unset("INT")] = None
-    """Take this many prompts, evenly spread over the list; of the built-in world the first, by default 384."""
+    """Take this many prompts, evenly spread over the list: by default 8, of a benchmark all; of the built-in world the
+    first, by default 384."""
     images: Annotated[int | None, unset("INT")] = None
-    """Images of each prompt; by default what the benchmark asks for, else 1."""
+    """Images of each prompt; by default what a benchmark asks for, else 1."""
     seed: Annotated[int | None, unset("INT")] = None
-    """Seed of the first image's noise, by default that of the held-out prompts; a benchmark's are fixed."""
+    """Seed of the first image's noise, by default 0, or that of the held-out prompts; a benchmark's are fixed."""
     out: Annotated[Path | None, unset("PATH")] = None
     """Folder for results.json and the images or the report, by default out/evaluate or out/suite; one for each model,
     adapter and number of steps."""
@@ -45,23 +47,24 @@ class Request:
     no_fuse: FlagCreatePairsOff[bool] = False
     """Leave the weights as they are."""
     prompts: Annotated[Path | None, unset("PATH")] = None
-    """* The benchmark's own prompt file or folder (docs/evaluation.md says which, and from where)."""
+    """A file of prompts, as `sample` takes it; by default some of a built-in list. With --suite the benchmark's own
+    file or folder (docs/evaluation.md says which, and from where)."""
     complete: bool = True
     """* The prompts must be all there; with --no-complete a part of them will do, and the results say so."""
     model: str = "world"
-    """* Teacher: "world" for the shipped small one, a diffusers pipeline folder, or a Hub id."""
+    """Teacher: "world" for the shipped small one, a diffusers pipeline folder, or a Hub id."""
     steps: Annotated[int | None, unset("INT")] = None
-    """* Network calls per image; by default what the adapter was made for, 50 for the teacher."""
+    """Network calls per image; by default what the adapter was made for. The teacher beside it has 50."""
     height: Annotated[int | None, unset("INT")] = None
-    """* Height in pixels; by default 64 for the shipped teacher, else 1024."""
+    """Height in pixels; by default 64 for the shipped teacher, else 1024."""
     width: Annotated[int | None, unset("INT")] = None
-    """* Width in pixels; by default the height."""
+    """Width in pixels; by default the height."""
     guidance: Annotated[float | None, unset("FLOAT")] = None
-    """* Guidance; by default what the adapter was distilled with, or the model is meant for."""
+    """Guidance; by default what the adapter was distilled with, or the model is meant for."""
     negative_prompt: Annotated[str | None, unset("STR")] = None
-    """* Text to guide away from, by a second call in each step."""
+    """Text to guide away from, by a second call in each step."""
     true_cfg: Annotated[float | None, unset("FLOAT")] = None
-    """* Scale of that second call; by default 4 where there is a negative prompt, else a student makes none."""
+    """Scale of that second call; by default 4 where there is a negative prompt, else a student makes none."""
     reference: Annotated[Path | None, unset("PATH")] = None
     """* Images to compare with: another folder of this command (the teacher's), or any folder of images."""
     features: UseAppendAction[tuple[str, ...]] = ()
@@ -78,9 +81,9 @@ class Request:
     name: str = "arcflow"
     """* Name of the model where the official scorer wants one (OneIG-Bench)."""
     batch: int = 8
-    """* Images at a time."""
+    """Images at a time."""
     dtype: Dtype | Literal["auto"] = "auto"
-    """* Precision of the weights; auto takes bfloat16 on cuda, else float32."""
+    """Precision of the weights; auto takes bfloat16 on cuda, else float32."""
     ray: FlagCreatePairsOff[bool] = False
     """* Share pictures, numbers and scorers out to workers of Ray, which see the same folder (needs arcflow[ray])."""
     address: Annotated[str | None, unset("HOST:PORT")] = None
@@ -92,7 +95,7 @@ class Request:
     gpus: Annotated[float | None, unset("FLOAT")] = None
     """* With --ray: GPUs of each; by default one where the cluster has any."""
     fit: Fit = "auto"
-    """* How the model is fitted to the card: whole, one part at a time, in 8 or 4 bits, or layer by layer; auto does
+    """How the model is fitted to the card: whole, one part at a time, in 8 or 4 bits, or layer by layer; auto does
     what `arcflow doctor` advises."""
 
     @property
@@ -102,33 +105,38 @@ class Request:
 
     def check(self) -> None:
         """Raises a ValueError if an option is given that the others make meaningless."""
-        strange = ["seed"] if self.suite else [one.name for one in fields(self) if one.name not in PLAIN]
-        given = [one.name for one in fields(self) if one.name in strange and getattr(self, one.name) != one.default]
         for name, least in (("count", 1), ("images", 1), ("seed", -(2**63))):
             value = getattr(self, name)
             check(value is None or least <= value < 2**63, f"--{name}", value, f"{least} or more", "leave it out")
-        if given and self.suite:
+        given = [one.name for one in fields(self) if getattr(self, one.name) != one.default]
+        if self.suite:
+            if "seed" in given:
+                raise ValueError(
+                    "--seed: the noises of a benchmark's images are fixed, so that all models are alike; leave it out"
+                )
+            return
+        if scored := [name for name in given if name in SCORED]:
+            told = ", ".join(f"--{name.replace('_', '-')}" for name in scored)
+            raise ValueError(f"{told}: only with --suite NAME ({', '.join(SUITES)}); say it, or leave that out")
+        drawn = [name for name in given if name in DRAWN]
+        if drawn and not self.handful:
+            told = ", ".join(f"--{name.replace('_', '-')}" for name in drawn)
             raise ValueError(
-                "--seed: the noises of a benchmark's images are fixed, so that all models are alike; leave it out"
-            )
-        if given:
-            told = ", ".join(f"--{name.replace('_', '-')}" for name in given)
-            raise ValueError(
-                f"{told}: only with --suite, for without one the shipped small model is compared; "
-                f"say --suite NAME ({', '.join(SUITES)}), or leave it out"
+                f"{told}: the report of the small world is always drawn alike; expected --prompts FILE or --model with "
+                f"it, or --suite NAME ({', '.join(SUITES)})"
             )
 
+    @property
+    def handful(self) -> bool:
+        """Whether it is a handful of prompts that nobody checks."""
+        return not self.suite and (self.model != "world" or self.prompts is not None)
 
-PLAIN = (
-    "suite",
-    "adapter",
-    "teacher_lora",
-    "count",
-    "images",
-    "seed",
-    "out",
-    "device",
-    "fuse",
-    "no_fuse",
+
+SCORED = (
+    *("complete", "reference", "features", "clip", "lpips", "scorer", "answers", "name"),
+    *("ray", "address", "workers", "cpus", "gpus"),
 )
-"""Options that need no suite."""
+"""Options that need a suite."""
+
+DRAWN = ("steps", "height", "width", "guidance", "negative_prompt", "true_cfg", "batch", "dtype", "fit")
+"""Options that say how images are drawn, which the report of the small world does not leave open."""

@@ -68,6 +68,50 @@ class Evaluation:
         return {one.name: getattr(self, one.name) for one in fields(self) if one.name != "about"}
 
 
+@dataclass(frozen=True, kw_only=True)
+class Way:
+    """One way to sample, over images that nobody checks."""
+
+    nfe: int
+    """Calls of the transformer for an image, counted."""
+    seconds_per_image: float
+    seconds: dict[str, float]
+    """The same by part of the pipeline."""
+    mse_to_teacher: float
+    """Mean squared difference of the final latents to the teacher's from the same noise."""
+    low: float | None
+    """Ends of its 95 % interval over the prompts; of one prompt there is none."""
+    high: float | None
+
+    @property
+    def transformer(self) -> float:
+        """Seconds of the transformer for an image."""
+        return self.seconds["transformer"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Handful:
+    """Teacher, plain Euler and student of any model, from the same prompts and noise."""
+
+    teacher: Way
+    euler: Way
+    student: Way
+    prompts: list[str]
+    seeds: list[int]
+    """Of the images, prompt by prompt."""
+    height: int
+    width: int
+    frames: int
+    guidance: float | None
+    model: str
+    about: Made
+
+    @property
+    def rows(self) -> dict[str, Way]:
+        """All of them by name, in the order of the tables."""
+        return {"teacher": self.teacher, "euler": self.euler, "student": self.student}
+
+
 Better = Literal["higher", "lower", "", "as the reference", "close to 1"]
 """Which way a number is better; empty where we do not know."""
 

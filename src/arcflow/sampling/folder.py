@@ -177,10 +177,10 @@ def save_png(image: UInt8[np.ndarray, "*frames height width 3"], recipe: Recipe,
     files.write_bytes(path, png(image, recipe))
 
 
-def png(image: UInt8[np.ndarray, "*frames height width 3"], recipe: Recipe) -> bytes:
-    """A PNG whose text chunks are the recipe; of a video, an animated one."""
+def png(image: UInt8[np.ndarray, "*frames height width 3"], recipe: Recipe | None = None) -> bytes:
+    """A PNG whose text chunks are the recipe, if there is one; of a video, an animated one."""
     chunks = PngInfo()
-    for name, value in asdict(recipe).items():
+    for name, value in (asdict(recipe) if recipe else {}).items():
         chunks.add_itxt(name, str(value))
     file = io.BytesIO()
     first, *others = [Image.fromarray(frame) for frame in (image[None] if image.ndim == 3 else image)]

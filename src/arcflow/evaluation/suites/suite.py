@@ -11,9 +11,11 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from arcflow.world.scene import FIRST_SEED, HELD_OUT, held_out, parse
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -101,7 +103,12 @@ def read_items(suite: Suite, path: Path | None, *, count: int | None = None, com
         return items
     if count < 1:
         raise ValueError(f"--count {count}: expected 1 prompt or more; leave it out to take all {len(items)}")
-    return [items[place * len(items) // count] for place in range(count)]
+    return spread(items, count)
+
+
+def spread(items: Sequence[T], count: int) -> list[T]:
+    """That many of them, evenly spread over the list; all where there are no more."""
+    return [items[place * len(items) // count] for place in range(count)] if count < len(items) else list(items)
 
 
 def _check(suite: Suite, items: list[Item], complete: bool) -> None:
