@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from diffusers import (
     AutoencoderKL,
+    AutoencoderKLFlux2,
     AutoencoderKLLTXVideo,
     AutoencoderKLQwenImage,
     AutoencoderKLQwenImage21,
@@ -13,6 +14,8 @@ from diffusers import (
     ChromaPipeline,
     ChromaTransformer2DModel,
     DiffusionPipeline,
+    ErnieImagePipeline,
+    ErnieImageTransformer2DModel,
     FlowMatchEulerDiscreteScheduler,
     Krea2Pipeline,
     Krea2Transformer2DModel,
@@ -22,6 +25,8 @@ from diffusers import (
     LTXVideoTransformer3DModel,
     Lumina2Pipeline,
     Lumina2Transformer2DModel,
+    OvisImagePipeline,
+    OvisImageTransformer2DModel,
     QwenImage21Pipeline,
     QwenImage21Transformer2DModel,
     SD3Transformer2DModel,
@@ -369,6 +374,48 @@ def ltx() -> DiffusionPipeline:
     )
 
 
+def ovis_image() -> DiffusionPipeline:
+    pipe = OvisImagePipeline(
+        transformer=OvisImageTransformer2DModel(
+            in_channels=16, out_channels=16, num_layers=2, num_single_layers=1, **SHAPE
+        ),
+        scheduler=euler(),
+        vae=image_autoencoder(),
+        text_encoder=qwen3(width=32),
+        tokenizer=chatting(512),
+    )
+    pipe.system_prompt, pipe.user_prompt_begin_id = "on ", 1
+    return pipe
+
+
+def ernie_image() -> DiffusionPipeline:
+    vae = AutoencoderKLFlux2(
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        block_out_channels=(4, 4),
+        norm_num_groups=2,
+        latent_channels=4,
+    )
+    vae.bn.running_mean.normal_()
+    vae.bn.running_var.uniform_(0.5, 2.0)
+    return ErnieImagePipeline(
+        transformer=ErnieImageTransformer2DModel(
+            hidden_size=32,
+            num_attention_heads=2,
+            num_layers=2,
+            ffn_hidden_size=32,
+            in_channels=16,
+            out_channels=16,
+            text_in_dim=16,
+            rope_axes_dim=(4, 6, 6),
+        ),
+        scheduler=euler(),
+        vae=vae.eval(),
+        text_encoder=qwen3(),
+        tokenizer=tokenizer(512),
+    )
+
+
 def quiet(make: Callable[[], Any]) -> Callable[[], Any]:
     def made() -> Any:
         pipe = make()
@@ -379,7 +426,20 @@ def quiet(make: Callable[[], Any]) -> Callable[[], Any]:
     return made
 
 
-MAKERS = (sd3, z_image, flux2_klein, krea2, chroma, longcat_image, lumina2, qwen_image_21, wan, ltx)
+MAKERS = (
+    sd3,
+    z_image,
+    flux2_klein,
+    krea2,
+    chroma,
+    longcat_image,
+    lumina2,
+    qwen_image_21,
+    wan,
+    ltx,
+    ovis_image,
+    ernie_image,
+)
 
 MORE: dict[str, Callable[[], Any]] = {make.__name__: quiet(make) for make in MAKERS}
 

@@ -3,6 +3,7 @@
 from torch import nn
 
 from arcflow.families.chroma import CHROMA
+from arcflow.families.ernie_image import ERNIE_IMAGE
 from arcflow.families.family import Family
 from arcflow.families.flux import FLUX
 from arcflow.families.flux2 import FLUX2
@@ -10,6 +11,7 @@ from arcflow.families.krea2 import KREA2
 from arcflow.families.longcat_image import LONGCAT_IMAGE
 from arcflow.families.ltx import LTX
 from arcflow.families.lumina2 import LUMINA2
+from arcflow.families.ovis_image import OVIS_IMAGE
 from arcflow.families.qwen_image import QWEN_IMAGE
 from arcflow.families.qwen_image_21 import QWEN_IMAGE_21
 from arcflow.families.sd3 import SD3
@@ -29,6 +31,8 @@ FAMILIES = (
     QWEN_IMAGE_21,
     WAN,
     LTX,
+    OVIS_IMAGE,
+    ERNIE_IMAGE,
 )
 """Every backbone that can be a student."""
 

@@ -2,6 +2,7 @@
 
 import torch
 from diffusers import DiffusionPipeline
+from einops import rearrange
 from torch import Tensor
 
 
@@ -42,3 +43,21 @@ def frame_to_vae(pipe: DiffusionPipeline, latents: Tensor) -> Tensor:
 def frame_from_vae(pipe: DiffusionPipeline, images: Tensor) -> Tensor:
     """The way back, to the mean of what the encoder gives."""
     return video_from_vae(pipe, images.unsqueeze(2))[:, :, 0]
+
+
+def normalized_to_vae(pipe: DiffusionPipeline, latents: Tensor, smallest: float) -> Tensor:
+    """Images of FLUX.2's autoencoder, whose latents are normalized in squares of 2 x 2: (B, 4 C, h, w) to (B, 3, H, W).
+    `smallest` is added to the variances."""
+    vae = pipe.vae
+    latents = latents.to(vae.device, vae.dtype)
+    mean, std = vae.bn.running_mean, (vae.bn.running_var + smallest).sqrt()
+    latents = latents * std[:, None, None] + mean[:, None, None]
+    return vae.decode(rearrange(latents, "b (c p q) h w -> b c (h p) (w q)", p=2, q=2), return_dict=False)[0]
+
+
+def normalized_from_vae(pipe: DiffusionPipeline, images: Tensor, smallest: float) -> Tensor:
+    """The way back, to the mean of what the encoder gives."""
+    vae = pipe.vae
+    latents = rearrange(vae.encode(images).latent_dist.mode(), "b c (h p) (w q) -> b (c p q) h w", p=2, q=2)
+    mean, std = vae.bn.running_mean, (vae.bn.running_var + smallest).sqrt()
+    return (latents - mean[:, None, None]) / std[:, None, None]

@@ -5,6 +5,7 @@ from diffusers import DiffusionPipeline
 from einops import rearrange
 from torch import Tensor
 
+from arcflow.families.autoencoder import normalized_from_vae, normalized_to_vae
 from arcflow.families.conditioning import Cond
 from arcflow.families.family import TIME_EMBEDDERS, Family, as_keywords, reads_512_tokens
 
@@ -24,19 +25,13 @@ def _places(text: Cond, rows: int, columns: int) -> Cond:
 
 
 def _to_vae(pipe: DiffusionPipeline, latents: Tensor) -> Tensor:
-    vae = pipe.vae
-    latents = rearrange(latents, "b c (h p) (w q) -> b (c p q) h w", p=2, q=2).to(vae.device, vae.dtype)
-    mean, std = vae.bn.running_mean, (vae.bn.running_var + vae.config.batch_norm_eps).sqrt()
-    latents = latents * std[:, None, None] + mean[:, None, None]
-    return vae.decode(rearrange(latents, "b (c p q) h w -> b c (h p) (w q)", p=2, q=2), return_dict=False)[0]
+    squares = rearrange(latents, "b c (h p) (w q) -> b (c p q) h w", p=2, q=2)
+    return normalized_to_vae(pipe, squares, pipe.vae.config.batch_norm_eps)
 
 
 def _from_vae(pipe: DiffusionPipeline, images: Tensor) -> Tensor:
-    vae = pipe.vae
-    latents = rearrange(vae.encode(images).latent_dist.mode(), "b c (h p) (w q) -> b (c p q) h w", p=2, q=2)
-    mean, std = vae.bn.running_mean, (vae.bn.running_var + vae.config.batch_norm_eps).sqrt()
-    latents = (latents - mean[:, None, None]) / std[:, None, None]
-    return rearrange(latents, "b (c p q) h w -> b c (h p) (w q)", p=2, q=2)
+    squares = normalized_from_vae(pipe, images, pipe.vae.config.batch_norm_eps)
+    return rearrange(squares, "b (c p q) h w -> b c (h p) (w q)", p=2, q=2)
 
 
 FLUX2 = Family(
