@@ -13,12 +13,14 @@ from typing import Any
 import torch
 from diffusers import (
     ChromaTransformer2DModel,
+    ErnieImageTransformer2DModel,
     Flux2Transformer2DModel,
     FluxTransformer2DModel,
     Krea2Transformer2DModel,
     LongCatImageTransformer2DModel,
     LTXVideoTransformer3DModel,
     Lumina2Transformer2DModel,
+    OvisImageTransformer2DModel,
     QwenImage21Transformer2DModel,
     QwenImageTransformer2DModel,
     SD3Transformer2DModel,
@@ -72,6 +74,8 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
     "LongCat-Image": LongCatImageTransformer2DModel,
     "Lumina 2": Lumina2Transformer2DModel,
     "Qwen-Image 2.1": QwenImage21Transformer2DModel,
+    "Ovis-Image": OvisImageTransformer2DModel,
+    "ERNIE-Image": ErnieImageTransformer2DModel,
     "Wan 2.1 14B": WanTransformer3DModel,
     "LTX-Video": LTXVideoTransformer3DModel,
 }

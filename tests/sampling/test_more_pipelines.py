@@ -1,7 +1,8 @@
-"""What else diffusers has for the newer families takes the student, unchanged: image to image, inpainting, video to
-video, image to video."""
+"""What else diffusers has for the newer families takes the student, unchanged: image to image, inpainting, ControlNets,
+video to video, image to video."""
 
 import copy
+from functools import partial
 from typing import Any
 
 import diffusers
@@ -14,7 +15,7 @@ import arcflow
 from arcflow import ArcFlowScheduler, families, student
 from arcflow.families import network
 from arcflow.student import adapter, layers
-from tests.support.families import FRAMES, MORE, SHIFT, OnOurGrid, side
+from tests.support.families import FRAMES, MORE, SHIFT, OnOurGrid, loud, side
 from tests.support.pipelines import fresh
 
 pytestmark = pytest.mark.filterwarnings("ignore:`FluxPosEmbed` is deprecated:FutureWarning")
@@ -44,15 +45,59 @@ def first_frame(side: int, frames: int) -> dict[str, Any]:
     return {"image": image(side), "num_frames": frames}
 
 
-ROWS: dict[str, tuple[str, Any]] = {
-    "StableDiffusion3Img2ImgPipeline": ("sd3", to_image),
-    "StableDiffusion3InpaintPipeline": ("sd3", inpainted),
-    "ZImageImg2ImgPipeline": ("z_image", to_image),
-    "ZImageInpaintPipeline": ("z_image", inpainted),
-    "ChromaImg2ImgPipeline": ("chroma", to_image),
-    "Flux2KleinInpaintPipeline": ("flux2_klein", inpainted),
-    "WanVideoToVideoPipeline": ("wan", to_video),
-    "LTXImageToVideoPipeline": ("ltx", first_frame),
+def controlled(side: int, frames: int) -> dict[str, Any]:
+    return {"control_image": image(side), "controlnet_conditioning_scale": 0.7}
+
+
+def controlled_inside(side: int, frames: int) -> dict[str, Any]:
+    return {**controlled(side, frames), "control_mask": mask(side)}
+
+
+def controlled_inpainted(side: int, frames: int) -> dict[str, Any]:
+    return {**controlled(side, frames), "image": image(side), "mask_image": mask(side)}
+
+
+def sd3_controlnet(parts: dict[str, Any], more: int = 0) -> dict[str, Any]:
+    config = {name: value for name, value in parts["transformer"].config.items() if not name.startswith("_")}
+    net = diffusers.SD3ControlNetModel(**{**config, "num_layers": 1, "extra_conditioning_channels": more})
+    return {"controlnet": loud(net), "image_encoder": None, "feature_extractor": None}
+
+
+def z_image_controlnet(parts: dict[str, Any], channels: int) -> dict[str, Any]:
+    size = {"dim": 32, "n_refiner_layers": 1, "n_heads": 2, "n_kv_heads": 2}
+    places = {"control_layers_places": [0], "control_refiner_layers_places": [0]}
+    net = diffusers.ZImageControlNetModel(
+        **places, **size, control_in_dim=channels, add_control_noise_refiner="control_layers"
+    )
+    return {"controlnet": loud(net)}
+
+
+def wan_of_images(parts: dict[str, Any]) -> dict[str, Any]:
+    """A Wan whose input has the first frame and its mask in more channels: 4 of x, 4 of the frame, 4 of the mask."""
+    config = {name: value for name, value in parts["transformer"].config.items() if not name.startswith("_")}
+    torch.manual_seed(1)
+    net = diffusers.WanTransformer3DModel(**{**config, "in_channels": 12})
+    return {"transformer": loud(net), "image_encoder": None, "image_processor": None}
+
+
+def nothing(parts: dict[str, Any]) -> dict[str, Any]:
+    return {}
+
+
+ROWS: dict[str, tuple[str, Any, Any]] = {
+    "StableDiffusion3Img2ImgPipeline": ("sd3", to_image, nothing),
+    "StableDiffusion3InpaintPipeline": ("sd3", inpainted, nothing),
+    "ZImageImg2ImgPipeline": ("z_image", to_image, nothing),
+    "ZImageInpaintPipeline": ("z_image", inpainted, nothing),
+    "ChromaImg2ImgPipeline": ("chroma", to_image, nothing),
+    "Flux2KleinInpaintPipeline": ("flux2_klein", inpainted, nothing),
+    "WanVideoToVideoPipeline": ("wan", to_video, nothing),
+    "LTXImageToVideoPipeline": ("ltx", first_frame, nothing),
+    "StableDiffusion3ControlNetPipeline": ("sd3", controlled, sd3_controlnet),
+    "StableDiffusion3ControlNetInpaintingPipeline": ("sd3", controlled_inside, partial(sd3_controlnet, more=1)),
+    "ZImageControlNetPipeline": ("z_image", controlled, partial(z_image_controlnet, channels=8)),
+    "ZImageControlNetInpaintPipeline": ("z_image", controlled_inpainted, partial(z_image_controlnet, channels=17)),
+    "WanImageToVideoPipeline": ("wan", first_frame, wan_of_images),
 }
 
 
@@ -64,7 +109,7 @@ def made() -> dict[str, Any]:
 @pytest.fixture(params=ROWS)
 def stock(request, made):
     """(a stock pipeline with tiny random weights, what draws its latents)"""
-    family, more = ROWS[request.param]
+    family, more, other = ROWS[request.param]
     if family not in made:
         with torch.random.fork_rng():
             torch.manual_seed(0)
@@ -72,6 +117,8 @@ def stock(request, made):
     source, kind = fresh(made[family]), getattr(diffusers, request.param)
     parts = {name: part for name, part in source.components.items() if part is not None or name.startswith("image_")}
     taken = kind.__init__.__code__.co_varnames
+    with torch.random.fork_rng():
+        parts |= other(parts)
     pipe = kind(**{name: part for name, part in parts.items() if name in taken})
     pipe.set_progress_bar_config(disable=True)
     row, length = families.family_of(pipe.transformer), side(family)
@@ -79,17 +126,21 @@ def stock(request, made):
     def sample(pipe: Any, steps: int) -> torch.Tensor:
         embeds = network.encode_text(source, ["a red cube"], 16)["encoder_hidden_states"]
         said = {"prompt_embeds": embeds} if family == "wan" else {"prompt": "a red cube"}
-        output = pipe(
-            **said,
-            height=length,
-            width=length,
-            num_inference_steps=steps,
-            guidance_scale=row.off,
-            max_sequence_length=16,
-            generator=torch.Generator().manual_seed(1),
-            output_type="latent",
-            **more(length, FRAMES.get(family, 1)),
-        )
+        with (
+            torch.random.fork_rng()
+        ):  # ControlNets of Stable Diffusion 3 draw their picture's latents without `generator`
+            torch.manual_seed(2)
+            output = pipe(
+                **said,
+                height=length,
+                width=length,
+                num_inference_steps=steps,
+                guidance_scale=row.off,
+                max_sequence_length=16,
+                generator=torch.Generator().manual_seed(1),
+                output_type="latent",
+                **more(length, FRAMES.get(family, 1)),
+            )
         return output.frames if row.video else output.images
 
     return pipe, sample

@@ -3,6 +3,7 @@
 import copy
 import importlib
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import diffusers
@@ -17,7 +18,7 @@ from arcflow import ArcFlowScheduler, student
 from arcflow.families import network
 from arcflow.sampling import attach
 from arcflow.student import adapter
-from tests.support.pipelines import SHAPE, SIDE, fresh
+from tests.support.pipelines import SHAPE, SIDE, flux_transformer, fresh
 from tests.support.students import without_gain
 
 PICTURE = Image.fromarray(np.random.default_rng(0).integers(0, 255, (SIDE, SIDE, 3), dtype=np.uint8))
@@ -27,18 +28,26 @@ HALF = Image.fromarray(np.repeat([[0, 255]], SIDE // 2, axis=1).repeat(SIDE, axi
 pytestmark = pytest.mark.filterwarnings("ignore:`FluxPosEmbed` is deprecated:FutureWarning")
 
 
-def flux_controlnet() -> FluxControlNetModel:
+def flux_controlnet() -> dict[str, Any]:
     """One that says something: as built, its outputs are zero."""
     torch.manual_seed(1)
     net = FluxControlNetModel(
         in_channels=16, num_layers=1, num_single_layers=1, pooled_projection_dim=32, guidance_embeds=True, **SHAPE
     )
-    return loud(net)
+    return {"controlnet": loud(net)}
 
 
-def qwen_controlnet() -> QwenImageControlNetModel:
+def qwen_controlnet(more: int = 0) -> dict[str, Any]:
+    """Of a picture, and with one more channel of a mask too."""
     torch.manual_seed(1)
-    return loud(QwenImageControlNetModel(in_channels=16, out_channels=4, num_layers=1, **SHAPE))
+    sizes = {"in_channels": 16, "out_channels": 4, "num_layers": 1, "extra_condition_channels": more}
+    return {"controlnet": loud(QwenImageControlNetModel(**sizes, **SHAPE))}
+
+
+def flux_of(channels: int) -> dict[str, Any]:
+    """A FLUX that has pictures in more channels beside x: Fill (picture and mask) and Control."""
+    torch.manual_seed(1)
+    return {"transformer": flux_transformer(in_channels=channels, out_channels=16)}
 
 
 def loud(net: Any) -> Any:
@@ -50,7 +59,7 @@ def loud(net: Any) -> Any:
 IMAGE: dict[str, Any] = {"image": PICTURE, "strength": 0.6}
 AS_IT_IS = {"_auto_resize": False, "max_area": SIDE**2}
 CONTROL = {"control_image": PICTURE, "controlnet_conditioning_scale": 0.7}
-ROWS: dict[str, tuple[str, dict[str, Any], Callable[[], Any] | None]] = {
+ROWS: dict[str, tuple[str, dict[str, Any], Callable[[], dict[str, Any]] | None]] = {
     "FluxPipeline": ("flux", {}, None),
     "FluxImg2ImgPipeline": ("flux", IMAGE, None),
     "FluxInpaintPipeline": ("flux", {**IMAGE, "mask_image": HALF}, None),
@@ -59,6 +68,14 @@ ROWS: dict[str, tuple[str, dict[str, Any], Callable[[], Any] | None]] = {
     "FluxControlNetPipeline": ("flux", CONTROL, flux_controlnet),
     "FluxControlNetImg2ImgPipeline": ("flux", {**IMAGE, **CONTROL}, flux_controlnet),
     "FluxControlNetInpaintPipeline": ("flux", {**IMAGE, **CONTROL, "mask_image": HALF}, flux_controlnet),
+    "FluxFillPipeline": ("flux", {"image": PICTURE, "mask_image": HALF}, partial(flux_of, 48)),
+    "FluxControlPipeline": ("flux", {"control_image": PICTURE}, partial(flux_of, 32)),
+    "FluxControlImg2ImgPipeline": ("flux", {**IMAGE, "control_image": PICTURE}, partial(flux_of, 32)),
+    "FluxControlInpaintPipeline": (
+        "flux",
+        {**IMAGE, "control_image": PICTURE, "mask_image": HALF},
+        partial(flux_of, 32),
+    ),
     "QwenImagePipeline": ("qwen_image", {}, None),
     "QwenImageImg2ImgPipeline": ("qwen_image", IMAGE, None),
     "QwenImageInpaintPipeline": ("qwen_image", {**IMAGE, "mask_image": HALF}, None),
@@ -66,6 +83,11 @@ ROWS: dict[str, tuple[str, dict[str, Any], Callable[[], Any] | None]] = {
     "QwenImageEditPlusPipeline": ("qwen_image", {"image": [PICTURE, PICTURE]}, None),
     "QwenImageEditInpaintPipeline": ("qwen_image", {**IMAGE, "mask_image": HALF}, None),
     "QwenImageControlNetPipeline": ("qwen_image", CONTROL, qwen_controlnet),
+    "QwenImageControlNetInpaintPipeline": (
+        "qwen_image",
+        {**CONTROL, "control_mask": HALF},
+        partial(qwen_controlnet, 4),
+    ),
 }
 
 
@@ -74,18 +96,18 @@ def stock(pristine, monkeypatch):
     """(name) -> a stock pipeline with tiny random weights, and how to call it for latents."""
 
     def make(name: str):
-        family, more, controlnet = ROWS[name]
+        family, more, other = ROWS[name]
         source = fresh(pristine[family])
         source.scheduler.register_to_config(use_dynamic_shifting=False, shift=3.2)
         kind = getattr(diffusers, name)
         parts = {k: v for k, v in source.components.items() if v is not None}
-        extra: dict[str, Any] = {"controlnet": controlnet()} if controlnet else {}
+        extra = other() if other else {}
         module = importlib.import_module(kind.__module__)
         if hasattr(module, "calculate_dimensions"):  # editing pipelines enlarge their image to a million pixels
             extra["processor"] = None
             answer = (SIDE, SIDE) if "Plus" in name else (SIDE, SIDE, None)
             monkeypatch.setattr(module, "calculate_dimensions", lambda area, ratio: answer)
-        pipe = kind(**parts, **extra)
+        pipe = kind(**{**parts, **extra})
         pipe.set_progress_bar_config(disable=True)
         prompts = embedded(source, family)
 

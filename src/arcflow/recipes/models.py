@@ -94,6 +94,16 @@ ROWS: dict[str, Row] = {
         why="4.0 is its pipeline's own, which then takes the norm back; here the norm stays.",
         micro_batch=4,
     ),
+    "ovis-image": Row(
+        base="AIDC-AI/Ovis-Image-7B",
+        teacher_cfg=5.0,
+        why="5.0 is its pipeline's own.",
+    ),
+    "ernie-image": Row(
+        base="baidu/ERNIE-Image",
+        teacher_cfg=4.0,
+        why="4.0 is its pipeline's own. Prompts are read as they are written, without its prompt writer.",
+    ),
     "wan21": Row(
         base="Wan-AI/Wan2.1-T2V-14B-Diffusers",
         teacher_cfg=5.0,
