@@ -133,6 +133,11 @@ class Distill:
     end: float = 0.0
     """Share of the loss that falls on the mean velocity over the whole step, the student's against that of the
     teacher's walk; the rest falls on the velocities along it. 0, as published, leaves the end out."""
+    reuse: int = 1
+    """How often a walk of the teacher's is used on average: of so many iterations one asks the teacher, as long as its
+    ratio is 1, and the others learn from walks that are kept. 1, as published, asks in every one."""
+    kept: int = 64
+    """Batches of walks that are kept for that, the newest; their size is told when a run begins."""
     mode_dropout: float = paper.MODE_DROPOUT
     """Probability that a mode is left out of the copy that walks to the states."""
     hold: int = 0
@@ -168,6 +173,8 @@ class Distill:
             "0 <= p < 1",
             f"the published value is {paper.MODE_DROPOUT}",
         )
+        check(self.reuse >= 1, "distill.reuse", self.reuse, "1 or more", "1 asks the teacher in every iteration")
+        check(self.kept >= 1, "distill.kept", self.kept, "1 or more", "leave it out to take the default")
         check(self.hold >= 0, "distill.hold", self.hold, "0 or more", "0 lets the ratio fall from the start")
         check(self.decay >= 0, "distill.decay", self.decay, "0 or more", "0 starts on the student's own path")
         most = min(self.all_steps)
@@ -396,17 +403,11 @@ class Budget:
     """Model, objective, prompts and optimizer."""
     forwards: int = 24_000
     """Forward-equivalents: samples once through the transformer; a backward pass counts two."""
-    replay: int = 0
-    """Iterations on kept walks after each that asks the teacher, as long as its share is 1."""
-    kept: int = 64
-    """Batches of walks that are kept, the newest."""
 
     def __post_init__(self) -> None:
         parts = self.run.optim.iterations
         check(parts == PARTS, "run.optim.iterations", parts, f"{PARTS}, the parts of a budget", "leave it so")
         check(self.forwards >= 1, "forwards", self.forwards, "1 or more", "leave it out to take the default")
-        check(self.replay >= 0, "replay", self.replay, "0 or more", "0 asks the teacher in every iteration")
-        check(self.kept >= 1, "kept", self.kept, "1 or more", "leave it out to take the default")
 
 
 PARTS = 1000

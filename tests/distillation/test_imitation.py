@@ -1,5 +1,7 @@
 """ArcFlow and its rivals that differ in the path alone: each of them learns."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -58,14 +60,14 @@ LED = {"hold": PARTS, "decay": 0}
 """It leads to the end."""
 
 
-def training(net, replay: int = 0) -> Training:
-    return Training(net, Ema(net.named()), Cost(), replay=replay)
+def training(net) -> Training:
+    return Training(net, Ema(net.named()), Cost())
 
 
 def taught(method: Method, config: Distill, iterations: int, batch: int = 128) -> Tiny:
     """A tiny student after so many iterations, by the package's optimizer."""
     net, generator = Tiny(method.modes), draws()
-    objective = method.objective(config, training(net, replay=3))
+    objective = method.objective(replace(config, reuse=4), training(net))
     optimizer = adamw(net.named(), Optim(lr=3e-3, lr_log_gamma=3e-4))
     for step in range(iterations):
         turn = Turn(step / iterations, generator)
@@ -99,7 +101,7 @@ def test_a_few_step_student_learns_to_beat_as_many_euler_steps(method, steps):
     assert student < 0.6 * plain, (student, plain)
 
 
-def iterations(method, config, *done, student=None, replay=0):
+def iterations(method, config, *done, student=None):
     """One after the other, part by part: losses, and the states at which the teacher is asked."""
     net, asked = Tiny(method.modes), []
 
@@ -107,7 +109,7 @@ def iterations(method, config, *done, student=None, replay=0):
         asked.append((x, sigma))
         return teacher(x, sigma, cond)
 
-    objective, x = method.objective(config, training(net, replay)), torch.randn(16, 2, generator=draws(1))
+    objective, x = method.objective(config, training(net)), torch.randn(16, 2, generator=draws(1))
     for share in done:
         parts = list(objective(student or net, asking, x, {}, Turn(share, draws(2))))
         yield [part.loss.item() for part in parts], asked.copy()
@@ -128,8 +130,8 @@ def test_the_teachers_part_of_the_walk_falls_to_nothing_within_the_first_fifth(m
 
 @each
 def test_kept_walks_give_the_losses_they_gave_before_without_asking_the_teacher(method):
-    whole = Distill(mode_dropout=0.0, **LED)
-    first, *kept, again = iterations(method, whole, *[0.5] * 5, replay=3)
+    whole = Distill(mode_dropout=0.0, reuse=4, **LED)
+    first, *kept, again = iterations(method, whole, *[0.5] * 5)
     assert len(first[1]) == len(again[1]) == 8 and not any(asked for _, asked in kept)
     for losses, _ in kept:
         # the only batch there is, in one part; sub-steps are counted for it as a whole

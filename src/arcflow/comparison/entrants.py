@@ -43,16 +43,17 @@ def settings(plan: Plan, entrant: Entrant, calls: int, seed: int) -> Budget:
     recipe = recipes.comparison()
     run = recipe.run
     model = replace(run.model, base=plan.model, rank=plan.rank, modes=entrant.method.modes)
+    common: Changes = {"steps": calls, "states": recipes.states(calls), "reuse": recipes.reuse(plan.budget)}
     optim = replace(run.optim, batch=plan.batch, lr=plan.lr, lr_log_gamma=plan.lr / 100)
     run = replace(
         run,
         seed=seed,
         model=replace(model, **entrant.model),
-        distill=replace(run.distill, **({"steps": calls, "states": recipes.states(calls)} | entrant.distill)),
+        distill=replace(run.distill, **(common | entrant.distill)),
         data=replace(run.data, count=plan.prompts),
         optim=replace(optim, **entrant.optim),
     )
-    return replace(recipe, run=run, forwards=plan.budget, replay=recipes.reuse(plan.budget) - 1)
+    return replace(recipe, run=run, forwards=plan.budget)
 
 
 def arc(

@@ -60,7 +60,7 @@ def train(bench: Bench, entrant: Entrant, calls: int, seed: int, reference: Refe
     learner = Learner.on(net, run, frozen=entrant.frozen)
     cost, progress = Cost(), Progress()
     student, teacher = counted(views(net)[0], cost), bench.teacher(net, cost)
-    training = Training(net, learner.average, cost, replay=budget.replay, kept=budget.kept)
+    training = Training(net, learner.average, cost)
     objective = method.objective(run.distill, training)
     data = captions(bench.plan, run.optim.batch)
     data.seed = seed  # their order, and the noise

@@ -3,7 +3,6 @@
 They differ in one thing: what path a call describes. That path may span the step, so objective and sampler, who know
 the step grid, make it of what the head said (`laid`). Source: arXiv 2602.09014."""
 
-from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import count
@@ -13,13 +12,13 @@ import torch
 from torch import Tensor
 
 from arcflow.config import Distill
+from arcflow.distillation.kept import Kept, Walks
 from arcflow.distillation.method import Objective, Sampler, Training, Turn, along_arcs
-from arcflow.distillation.objective import Part, Walk, distill, rehearse, teacher_ratio
+from arcflow.distillation.objective import Part, distill, rehearse, teacher_ratio
 from arcflow.distillation.pairs import averaged
 from arcflow.distillation.policy import Policy, Student, Teacher
 from arcflow.families.conditioning import Cond
 from arcflow.momentum import Mixture
-from arcflow.system.seeds import uniform
 
 Lay = Callable[[Mixture, Tensor, Tensor, Distill], Policy]
 """(what the head said, state, noise level, step grid) -> the path over the step."""
@@ -35,17 +34,18 @@ def matching(config: Distill, training: Training, *, lay: Lay = as_it_is, modes_
     to the states is whole, for paths that are not made of modes. The teacher's share follows `config.hold` and
     `config.decay`, in parts of the budget."""
     config = replace(config, mode_dropout=config.mode_dropout if modes_drop else 0.0)
-    kept: deque[tuple[list[Walk], Cond]] = deque(maxlen=training.kept)
+    kept = Walks(config)
     turns = count()
 
     def objective(student: Student, teacher: Teacher, x: Tensor, cond: Cond, turn: Turn) -> Iterator[Part]:
         ratio = teacher_ratio(turn.part, config.decay, config.hold)
         walker = laid(student, lay, config)
-        if ratio == 1 and next(turns) % (training.replay + 1):
-            walks, cond = kept[int(uniform((1,), turn.generator)[0] * len(kept))]
-            parts = rehearse(walker, walks, cond, config=config)
-            logs = {name: torch.stack([part.logs[name] for part in parts]).sum() for name in parts[0].logs}
-            yield Part(torch.stack([part.loss for part in parts]).sum(), logs)
+        if ratio == 1 and next(turns) % config.reuse:
+            for piece in kept.draw(turn.generator):
+                piece = piece.to(x.device)
+                parts = rehearse(walker, piece.walks, piece.cond, config=config)
+                logs = {name: torch.stack([part.logs[name] for part in parts]).sum() for name in parts[0].logs}
+                yield Part(torch.stack([part.loss for part in parts]).sum(), logs)
             return
 
         average = averaged(training.net, training.average, walker)
@@ -54,8 +54,8 @@ def matching(config: Distill, training: Training, *, lay: Lay = as_it_is, modes_
         for part in parts:
             walks += [part.walk] if part.walk else []
             yield part
-        if ratio == 1 and training.replay:
-            kept.append((walks, cond))
+        if ratio == 1 and config.reuse > 1:
+            kept.add([Kept(walks, cond)])
 
     return objective
 

@@ -42,10 +42,6 @@ class Training:
     """The average of the trained weights; `with average.applied()` the network has them."""
     cost: Cost
     """Where calls of networks other than student and teacher are to be counted."""
-    replay: int = 0
-    """Iterations on kept walks after each that asks the teacher, as long as its share is 1."""
-    kept: int = 64
-    """Batches of walks that are kept for that."""
 
 
 @dataclass(frozen=True)

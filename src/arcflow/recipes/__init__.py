@@ -80,7 +80,13 @@ def comparison() -> Budget:
     run = Run(
         model=Model(rank=16, dropout=0.0, targets="all"),
         distill=Distill(
-            states=states(2), spread="stratified", solver="adams", handover="student", hold=ALWAYS, decay=0
+            states=states(2),
+            spread="stratified",
+            solver="adams",
+            handover="student",
+            reuse=reuse(24_000),
+            hold=ALWAYS,
+            decay=0,
         ),
         data=Data(count=8192, held_out_count=1),
         optim=Optim(
@@ -96,7 +102,7 @@ def comparison() -> Budget:
             ema_from=20,
         ),
     )
-    return Budget(run=run, forwards=24_000, replay=reuse(24_000) - 1, kept=64)
+    return Budget(run=run, forwards=24_000)
 
 
 def states(calls: int) -> int:

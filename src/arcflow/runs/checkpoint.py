@@ -23,7 +23,7 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 import torch.distributed.checkpoint as dcp
@@ -73,6 +73,18 @@ LAST_PAUSES = (0.0, 1.0, 5.0)
 """The same where a run ends."""
 
 
+@runtime_checkable
+class More(Protocol):
+    """What else a run keeps in its checkpoints. Tensors of another process are there too, and are left alone."""
+
+    prefix: str
+    """Beginning of the names of its own tensors."""
+
+    def tensors(self) -> dict[str, Tensor]: ...
+
+    def load(self, tensors: dict[str, Tensor]) -> None: ...
+
+
 Mark = Callable[[], dict[str, Any] | None]
 
 
@@ -94,9 +106,11 @@ class Checkpoints:
         milestones: int | None = None,
         ranks: Ranks | None = None,
         log: Callable[[str], None] = print,
+        more: More | None = None,
     ) -> None:
         self.folder, self.parameters, self.ema, self.optimizer = folder, parameters, ema, optimizer
         self.keep, self.milestones, self.ranks, self.log = keep, milestones, ranks or Ranks(), log
+        self.more = more
         self.alone = self.ranks.count == 1
         self.writer = ThreadPoolExecutor(1, "checkpoint")
         self.pending: Future[None] | None = None
@@ -120,7 +134,7 @@ class Checkpoints:
         try:
             kept = {"progress": dict(vars(progress)), "mark": self.ranks.agree(lambda: _begin(draft, mark))}
             storage = dcp.HuggingFaceStorageWriter(str(draft), save_distributed=True)
-            tensors = self._tensors()
+            tensors = self._tensors() | (self.more.tensors() if self.more else {})
             shapes = {name: tuple(value.shape) for name, value in tensors.items()}
             group = self.ranks.files
             upload = dcp.async_save(tensors, storage_writer=storage, process_group=group, no_dist=self.alone)
@@ -285,8 +299,13 @@ class Checkpoints:
                 f"expected the tensors of the same model and rank; choose another run folder"
             )
         room = self._tensors() | {name: self._room(name, m) for name, m in saved.items() if name.startswith(EXTRA)}
+        if self.more:
+            own = self.more.prefix
+            room |= {n: torch.empty(m.size, dtype=m.properties.dtype) for n, m in saved.items() if n.startswith(own)}
         dcp.load(room, storage_reader=storage, process_group=self.ranks.files, no_dist=self.alone)
         self._hand_out({name: value for name, value in room.items() if name.startswith(EXTRA)})
+        if self.more:
+            self.more.load({name: value for name, value in room.items() if name.startswith(self.more.prefix)})
 
     def _room(self, name: str, saved: Any) -> Tensor:
         """An empty tensor for what only the checkpoint knows of."""

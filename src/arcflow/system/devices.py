@@ -14,6 +14,13 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def memory() -> int | None:
+    """Bytes of the machine's memory; None where nobody knows."""
+    if not hasattr(os, "sysconf") or "SC_PHYS_PAGES" not in os.sysconf_names:
+        return None
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
 def peak_memory(device: torch.device) -> int:
     """Bytes: of the GPU since the process began, or of the whole process on a CPU; 0 where nobody knows."""
     if device.type == "cuda":

@@ -95,11 +95,19 @@ class Learner:
     def gradients(self, objective: Losing, sample: Sample, draws: Draws) -> "Losses":
         """The losses of a batch, whose gradients are added to the parameters: one backward pass for each part of the
         objective and each micro-batch. `draws` are the batch's random numbers, or each sample's own."""
-        self.losses = Losses()
-        for piece in micro_batches(len(sample.x), self.run.optim):
-            share = len(sample.x[piece]) / len(sample.x)
+
+        def micro_batch(piece: slice) -> tuple[float, Iterable[Part]]:
             own = draws if isinstance(draws, Generator) else draws[piece]
-            for i, part in enumerate(objective(_rows(sample, piece), own)):
+            return len(sample.x[piece]) / len(sample.x), objective(_rows(sample, piece), own)
+
+        return self.backward(micro_batch(piece) for piece in micro_batches(len(sample.x), self.run.optim))
+
+    def backward(self, pieces: Iterable[tuple[float, Iterable[Part]]]) -> "Losses":
+        """The losses of micro-batches, each with its share of the batch, whose gradients are added to the parameters:
+        one backward pass for each part, before the next is asked for."""
+        self.losses = Losses()
+        for share, parts in pieces:
+            for i, part in enumerate(parts):
                 (share * part.loss).backward()
                 self.losses.add(i, part, share)
         return self.losses

@@ -13,16 +13,19 @@ import os
 import shutil
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import closing, nullcontext
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import DiffusionPipeline
 from tqdm import tqdm
 
 from arcflow.config import Run, check, to_json
-from arcflow.distillation.objective import teacher_ratio
+from arcflow.data.prefetch import Sample
+from arcflow.distillation.kept import Kept, asked_before, asks, led_until
+from arcflow.distillation.objective import Part, Walk, teacher_ratio
 from arcflow.distillation.pairs import averaged
 from arcflow.student import adapter, formats
 from arcflow.student.layers import learn
@@ -30,7 +33,7 @@ from arcflow.system import processes
 from arcflow.system.devices import attention, torch_device
 from arcflow.system.errors import first_line
 from arcflow.system.processes import OnAll
-from arcflow.system.seeds import seed_of
+from arcflow.system.seeds import Draws, seed_of
 from arcflow.system.signals import Insisted, Stopped, Wishes, stop_signals
 from arcflow.training.home import home
 from arcflow.training.learner import arcflow_objective, sample_draws
@@ -105,6 +108,8 @@ def _iterate(run: Training, caught: Wishes, bar: tqdm) -> None:
             run.journal.write(progress.step, **losses, gradient_norm=norm, lr=rate, skipped=progress.skipped)
             line = run.speed.line(config.log_every, config.log_every * config.optim.batch)
             run.journal.speed(progress.step, **line)
+        elif run.journal and _is_first_use(step, config):
+            run.journal.write(progress.step, **losses)
 
         last = progress.step == config.optim.iterations
         late = time.monotonic() - run.started > 60 * (config.stop_after or math.inf)
@@ -124,6 +129,13 @@ def _iterate(run: Training, caught: Wishes, bar: tqdm) -> None:
             break
 
 
+def _is_first_use(step: int, config: Run) -> bool:
+    """Whether an iteration is to be logged because it asks the teacher, where few do."""
+    distill = config.distill
+    asked = distill.reuse > 1 and asks(step, distill)
+    return asked and asked_before(step, distill) % config.log_every == 0
+
+
 def _measure_first(run: Training) -> None:
     """The distance that the run begins with: read from the log if a run that was stopped has measured it already."""
     step, journal = run.progress.step, run.journal
@@ -138,20 +150,53 @@ def _update(run: Training, step: int) -> tuple[dict[str, float], float]:
     """The losses and the gradient norm of iteration `step`, once its batch has moved the weights."""
     config = run.config
     torch.manual_seed(dropout_seed(config.seed, step, run.ranks.rank))
-    sample = run.batch(step)
-    first = step * config.optim.batch + run.ranks.rows(config.optim.batch).start
-    draws = sample_draws(seed_of(config.seed, "draws", first + i) for i in range(len(sample.x)))
-    average = averaged(run.pipe.transformer, run.learner.average, run.student)
-    objective = arcflow_objective(config, step, run.student, run.teacher, average)
-    losses = run.learner.gradients(objective, sample, draws)
+    if asks(step, config.distill) or not run.walks.batches:
+        logs, position = _taught(run, step)
+    else:
+        logs, position = _again(run, step), run.progress.data
     ratio = teacher_ratio(step, config.distill.decay, config.distill.hold)
-    logs = losses.logs() | {"teacher_ratio": ratio}
 
     run.whole = False
     norm = run.learner.update(run.progress)
-    run.progress.data = sample.position
+    run.progress.data = position
     run.whole = True
-    return logs, norm
+    return logs | {"teacher_ratio": ratio}, norm
+
+
+def _taught(run: Training, step: int) -> tuple[dict[str, float], dict[str, Any]]:
+    """Losses and gradients of the next batch, for which the teacher is asked; and where the data set stands then."""
+    config = run.config
+    number = asked_before(step, config.distill)
+    sample = run.batch(number)
+    first = number * config.optim.batch + run.ranks.rows(config.optim.batch).start
+    draws = sample_draws(seed_of(config.seed, "draws", first + i) for i in range(len(sample.x)))
+    average = averaged(run.pipe.transformer, run.learner.average, run.student)
+    objective = arcflow_objective(config, step, run.student, run.teacher, average)
+    made = list[Kept]()
+
+    def keeping(piece: Sample, own: Draws) -> Iterator[Part]:
+        walks = list[Walk]()
+        for part in objective(piece, own):
+            walks += [part.walk] if part.walk else []
+            yield part
+        made.append(Kept(walks, piece.cond))
+
+    losses = run.learner.gradients(keeping, sample, draws)
+    if config.distill.reuse > 1 and step < led_until(config.distill):
+        run.walks.add(made)
+    return losses.logs(), sample.position
+
+
+def _again(run: Training, step: int) -> dict[str, float]:
+    """Losses and gradients of a batch whose walks are kept. The velocity error has a name of its own: held against that
+    of walks that are new, it tells what is learned by heart."""
+    config = run.config
+    batch = run.walks.draw(torch.Generator().manual_seed(seed_of(config.seed, "kept", step)))
+    whole = sum(len(piece.walks[0].x) for piece in batch)
+    device = torch_device(config.device)
+    pieces = [(len(piece.walks[0].x) / whole, piece.to(device).parts(run.student, config.distill)) for piece in batch]
+    logs = run.learner.backward(pieces).logs()
+    return logs | {"velocity_error_kept": logs.pop("velocity_error")}
 
 
 def _finish(run: Training, caught: Wishes) -> None:

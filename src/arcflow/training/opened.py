@@ -14,11 +14,12 @@ from typing import Any
 import torch
 from diffusers import DiffusionPipeline
 
-from arcflow.config import Run, to_json
+from arcflow.config import Run, check, to_json
 from arcflow.data.batches import Prompts, Size, open_prompts
 from arcflow.data.embeddings import Encode, encoder
 from arcflow.data.images import read_images
 from arcflow.data.prefetch import Prefetcher, Sample
+from arcflow.distillation.kept import Walks
 from arcflow.distillation.policy import Student, Teacher
 from arcflow.families import family_of, network
 from arcflow.families.family import Family
@@ -26,6 +27,7 @@ from arcflow.families.loading import load_pipe, settle
 from arcflow.runs.checkpoint import Checkpoints, Progress
 from arcflow.runs.log import Log, Tracker
 from arcflow.student.layers import learn
+from arcflow.system.devices import memory
 from arcflow.system.errors import first_line, sentence
 from arcflow.system.packages import need
 from arcflow.system.processes import OnAll, Ranks
@@ -55,6 +57,8 @@ class Training:
     validation: DistanceToTeacher
     size: Size
     """Of its images."""
+    walks: Walks
+    """The teacher's walks that are kept."""
     prefetcher: Prefetcher
     batch: Callable[[int], Sample]
     """The prefetched one, on all processes or on none."""
@@ -124,7 +128,8 @@ def open_run(
 
     learner = Learner.on(pipe.transformer, config, ranks)
     student, teacher = views(pipe.transformer, negative, config.distill.teacher_cfg)
-    checkpoints, progress = _taken_up(config, learner, data, folder, log)
+    walks = Walks(config.distill, f"{ranks.rank}-{ranks.count}")
+    checkpoints, progress = _taken_up(config, learner, walks, data, folder, log)
     before = progress.seconds
     held_out = data.held_out
     validation = DistanceToTeacher(
@@ -137,6 +142,8 @@ def open_run(
         ranks,
         contents["teacher"],
     )
+    if config.distill.reuse > 1:
+        _check_room(walks, validation, config, ranks, log)
     prefetcher = prefetcher_of(pipe, family, data, encode, config, device, ranks)
     batch = speed.of("data", fetched(prefetcher, ranks))
     asked = speed.of("teacher", teacher)
@@ -162,6 +169,7 @@ def open_run(
         checkpoints=checkpoints,
         validation=validation,
         size=held_out.size,
+        walks=walks,
         prefetcher=prefetcher,
         batch=batch,
         journal=journal,
@@ -172,7 +180,7 @@ def open_run(
 
 
 def _taken_up(
-    config: Run, learner: Learner, data: Prompts, folder: Path, log: Callable[[str], None]
+    config: Run, learner: Learner, walks: Walks, data: Prompts, folder: Path, log: Callable[[str], None]
 ) -> tuple[Checkpoints, Progress]:
     """The checkpoints of a run, and where the newest one stands: learner and data set go on from there."""
     checkpoints = Checkpoints(
@@ -184,6 +192,7 @@ def _taken_up(
         milestones=config.milestones,
         ranks=learner.ranks,
         log=log,
+        more=walks,
     )
     progress = checkpoints.restore()
     if progress.step > config.optim.iterations:
@@ -193,7 +202,25 @@ def _taken_up(
         )
     if progress.data:
         take_up(data, progress.data, folder)
+    if config.distill.reuse > 1 and progress.step and not walks.batches:
+        log("the checkpoint holds no walks of as many processes: the teacher is asked until there are new ones")
     return checkpoints, progress
+
+
+def _check_room(
+    walks: Walks, validation: DistanceToTeacher, config: Run, ranks: Ranks, log: Callable[[str], None]
+) -> None:
+    """Say how much memory the kept walks will take, and refuse what the machine does not have."""
+    size = walks.size(validation.x, validation.cond, -(-config.optim.batch // ranks.count))
+    there = memory()
+    check(
+        there is None or size < there,
+        "distill.kept",
+        config.distill.kept,
+        f"fewer: walks of {config.distill.kept} batches take {size / 1e9:.1f} GB here, and there are {there or 0:.0f}",
+        "lower distill.kept",
+    )
+    log(f"kept walks: up to {config.distill.kept} batches, {size / 1e9:.2g} GB, in checkpoints too")
 
 
 def take_up(data: Prompts, position: dict[str, Any], folder: Path) -> None:
