@@ -17,7 +17,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -27,7 +26,7 @@ from arcflow.commands.sample import Sample
 from arcflow.commands.suite import run_suite
 from arcflow.data import cache
 from arcflow.evaluation.request import Request
-from arcflow.sampling.options import Machine
+from arcflow.sampling.options import Drawing, Machine, Subject
 from benchmarks import damaged_caches
 
 SCORER = """import json, sys, time
@@ -63,8 +62,16 @@ def make_suite(folder: Path) -> None:
     program = folder.with_name("score.py")
     program.write_text(SCORER, "utf-8")
     words = f"{shlex.quote(sys.executable)} -S {shlex.quote(str(program))} {{manifest}} {{out}}"
-    request = Request(suite="world", adapter="none", count=40, steps=1, batch=2, device="cpu", out=folder)
-    request = replace(request, scorer=(f"mine={words}",), features=("world",))
+    request = Request(
+        suite="world",
+        count=40,
+        out=folder,
+        scorer=(f"mine={words}",),
+        features=("world",),
+        subject=Subject(adapter="none"),
+        drawing=Drawing(steps=1),
+        machine=Machine(batch=2, device="cpu"),
+    )
     sys.stdout = open("/dev/null", "w")  # noqa: SIM115
     run_suite(request)
 

@@ -1,7 +1,6 @@
 """`arcflow evaluate` without a suite: one page with teacher, plain Euler and student, of any model."""
 
 import copy
-import dataclasses
 
 import numpy as np
 import pytest
@@ -10,13 +9,13 @@ from PIL import Image
 
 from arcflow import cli, save_adapter, student
 from arcflow.evaluation.handful import still
-from arcflow.evaluation.request import Request
 from arcflow.evaluation.results import Handful
 from arcflow.families import loading
 from arcflow.reports.page import LARGE, photo
 from arcflow.sampling.generate import euler, generate
 from arcflow.system import records
 from tests.support.pipelines import SIDE, fresh, perturb
+from tests.support.suites import request
 
 
 @pytest.fixture
@@ -66,12 +65,11 @@ def test_without_a_list_it_takes_a_few_built_in_prompts_and_of_one_there_is_no_i
 
 def test_the_command_is_one_and_says_which_options_go_together(tmp_path) -> None:
     with pytest.raises(ValueError, match="--clip: only with --suite"):
-        Request(model="m", adapter="a", clip="c").check()
+        request(model="m", adapter="a", clip="c").check()
     with pytest.raises(ValueError, match="--steps: the report of the small world.*--prompts FILE or --model"):
-        Request(steps=4).check()
-    Request(steps=4, prompts=tmp_path).check()
-    Request(model="m", adapter="a", steps=4, height=512).check()
-    assert {one.name for one in dataclasses.fields(Request)} >= {"model", "prompts", "suite"}
+        request(steps=4).check()
+    request(steps=4, prompts=tmp_path).check()
+    request(model="m", adapter="a", steps=4, height=512).check()
 
 
 def test_an_adapter_is_needed(own, capsys) -> None:

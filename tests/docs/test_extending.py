@@ -101,6 +101,7 @@ assert missed(net) < missed(gaussian.Affine()) / 50
 
 # the benchmark
 from arcflow.evaluation.request import Request
+from arcflow.sampling.options import Drawing
 from arcflow.evaluation.suites import SUITES
 from arcflow.evaluation.suites.suite import read_items
 assert tyro.cli(Request, args=["--suite", "lines"]).suite == "lines"
@@ -127,7 +128,7 @@ assert network.decode(pipe, x, SIDE, SIDE).shape == (1, SIDE, SIDE, 3)
 from arcflow.evaluation import suite_run
 from arcflow.system.packages import About
 FluxTransformer2DModel.__name__ = "FluxTransformer2DModel"
-asked = Request(suite="lines", prompts=prompts, out=prompts.parent / "out", steps=1)
+asked = Request(suite="lines", prompts=prompts, out=prompts.parent / "out", drawing=Drawing(steps=1))
 plan = suite_run.plan(asked, (0, 1), "", height=SIDE, width=SIDE, guidance=None, version="0")
 plan.draw(flux_pipeline)
 plan.score()

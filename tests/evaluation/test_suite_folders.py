@@ -11,13 +11,13 @@ from safetensors.torch import load_file, save_file
 
 from arcflow.evaluation import images as drawn
 from arcflow.evaluation import suite_run
-from arcflow.evaluation.request import Request
 from arcflow.evaluation.suites import SUITES
 from arcflow.evaluation.suites.layouts import grid, link, write_once
 from arcflow.evaluation.suites.suite import read_items
 from arcflow.system.owner import owned
 from arcflow.system.packages import About
 from tests.support.pipelines import SIDE
+from tests.support.suites import request
 
 ABOUT = About(versions={}, python="3", device="x", threads=1, command="a test")
 
@@ -31,7 +31,7 @@ def evaluate(flux, tmp_path):
 
     def run(side=SIDE, **more):
         options = {"suite": "coco", "prompts": tmp_path / "list.jsonl", "complete": False, "steps": 1, "batch": 4}
-        asked = Request(out=tmp_path / "out", device="cpu", **(options | more))  # type: ignore[arg-type]
+        asked = request(out=tmp_path / "out", device="cpu", **(options | more))
         with drawn.alone(asked.folder, (0, 1)):
             plan = suite_run.plan(asked, (0, 1), "", height=side, width=side, guidance=None, version="0")
             plan.draw(lambda: flux)

@@ -15,7 +15,6 @@ from PIL import Image
 from arcflow import cli, student
 from arcflow.evaluation import images as drawn
 from arcflow.evaluation import measured, scorers, suite_run, summary
-from arcflow.evaluation.request import Request
 from arcflow.evaluation.results import Part, Settings, SuiteResults
 from arcflow.evaluation.suites import SUITES
 from arcflow.evaluation.suites.suite import read_items
@@ -26,7 +25,7 @@ from arcflow.system import records
 from arcflow.system.packages import About
 from arcflow.world.scene import FIRST_SEED, held_out
 from tests.support.pipelines import SIDE, save_style
-from tests.support.suites import GENEVAL, prompt_file, table
+from tests.support.suites import GENEVAL, prompt_file, request, table
 
 PROMPTS = {
     "geneval": [
@@ -65,7 +64,7 @@ def evaluate(flux, tmp_path, official_file):
         prompts = {} if suite == "world" else {"prompts": official_file(suite), "complete": False}
         size = 64 if suite == "world" else SIDE
         options = {"batch": 12, "steps": 1, **prompts, **more}
-        asked = Request(suite=suite, out=tmp_path / out, name="mine", **options)  # type: ignore[arg-type]
+        asked = request(suite=suite, out=tmp_path / out, name="mine", **options)
         recipe = {"height": size, "width": size, "guidance": None, "version": "0"}
         plan = suite_run.plan(asked, share, "", **recipe)
         plan.draw(lambda: flux)

@@ -2,13 +2,26 @@
 
 import csv
 import json
+from dataclasses import fields
 from pathlib import Path
+
+from arcflow.evaluation.request import Request
+from arcflow.sampling.options import Drawing, Machine, Subject
 
 GENEVAL = [
     {"tag": "single_object", "include": [{"class": "cube", "count": 1}], "prompt": "a photo of a cube"},
     {"tag": "colors", "include": [{"class": "ball", "count": 1, "color": "red"}], "prompt": "a photo of a red ball"},
     {"tag": "colors", "include": [{"class": "ball", "count": 1, "color": "blue"}], "prompt": "a photo of a blue ball"},
 ]
+
+
+def request(**options) -> Request:
+    """What is asked of a suite, each option in its group."""
+    groups = {}
+    for name, kind in (("subject", Subject), ("drawing", Drawing), ("machine", Machine)):
+        named = [one.name for one in fields(kind) if one.name in options]
+        groups[name] = kind(**{option: options.pop(option) for option in named})
+    return Request(**options, **groups)
 
 
 def table(path: Path, columns: list[str], *rows: list[str]) -> Path:

@@ -8,6 +8,7 @@ from arcflow import config, recipes
 from arcflow.commands.evaluate import Evaluate
 from arcflow.commands.train import Train
 from arcflow.evaluation.request import Request
+from arcflow.sampling.options import Subject
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,7 +24,8 @@ class Demo:
         recipe = dataclasses.replace(recipes.world_quick(), out=str(self.out / "run"))
         Train(recipe=shorten(recipe) if self.quick else recipe, processes=on_cores(recipe.optim.batch)).run()
         adapter = str(self.out / "run" / "adapter")
-        Evaluate(request=Request(adapter=adapter, count=24 if self.quick else None, out=self.out)).run()
+        count = 24 if self.quick else None
+        Evaluate(request=Request(subject=Subject(adapter=adapter), count=count, out=self.out)).run()
 
 
 def on_cores(batch: int) -> int:

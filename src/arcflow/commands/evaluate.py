@@ -6,13 +6,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
+import tyro
 from tyro.conf import OmitArgPrefixes
 
 from arcflow.commands.suite import run_suite
 from arcflow.config import check
 from arcflow.evaluation.request import Request
 from arcflow.sampling.open import SHIPPED, open_pipe, settle
-from arcflow.sampling.options import Drawing, Machine, Subject, part_of
 from arcflow.world.scene import FIRST_SEED, HELD_OUT, held_out
 
 
@@ -22,7 +22,7 @@ class Evaluate:
     checker counts what is right, in 1 to 8 steps; any other --model draws a handful of prompts; with --suite NAME the
     images of a benchmark are drawn and scored."""
 
-    request: Annotated[Request, OmitArgPrefixes] = field(default_factory=Request)
+    request: Annotated[Request, OmitArgPrefixes, tyro.conf.arg(name="")] = field(default_factory=Request)
 
     def run(self) -> None:
         self.request.check()
@@ -44,14 +44,13 @@ def _side_by_side(request: Request) -> None:
     from arcflow.world.check import accuracy, is_right
     from arcflow.world.scene import SIZE
 
-    subject = part_of(Subject, request)
-    setup = settle(subject, Drawing(), Machine(device=request.device, fuse=request.fuse, no_fuse=request.no_fuse))
+    setup = settle(request.subject, request.drawing, request.machine)
     if not setup.adapter:
         raise ValueError("--adapter none has no student to compare: expected an adapter, or --suite world with it")
     adapter, out, seeds = Path(setup.adapter), request.folder, request.images or 1
     first = FIRST_SEED if request.seed is None else request.seed
     prompts = held_out(HELD_OUT if request.count is None else request.count)
-    pipe = open_pipe(SHIPPED, request.device, "float32", setup.lora)
+    pipe = open_pipe(SHIPPED, request.machine.device, "float32", setup.lora)
     size = {"height": SIZE, "width": SIZE}
     results, samples = side_by_side.compare(
         pipe,
@@ -64,7 +63,7 @@ def _side_by_side(request: Request) -> None:
         progress=True,
         **size,
     )
-    made = Made(**about(command=f"arcflow {' '.join(sys.argv[1:])}", adapter=request.adapter))
+    made = Made(**about(command=f"arcflow {' '.join(sys.argv[1:])}", adapter=request.subject.adapter))
     evaluation = Evaluation(**results, about=made)
     records.write(out / "results.json", evaluation)
     ways = [side_by_side.tracks(pipe, adapter, text, first + i * seeds, **size) for i, text in three(prompts)]
@@ -88,14 +87,14 @@ def _handful(request: Request) -> None:
     from arcflow.system.packages import about
 
     texts = _few(request)
-    setup = settle(part_of(Subject, request), part_of(Drawing, request), part_of(Machine, request))
+    setup = settle(request.subject, request.drawing, request.machine)
     if not setup.adapter:
         raise ValueError("--adapter none has no student to compare: expected an adapter, or `arcflow sample` with it")
     out, each, first = request.folder, request.images or 1, request.seed or 0
     prompts = [text for text in texts for _ in range(each)]
     seeds = list(range(first, first + len(prompts)))
-    samples = handful.draw(setup, prompts, seeds, request.batch)
-    made = Made(**about(command=f"arcflow {' '.join(sys.argv[1:])}", adapter=request.adapter))
+    samples = handful.draw(setup, prompts, seeds, request.machine.batch)
+    made = Made(**about(command=f"arcflow {' '.join(sys.argv[1:])}", adapter=request.subject.adapter))
     results = handful.measured(setup, samples, prompts, seeds, each, made)
     handful.keep(samples, out / "images")
     records.write(out / "results.json", results)

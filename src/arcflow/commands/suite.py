@@ -7,7 +7,6 @@ from arcflow import __version__
 from arcflow.evaluation.request import Request
 from arcflow.evaluation.suites import SUITES
 from arcflow.evaluation.suites.suite import read_items
-from arcflow.sampling.options import Drawing, Fleet, Machine, Subject, part_of
 
 if TYPE_CHECKING:
     from arcflow.sampling.open import Setup
@@ -19,7 +18,7 @@ def run_suite(request: Request) -> None:
 
     assert request.suite
     read_items(SUITES[request.suite], request.prompts, count=request.count, complete=request.complete)  # or say so now
-    fleet = part_of(Fleet, request)
+    fleet = request.fleet
     fleet.check()
     if fleet.ray:
         from arcflow.system.cluster import need_ray
@@ -38,7 +37,7 @@ def run_share(request: Request, share: tuple[int, int], command: str) -> list[st
     from arcflow.evaluation.images import alone
     from arcflow.sampling.open import settle
 
-    setup = settle(part_of(Subject, request), part_of(Drawing, request), part_of(Machine, request))
+    setup = settle(request.subject, request.drawing, request.machine)
     with alone(request.folder, share):
         return _run(request, setup, share, command)
 

@@ -89,7 +89,7 @@ class Run:
         if drawn.to_draw(self.folder, self.images, self.share):
             pipe = open_pipe()
             with nullcontext() if self.adapter else euler(pipe):
-                new = drawn.draw(pipe, self.folder, self.images, self.asked.batch, self.share)
+                new = drawn.draw(pipe, self.folder, self.images, self.asked.machine.batch, self.share)
             del pipe
             if torch.cuda.is_available():  # a scorer may want the memory
                 gc.collect()
@@ -144,7 +144,7 @@ class Run:
         return {named_by(*parted(name)): partial(network, name, self._device()) for name in names}
 
     def _device(self) -> str:
-        return str(torch_device(self.asked.device))
+        return str(torch_device(self.asked.machine.device))
 
     def _manifest(self, images: Sequence[Image]) -> list[Line]:
         more = {item.number: item.more for item in self.items}
@@ -267,8 +267,8 @@ def plan(
     suite = SUITES[asked.suite]
     items = read_items(suite, asked.prompts, count=asked.count, complete=asked.complete)
     draws = asked.images or suite.images
-    wanted = {"model": asked.model, "adapter": asked.adapter, "steps": asked.steps}
-    wanted |= {"dtype": dtype_of(asked.device, asked.dtype)}
+    wanted = {"model": asked.subject.model, "adapter": asked.subject.adapter, "steps": asked.drawing.steps}
+    wanted |= {"dtype": dtype_of(asked.machine.device, asked.machine.dtype)}
     settings = Settings(
         suite=suite.name,
         prompts=drawn.digest(read_items(suite, asked.prompts, complete=False)) if asked.prompts else "built in",
@@ -276,7 +276,7 @@ def plan(
         width=width,
         guidance=guidance,
         weights=_weights(adapter),
-        base=part_digest(asked.model, "transformer") or "",
+        base=part_digest(asked.subject.model, "transformer") or "",
         **{**wanted, **(told or {})},
     )
     images = drawn.images_of(suite, items, draws, settings, version, fused)

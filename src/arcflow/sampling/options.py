@@ -1,15 +1,13 @@
 """The options that commands which draw have in common, each with one meaning; no torch, for help is instant."""
 
 from dataclasses import dataclass, fields
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
 import tyro
 from tyro.conf import FlagCreatePairsOff
 
 from arcflow import config
 from arcflow.config import Device, Dtype, Fit
-
-T = TypeVar("T")
 
 
 def unset(metavar: str) -> Any:
@@ -85,9 +83,3 @@ class Fleet:
         config.check(self.workers is None or self.workers >= 1, "--workers", self.workers, "1 or more", "leave it out")
         config.check(self.cpus >= 0, "--cpus", self.cpus, "0 or more", "leave it out for 1")
         config.check(self.gpus is None or self.gpus >= 0, "--gpus", self.gpus, "0 or more", "leave it out")
-
-
-def part_of(kind: type[T], options: object) -> T:
-    """The options of a command that belong to one group; what the command does not have keeps its default."""
-    given = {one.name: getattr(options, one.name) for one in fields(kind) if hasattr(options, one.name)}  # type: ignore[arg-type]
-    return kind(**given)
