@@ -15,8 +15,8 @@ from safetensors.torch import load_file, save_file
 
 from arcflow.data import cache, embeddings
 from arcflow.data.cache import Cache
-from arcflow.data.identity import encoder_digest
 from arcflow.families import network
+from arcflow.families.identity import encoder_digest
 from arcflow.system import files
 from arcflow.system.owner import owned
 from arcflow.system.processes import Ranks

@@ -12,9 +12,9 @@ from torch import Tensor
 from arcflow.config import Run
 from arcflow.data.batches import Prompts, Size
 from arcflow.data.cache import Cache
-from arcflow.data.identity import encoder_digest
 from arcflow.families import family_of, network
 from arcflow.families.conditioning import Cond
+from arcflow.families.identity import encoder_digest
 from arcflow.system.processes import Ranks
 
 Encode = Callable[[list[str], Size], Cond]

@@ -9,8 +9,8 @@ from typing import Any
 
 from huggingface_hub import HfFileSystem
 
-from arcflow.data.identity import files_digest
 from arcflow.data.prompts import Raw, Row, Sieve, extra, need_extra
+from arcflow.families.identity import files_digest
 from arcflow.system.files import text_digest
 
 WAITS = (1.0, 5.0, 25.0, 125.0)

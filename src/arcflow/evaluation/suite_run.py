@@ -20,7 +20,6 @@ import torch
 from diffusers import DiffusionPipeline
 from torch import Tensor
 
-from arcflow.data.identity import part_digest
 from arcflow.evaluation import images as drawn
 from arcflow.evaluation import scorers, summary
 from arcflow.evaluation.images import Image
@@ -43,10 +42,11 @@ from arcflow.evaluation.results import Metric, Settings, SuiteResults
 from arcflow.evaluation.scorers import Line
 from arcflow.evaluation.suites import SUITES
 from arcflow.evaluation.suites.suite import Item, Suite, read_items, read_lines, read_records
+from arcflow.families.identity import part_digest
 from arcflow.sampling.generate import euler
 from arcflow.sampling.open import dtype_of
-from arcflow.student.adapter import found_at
-from arcflow.system import files, records
+from arcflow.student.identity import tensors_digest
+from arcflow.system import records
 from arcflow.system.devices import torch_device
 from arcflow.system.packages import About
 
@@ -275,7 +275,7 @@ def plan(
         height=height,
         width=width,
         guidance=guidance,
-        weights=_weights(adapter),
+        weights=tensors_digest(adapter),
         base=part_digest(asked.subject.model, "transformer") or "",
         **{**wanted, **(told or {})},
     )
@@ -301,15 +301,6 @@ def plan(
         scorers=dict(scorers.parse(named) for named in asked.scorer),
         answers={name: _official(suite, items, draws, asked.name, path) for name, path in map(parted, asked.answers)},
     )
-
-
-def _weights(adapter: str) -> str:
-    """Tells adapters apart that have one folder after the other."""
-    if not adapter:
-        return ""
-    folder = Path(adapter)
-    stored = sorted(folder.glob("*.safetensors")) if folder.is_dir() else [found_at(adapter).weights]
-    return "-".join(files.digest(path)[:16] for path in stored)
 
 
 def _reference(folder: Path, out: Path, settings: Settings, images: Sequence[Image]) -> Reference:

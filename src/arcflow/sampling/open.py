@@ -4,12 +4,10 @@
 fitted to the device, the size, and the digests that tell weights apart. `Setup.open` then loads.
 """
 
-import dataclasses
 import json
 import math
 import sys
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -132,41 +130,24 @@ class Setup:
 
     @cached_property
     def model_weights(self) -> str:
-        """A digest of the files of the pipeline's parts; the scheduler is ours."""
-        from arcflow.system import files, hub
+        """A digest of the pipeline."""
+        from arcflow.families.identity import pipeline_digest
 
-        folder = folder_of(self.subject.model)
-        parts = [part for part in folder.iterdir() if part.is_dir() and part.name != "scheduler"]
-        kept = [file for part in parts for file in part.rglob("*") if file.is_file()]
-        named = {file.relative_to(folder).as_posix(): file for file in kept}
-        shown = sorted(name for name in named if not any(one.startswith(".") for one in Path(name).parts))
-        with ThreadPoolExecutor(4) as readers:
-            found = list(readers.map(lambda name: hub.content_of(named[name]), shown))
-        return files.text_digest([shown, found], 16)
+        return pipeline_digest(folder_of(self.subject.model))
 
     @cached_property
     def adapter_weights(self) -> str:
-        """A digest of the adapter: its tensors, and what its record says about them."""
-        if not self.adapter:
-            return ""
-        from arcflow.student.adapter import found_at
-        from arcflow.student.record import FREE
-        from arcflow.system import files, hub
+        """A digest of the adapter; empty for the teacher itself."""
+        from arcflow.student.identity import adapter_digest
 
-        found = found_at(self.adapter)
-        told = {name: value for name, value in dataclasses.asdict(found.info).items() if name not in FREE}
-        return files.text_digest([hub.content_of(found.weights), told], 16)
+        return adapter_digest(self.adapter)
 
     @cached_property
     def lora_weights(self) -> str:
         """A digest of the teacher's LoRA, where that is here: of one on the Hub the name must do."""
-        from arcflow.system import files, hub
+        from arcflow.families.identity import lora_digest
 
-        path = Path(self.lora or "")
-        if self.lora is None or not path.exists():
-            return ""
-        kept = [path] if path.is_file() else sorted(path.glob("*.safetensors")) + sorted(path.glob("*.bin"))
-        return files.text_digest([hub.content_of(file) for file in kept], 16)
+        return lora_digest(self.lora)
 
     def recipe(self, prompt: str, seed: int, *, height: int, width: int) -> "Recipe":
         """The recipe of one image."""

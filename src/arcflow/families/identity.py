@@ -1,15 +1,20 @@
 """What models are, whatever path they lie at: digests of their weights' files.
 
-Files of many gigabytes are known by their sizes and by pieces of them, evenly spread: another training or another
-precision changes nearly all of their numbers.
+There are two, because what they cost differs. Embeddings, streamed data and the folders of suites are held against one
+at every start of a run: files of many gigabytes are known there by their sizes and by pieces of them, evenly spread,
+for another training or another precision changes nearly all of their numbers. An image's recipe has the other: it is
+to be right whatever was changed, so every byte counts, of a file from the Hub by the digest it is stored under.
 """
 
 import hashlib
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import LocalEntryNotFoundError
+
+from arcflow.system import files, hub
 
 SAMPLE = 64
 """Pieces of each file that are looked at."""
@@ -65,3 +70,23 @@ def local_folder(base: str) -> Path | None:
         return Path(snapshot_download(base, local_files_only=True))
     except (LocalEntryNotFoundError, ValueError, OSError):
         return None
+
+
+def pipeline_digest(folder: Path) -> str:
+    """Tells pipelines apart, by every byte of their parts; the scheduler is ours."""
+    parts = [part for part in folder.iterdir() if part.is_dir() and part.name != "scheduler"]
+    kept = [file for part in parts for file in part.rglob("*") if file.is_file()]
+    named = {file.relative_to(folder).as_posix(): file for file in kept}
+    shown = sorted(name for name in named if not any(one.startswith(".") for one in Path(name).parts))
+    with ThreadPoolExecutor(4) as readers:
+        found = list(readers.map(lambda name: hub.content_of(named[name]), shown))
+    return files.text_digest([shown, found], 16)
+
+
+def lora_digest(lora: str | None) -> str:
+    """Tells a teacher's LoRAs apart, where they are here: of one on the Hub, or none, this is empty."""
+    path = Path(lora or "")
+    if lora is None or not path.exists():
+        return ""
+    kept = [path] if path.is_file() else sorted(path.glob("*.safetensors")) + sorted(path.glob("*.bin"))
+    return files.text_digest([hub.content_of(file) for file in kept], 16)
