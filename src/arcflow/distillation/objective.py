@@ -25,7 +25,7 @@ from torch import Tensor
 from arcflow import paper
 from arcflow.config import Distill
 from arcflow.distillation.policy import Policy, Student, Teacher, level
-from arcflow.distillation.walk import Schedule, left_behind, schedule, visit
+from arcflow.distillation.walk import Schedule, left_behind, schedule, span, visit
 from arcflow.families.conditioning import Cond, repeat
 from arcflow.path import column, noised, segments, shift_sigma
 from arcflow.system.seeds import Draws
@@ -138,11 +138,6 @@ def _part(error: Float[Tensor, ""], missed: Float[Tensor, ""] | None, walk: Walk
     whole = error if missed is None else torch.lerp(error, missed, end)
     loss = walk.times.segment.length * LOSS_SCALE * 0.5 * whole
     return Part(loss, {"loss": loss.detach(), "distance": error.detach()}, walk)
-
-
-def span(times: Schedule, shift: float) -> float:
-    """The noise level that a segment's step leaves behind."""
-    return float(left_behind(torch.tensor(times.segment.tau_dst, dtype=times.tau.dtype), times, shift))
 
 
 def end_error(

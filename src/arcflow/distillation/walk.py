@@ -143,10 +143,9 @@ def visit(
     once, and it is asked for half of them in a call: the student's graph stands beside that, and all in one would hold
     more at a time than the backward pass.
     """
-    sigma_src = shift_sigma(times.segment.tau_src, shift)
     sigma = shift_sigma(times.tau, shift).to(x)
     starts, ends = (s.to(x) for s in (left_behind(times.tau, times, shift), left_behind(times.tau_next, times, shift)))
-    last = sigma_src - shift_sigma(times.segment.tau_dst, shift)
+    last = span(times, shift)
     if torch.equal(times.tau, times.tau_next):
         path = roll.at(x)
         states = torch.stack([x - path.displacement(0.0, start) for start in starts])
@@ -170,3 +169,8 @@ def visit(
 def left_behind(tau: Float[Tensor, "*any"], times: Schedule, shift: float) -> Float[Tensor, "*any"]:
     """Noise level left behind since the call, `s`, at raw times of a segment."""
     return shift_sigma(times.segment.tau_src, shift) - shift_sigma(tau, shift)
+
+
+def span(times: Schedule, shift: float) -> float:
+    """The noise level that a segment's step leaves behind."""
+    return float(left_behind(torch.tensor(times.segment.tau_dst, dtype=times.tau.dtype), times, shift))
