@@ -28,6 +28,7 @@ import re
 import signal
 import sys
 from collections.abc import Sequence
+from dataclasses import fields
 from typing import Annotated, Any, get_args
 
 import tyro
@@ -49,7 +50,7 @@ from arcflow.commands.recipes import Recipes
 from arcflow.commands.sample import Sample
 from arcflow.commands.serve import Serve
 from arcflow.commands.spelling import foreign, modern
-from arcflow.commands.train import RECIPES, Train
+from arcflow.commands.train import Train
 from arcflow.commands.world import World
 from arcflow.system.errors import sentence
 from arcflow.system.signals import end_with_parent
@@ -70,14 +71,20 @@ Command = (
     | Annotated[Doctor, subcommand("doctor")]
     | Annotated[Completion, subcommand("completion")]
 )
-COMMANDS: dict[str, type] = {one.__metadata__[0].name: one.__origin__ for one in get_args(Command)}
+
+
+def named(union: object) -> dict[str, type]:
+    """The members of a union that are subcommands, by their names."""
+    mark = type(subcommand())
+    members = [one for one in get_args(union) if isinstance(getattr(one, "__metadata__", (None,))[0], mark)]
+    return {one.__metadata__[0].name: one.__origin__ for one in members}
+
+
+COMMANDS = named(Command)
 """Every command by its name."""
 
-CHOICES = {
-    (): [*COMMANDS],
-    ("train",): [*RECIPES],
-    ("cache",): ["make", "verify"],
-    ("world",): ["render", "check", "train", "score"],
+CHOICES = {(): [*COMMANDS]} | {
+    (name,): [*found] for name, command in COMMANDS.items() for one in fields(command) if (found := named(one.type))
 }
 """Commands and what may follow them, for `did_you_mean`."""
 
