@@ -16,7 +16,6 @@ Everything stays on the loopback address, and every part ends by itself.
 """
 
 import argparse
-import json
 import os
 import random
 import shutil
@@ -27,9 +26,10 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
@@ -42,7 +42,7 @@ from arcflow.sampling.options import Drawing, Machine, Subject
 from arcflow.serving.engine import Engine, Job
 from arcflow.serving.order import Order, Picture, Piece
 from arcflow.serving.studio import Setup, Studio, Watch
-from arcflow.system import files
+from arcflow.system import files, records
 from arcflow.system.packages import about, version_of
 from arcflow.world.scene import sample_prompts
 
@@ -53,6 +53,13 @@ Pace = tuple[float, float]
 
 Line = tuple[str, str, str]
 """What is measured, what came out, what is to be reached."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """The lines of every part that has run, each with its command and the load before it."""
+
+    lines: dict[str, list[list[str]]]
 
 
 class Server:
@@ -369,26 +376,26 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="write the table here; lines of parts that were not run stay")
     options = parser.parse_args()
     kept = options.out.with_suffix(".json") if options.out else Path(tempfile.mkdtemp()) / "lines.json"
-    found: dict[str, list[list[str]]] = json.loads(kept.read_text("utf-8")) if kept.exists() else {}
+    found = records.read(Measured, kept) if kept.exists() else Measured(lines={})
     for part in options.parts:
         more = () if options.count is None else (options.count,)
         words = f"`{part} --threads {options.threads}{''.join(f' --count {count}' for count in more)}`"
         busy = f"{os.getloadavg()[0]:.0f}"  # processes that others had running
-        found[part] = [[*line, words, busy] for line in PARTS[part](options.threads, *more)]
-        for line in found[part]:
+        found.lines[part] = [[*line, words, busy] for line in PARTS[part](options.threads, *more)]
+        for line in found.lines[part]:
             print(" | ".join(line), flush=True)
     if options.out:
-        files.write_text(kept, json.dumps(found, indent=1) + "\n")
+        records.write(kept, found)
         files.write_text(options.out, _page(found))
 
 
-def table(found: Mapping[str, Sequence[Sequence[str]]]) -> str:
+def table(found: Measured) -> str:
     """The measured parts as a table of Markdown, which docs/serving.md shows as well."""
-    rows = [f"| {' | '.join(line)} |" for part in PARTS for line in found.get(part, [])]
+    rows = [f"| {' | '.join(line)} |" for part in PARTS for line in found.lines.get(part, [])]
     return "\n".join(["| what | measured | to reach | by | load before |", "|---|---|---|---|---|", *rows])
 
 
-def _page(found: dict[str, list[list[str]]]) -> str:
+def _page(found: Measured) -> str:
     made = about()
     versions = {**made["versions"], **{name: version_of(name) for name in ("fastapi", "uvicorn", "openai")}}
     told = ", ".join(f"{name} {version}" for name, version in versions.items())

@@ -5,8 +5,8 @@ from typing import get_args
 import pytest
 import torch
 
-from arcflow.config import Spread
-from arcflow.distillation.walk import Schedule, arcs, euler, guided, schedule, visit
+from arcflow.config import Distill, Spread
+from arcflow.distillation.walk import Schedule, arcs, euler, guided, schedule, visit, walked
 from arcflow.momentum import Mixture
 from arcflow.path import Segment, shift_sigma, step_grid
 
@@ -166,6 +166,20 @@ def test_a_teacher_only_walk_is_euler_on_its_own_times():
     assert torch.allclose(u[:, sample], -points[:-1, 0])
     rest = roll.displacement(*(1 - shift_sigma(tau, 3.2) for tau in (drawn.tau_next[-1], torch.full((3,), 0.5))))
     assert torch.allclose(end[sample], points[-1, 0] - rest[sample])
+
+
+@pytest.mark.parametrize("spread", ["uniform", "stratified", "systematic"])
+def test_a_walk_of_more_states_arrives_nearer_to_where_many_steps_do(spread):
+    """What a training's walks miss by themselves, in two segments: logged when it begins."""
+    x = torch.ones(64, 2, 8, dtype=torch.float64)
+    exact = euler(growth, x, {}, step_grid(4000, 3.2))
+
+    def missed(**settings) -> float:
+        end = walked(growth, x, {}, Distill(spread=spread, **settings), torch.Generator().manual_seed(0))
+        return float((end - exact).abs().mean())
+
+    assert missed(states=32) < 0.35 * missed(states=8)
+    assert missed(states=8, solver="adams") < 0.5 * missed(states=8)
 
 
 @pytest.mark.parametrize(("solver", "order"), [("euler", 1), ("adams", 2)])

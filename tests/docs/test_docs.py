@@ -97,9 +97,9 @@ def test_numbers_in_the_readme_are_those_of_a_run(name) -> None:
 
 def test_numbers_of_the_server_are_those_of_a_run() -> None:
     from benchmarks.readme_table import put
-    from benchmarks.serving import table
+    from benchmarks.serving import Measured, table
 
-    measured = table(json.loads((RESULTS / "serving.json").read_text("utf-8")))
+    measured = table(records.read(Measured, RESULTS / "serving.json"))
     assert put(read("docs/serving.md"), "results:serving", measured) == read("docs/serving.md")
 
 

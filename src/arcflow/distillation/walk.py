@@ -18,7 +18,7 @@ from torch import Tensor
 from arcflow.config import Distill, Solver, Spread
 from arcflow.distillation.policy import Policy, Student, Teacher, level
 from arcflow.families.conditioning import Cond, beside, repeat
-from arcflow.path import Segment, column, shift_sigma, step_grid
+from arcflow.path import Segment, column, segments, shift_sigma, step_grid
 from arcflow.system.seeds import Draws, uniform
 
 
@@ -128,7 +128,7 @@ def schedule(
 
 @torch.no_grad()
 def visit(
-    roll: Policy,
+    roll: Policy | None,
     teacher: Teacher,
     x: Float[Tensor, "batch *rest"],
     cond: Cond,
@@ -141,12 +141,12 @@ def visit(
     Between two states the walk follows `roll` and then the teacher, from its second velocity on with their slope if
     the solver is "adams" (two-step Adams-Bashforth). If the teacher has no share in the walk, all states are known at
     once, and it is asked for half of them in a call: the student's graph stands beside that, and all in one would hold
-    more at a time than the backward pass.
+    more at a time than the backward pass. `roll` is None where all of the walk is the teacher's.
     """
     sigma = shift_sigma(times.tau, shift).to(x)
     starts, ends = (s.to(x) for s in (left_behind(times.tau, times, shift), left_behind(times.tau_next, times, shift)))
     last = span(times, shift)
-    if torch.equal(times.tau, times.tau_next):
+    if roll is not None and torch.equal(times.tau, times.tau_next):
         path = roll.at(x)
         states = torch.stack([x - path.displacement(0.0, start) for start in starts])
         halves = zip(states.chunk(2), sigma.chunk(2), strict=True)
@@ -154,7 +154,7 @@ def visit(
         return states, torch.cat(targets), x - path.displacement(0.0, last)
     states, targets, here = [], [], torch.zeros_like(starts[0])
     for i in range(len(sigma)):
-        x = x - roll.at(x).displacement(here, starts[i])
+        x = _along(roll, x, here, starts[i])
         u = teacher(x, sigma[i], cond)
         states.append(x)
         step = column(ends[i] - starts[i], x)
@@ -163,7 +163,30 @@ def visit(
             x = x - step.square() / 2 * (u - targets[-1]) / column(starts[i] - starts[i - 1], x)
         targets.append(u)
         here = ends[i]
-    return torch.stack(states), torch.stack(targets), x - roll.at(x).displacement(here, last)
+    return torch.stack(states), torch.stack(targets), _along(roll, x, here, last)
+
+
+def _along(roll: Policy | None, x: Tensor, a: Tensor, b: float | Tensor) -> Tensor:
+    return x if roll is None else x - roll.at(x).displacement(a, b)
+
+
+def walked(
+    teacher: Teacher, x: Float[Tensor, "batch *rest"], cond: Cond, config: Distill, generator: Draws
+) -> Float[Tensor, "batch *rest"]:
+    """Where the teacher's walk of a training arrives from noise `x`, every segment walked to its end by the teacher
+    alone. A student that learns from this walk comes no nearer to the teacher's many steps than it does."""
+    for segment in segments(config.steps, config.final_step_scale):
+        times = schedule(
+            segment,
+            len(x),
+            states=config.states,
+            window=0.0,
+            ratio=1.0,
+            generator=generator,
+            spread=config.spread,
+        )
+        *_, x = visit(None, teacher, x, cond, times, config.shift, config.solver)
+    return x
 
 
 def left_behind(tau: Float[Tensor, "*any"], times: Schedule, shift: float) -> Float[Tensor, "*any"]:

@@ -262,11 +262,12 @@ def curves_figure(log: Sequence[LogLine]) -> bytes:
     left.set(title="loss", xlabel="iteration", yscale="log")
 
     right.plot(*_series(log, "distance").T, color=STUDENT, lw=2, marker="o", ms=4)
-    for calls in (2, 4, 8):
-        for _, level in _series(log, f"euler_{calls}")[:1]:
+    levels = {f"Euler, {calls}": f"euler_{calls}" for calls in (2, 4, 8)} | {"teacher's walks": "walk"}
+    for name, measured in levels.items():
+        for _, level in _series(log, measured)[:1]:
             right.axhline(level, color=EULER, lw=1, ls="--")
             right.annotate(
-                f"Euler, {calls}",
+                name,
                 (1, level),
                 (4, 0),
                 xycoords=("axes fraction", "data"),

@@ -84,7 +84,7 @@ class Training:
         if self.journal and config.pictures:
             self.journal.image(step, self.validation.images(self.pipe, config.pictures, self.size))
         if self.journal:
-            self.journal.write(step, **measured, **(self.validation.euler if step == 0 else {}))
+            self.journal.write(step, **measured, **(self.validation.known() if step == 0 else {}))
 
     def mark(self) -> dict[str, Any] | None:
         """How far the log has come, for a checkpoint; the time spent is brought up to date."""

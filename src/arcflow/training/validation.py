@@ -14,12 +14,12 @@ import torch
 from diffusers import DiffusionPipeline
 from jaxtyping import UInt8
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
+from torch import Generator, Tensor
 
 from arcflow.config import Run
 from arcflow.data.batches import Size, micro_batches
 from arcflow.distillation.policy import Student, Teacher
-from arcflow.distillation.walk import arcs, euler, sampler_grid
+from arcflow.distillation.walk import arcs, euler, sampler_grid, walked
 from arcflow.families.conditioning import Cond, latent_frames, rows
 from arcflow.families.network import decode
 from arcflow.metrics.motion import motion, strip
@@ -27,6 +27,7 @@ from arcflow.path import step_grid
 from arcflow.system import files
 from arcflow.system.errors import first_line
 from arcflow.system.processes import Ranks
+from arcflow.system.seeds import seed_of
 
 EULER_STEPS = (2, 4, 8)
 """Plain Euler runs of the teacher that put the distance into proportion."""
@@ -50,7 +51,7 @@ class DistanceToTeacher:
         self.distill, self.ranks, self.count = config.distill, ranks or Ranks(), len(x)
         key = _key(config, contents, x, cond)
         mine = self.ranks.share(len(x))  # every process walks its own, and all see all ends
-        self.x, self.cond = x[mine], rows(cond, mine)
+        self.x, self.cond, self.rows = x[mine], rows(cond, mine), mine
         self.frames = latent_frames(cond)
         self.parts = list(micro_batches(len(mine), config.optim))
         known = self.ranks.agree(lambda: _cached(cache, key, log))
@@ -60,6 +61,8 @@ class DistanceToTeacher:
             self.ranks.agree(lambda: _keep(cache, key, known, log))
         self.end = self.latest = known.to(x.device)
         self.euler = {f"euler_{n}": self._error(self._teacher_end(teacher, n)) for n in EULER_STEPS}
+        self.walk = self._error(self._walk_end(teacher))
+        """What the walks of this training miss by themselves."""
 
     def distance(self, walker: Student) -> dict[str, float]:
         """Distances of the student: `distance` at its own number of steps, `distance_n` at each other one it learns."""
@@ -68,6 +71,11 @@ class DistanceToTeacher:
         others = {f"distance_{steps}": self._error(ends[steps]) for steps in self.distill.also_steps}
         moved = {"motion": motion(self.latest, self.end, self.frames)} if self.frames > 1 else {}
         return {"distance": self._error(self.latest)} | others | moved
+
+    def known(self) -> dict[str, float]:
+        """What puts the distance into proportion: those of plain Euler in few steps, and `walk`, that of the teacher's
+        own walk as this training has it, which no student that learns from it can be expected to beat."""
+        return self.euler | {"walk": self.walk}
 
     def _student_end(self, walker: Student, steps: int) -> Tensor:
         sigmas = sampler_grid(steps, self.distill)
@@ -86,6 +94,10 @@ class DistanceToTeacher:
     def _teacher_end(self, teacher: Teacher, steps: int) -> Tensor:
         sigmas = step_grid(steps, self.distill.shift)
         return self._all([euler(teacher, self.x[p], rows(self.cond, p), sigmas) for p in self.parts])
+
+    def _walk_end(self, teacher: Teacher) -> Tensor:
+        draws = [Generator().manual_seed(seed_of("walk", row)) for row in self.rows]
+        return self._all([walked(teacher, self.x[p], rows(self.cond, p), self.distill, draws[p]) for p in self.parts])
 
     def _all(self, parts: list[Tensor]) -> Tensor:
         """The ends of all processes' walks."""
