@@ -116,6 +116,10 @@ def test_runs_that_are_there_are_not_done_again(plan, bench, monkeypatch):
     assert compare(asked, log=did.append) == first and did == done
     stored = records.read(Comparison, Path(plan.out) / "methods.json")
     assert stored == first
+    teacher = (Path(plan.out) / "teacher.png").read_bytes()
+    (Path(plan.out) / "teacher.png").unlink()  # as in a folder of before
+    assert bench_reference(plan, bench).latents.shape[0] == plan.count
+    assert (Path(plan.out) / "teacher.png").read_bytes() == teacher
     assert stored.rows.keys() == {"euler", "arcflow", "linear"} and stored.first == "arcflow"
     assert stored.rows["arcflow"].calls[2].less_first.distance.mean == 0
 

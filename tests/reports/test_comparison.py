@@ -21,6 +21,7 @@ from arcflow.reports.comparison import (
     write_ranking,
 )
 from arcflow.system import records
+from arcflow.world.scene import held_out
 
 DISTANCES = {"arcflow": [0.10, 0.11, 0.12], "linear": [0.20, 0.21, 0.22], "near": [0.115, 0.12, 0.10], "euler": [0.3]}
 
@@ -69,12 +70,14 @@ def test_entrants_are_ranked_by_distance_and_told_from_noise(results):
 
 
 def test_the_report_is_one_file_with_the_images_that_are_there(results, tmp_path):
-    strip = np.zeros((64, 8 * 64, 3), np.uint8)
+    strip = np.zeros((64, 4 * 64, 3), np.uint8)
     (tmp_path / "runs" / "linear").mkdir(parents=True)
     for path in (tmp_path / "teacher.png", tmp_path / "runs" / "linear" / "2-0-2.png"):
         Image.fromarray(strip).save(path)
     page = write_ranking(tmp_path / "methods.html", results, tmp_path).read_text()
-    assert page.count("data:image/png;base64") == 4  # two figures, two strips
+    assert page.count("data:image/png;base64") == 2 + 2 * 4  # two figures, two strips of four
+    assert all(page.count(f"<figcaption>{text}</figcaption>") == 1 for text in held_out(4))
+    assert page.index("teacher<br>50 calls") < page.index("Linear<br>2 calls")
     assert "Near, second network" in page and "0.2100 \u00b1 0.0248" in page and "7 forward-equivalents" in page
 
 

@@ -76,7 +76,7 @@ def test_a_page_is_as_wide_as_a_phone_and_dark_where_that_is_liked(tmp_path):
         tables=[{"title": "At 2 calls", "table": wide}],
         calls_figure=b"",
         cost_figure=None,
-        strips=[],
+        drawn=[],
     )
     with sync_api.sync_playwright() as play:
         browser = play.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])

@@ -17,7 +17,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
 from arcflow import paper
-from arcflow.comparison.config import Plan
+from arcflow.comparison.config import SHOWN, Plan
 from arcflow.comparison.results import Measured
 from arcflow.config import Data, Distill, Model
 from arcflow.data.batches import PromptData
@@ -40,9 +40,6 @@ TEACHER_STEPS = paper.TEACHER_STEPS
 
 CURVE = 64
 """Held-out prompts on which the distance is measured while a training goes on."""
-
-SHOWN = 8
-"""Images of each student that are kept to look at."""
 
 BATCH = 64
 

@@ -81,6 +81,9 @@ class Plan:
 NAMES = {"seeds": "trainings", "prompts": "captions", "pictures": "images"}
 """Options that have another name than their field, for in other commands these words mean something else."""
 
+SHOWN = 8
+"""Images of the teacher and of each student that are kept to look at."""
+
 MAIN = 2
 """The number of calls at which methods are ranked."""
 

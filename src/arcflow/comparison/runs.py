@@ -19,12 +19,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from jaxtyping import UInt8
 from PIL import Image
 from safetensors.torch import load_file
 from tqdm import tqdm
 
 from arcflow.comparison.bench import Bench, End, Reference
-from arcflow.comparison.config import FREE, Plan
+from arcflow.comparison.config import FREE, SHOWN, Plan
 from arcflow.comparison.entrants import entrants
 from arcflow.comparison.jobs import Job, jobs
 from arcflow.comparison.results import TITLES, Comparison, Measured, Record, summary
@@ -44,6 +45,8 @@ def compare(plan: Plan, log: Callable[[str], None] = print) -> Comparison:
         log(f"{len(missing)} of {len(todo)} runs to do, {plan.budget} forward-equivalents each, in {out}")
         for job in _shared(plan, missing):
             tqdm.write(job.name)
+    elif not (out / "teacher.png").exists():  # a folder of before
+        bench_reference(plan)
     results = summary(plan, {job: records.read(Record, _record(out, job)) for job in todo})
     records.write(out / f"{plan.study}.json", results)
     return results
@@ -112,12 +115,23 @@ def _work(plan: Plan, job: Job) -> None:
 
 
 def bench_reference(plan: Plan, bench: Bench | None = None) -> Reference:
-    """The teacher's images, drawn once for a folder."""
+    """The teacher's images, drawn once for a folder; the first of them are a file to look at."""
     path = Path(plan.out) / "teacher.safetensors"
-    if not path.exists():
-        reference = (bench or Bench(plan)).reference()
+    shown, drawn = path.with_name("teacher.png"), path.exists()
+    if drawn and shown.exists():
+        return Reference(**load_file(path))
+    bench = bench or Bench(plan)
+    reference = Reference(**load_file(path)) if drawn else bench.reference()
+    save_strip(bench.images(reference.latents[:SHOWN]), shown)
+    if not drawn:
         files.write_tensors(path, vars(reference))
-    return Reference(**load_file(path))
+    return reference
+
+
+def save_strip(images: UInt8[np.ndarray, "count rows columns 3"], path: Path) -> None:
+    """Write images side by side as one PNG, whole or not at all."""
+    strip = Image.fromarray(np.concatenate(list(images), 1))
+    files.write_atomic(path, lambda draft: strip.save(draft, format="PNG"))
 
 
 def run(bench: Bench, reference: Reference, job: Job) -> Record:
@@ -130,7 +144,7 @@ def run(bench: Bench, reference: Reference, job: Job) -> Record:
     for calls in job.calls:
         with torch.no_grad():
             results[calls], images = bench.measure(made.ends(calls), reference)
-        Image.fromarray(np.concatenate(list(images), 1)).save(path.with_name(f"{path.stem}-{calls}.png"))
+        save_strip(images, path.with_name(f"{path.stem}-{calls}.png"))
     record = replace(made.record, results=results)
     files.write_text(path, json.dumps(records.plain(record)) + "\n")
     return record

@@ -9,12 +9,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 from arcflow import paper
+from arcflow.comparison.config import SHOWN
 from arcflow.comparison.results import Comparison, Mean, Rows, counts, main_calls, ranked, verdict
-from arcflow.reports.page import EULER, FAINT, STUDENT, TEACHER, canvas, render, write_page
+from arcflow.reports.page import EULER, FAINT, STUDENT, TEACHER, Pixels, canvas, render, write_page
+from arcflow.reports.side_by_side import Row, Shown
+from arcflow.reports.side_by_side import calls as calls_told
 from arcflow.reports.table import Cell, Line, Mark, Table
 from arcflow.system import files
+from arcflow.world.scene import held_out
 
 PALETTE = (STUDENT, "#dc2626", "#059669", "#9333ea", "#ca8a04", "#0891b2", "#db2777", "#4d7c0f", "#111827", "#b45309")
 
@@ -25,14 +30,6 @@ LINES = 7
 
 GAP = 0.075
 """Height of a label, as a share of the panel."""
-
-
-@dataclass(frozen=True)
-class Strip:
-    """The first images of an entrant."""
-
-    title: str
-    image: bytes
 
 
 @dataclass(frozen=True)
@@ -60,7 +57,7 @@ def write_ranking(path: Path, results: Comparison, folder: Path) -> Path:
         tables=[Part(f"At {n} call{'s' * (n > 1)}", _table(results, n)) for n in (calls, *others)],
         calls_figure=curves,
         cost_figure=cost_figure(rows, calls, results.first) if trained else None,
-        strips=_strips(rows, calls, folder),
+        drawn=_drawn(results, calls, folder),
     )
     files.write_bytes(path.with_suffix(".png"), curves)
     files.write_text(path.with_suffix(".md"), markdown_ranking(results) + "\n")
@@ -104,12 +101,25 @@ def _mark(apart: Mean | None, better: str = "") -> Mark:
     return "better" if found == better else "worse"
 
 
-def _strips(rows: Rows, calls: int, folder: Path) -> list[Strip]:
-    lines = [(f"teacher, {paper.TEACHER_STEPS} calls", folder / "teacher.png")]
+def _drawn(results: Comparison, calls: int, folder: Path) -> list[Row]:
+    """The images of the first prompts, a row for each: the teacher, then every entrant of which there are some."""
+    rows, prompts = results.rows, held_out(results.about.count)[:SHOWN]
+    found = [("teacher", paper.TEACHER_STEPS, folder / "teacher.png", False)]
     for name in ranked(rows, calls):
         job = folder / "runs" / rows[name].calls[calls].pictures[0]
-        lines.append((rows[name].title, job.with_name(f"{job.name}-{calls}.png")))
-    return [Strip(title, path.read_bytes()) for title, path in lines if path.exists()]
+        found.append((rows[name].title, calls, job.with_name(f"{job.name}-{calls}.png"), name == results.first))
+    columns = [
+        [Shown(title, calls_told(nfe), image, ours) for image in _cut(path, len(prompts))]
+        for title, nfe, path, ours in found
+        if path.exists()
+    ]
+    return [Row(text, list(cells)) for text, *cells in zip(prompts, *columns, strict=True)] if columns else []
+
+
+def _cut(path: Path, count: int) -> list[Pixels]:
+    """The images of a strip of so many."""
+    strip = np.asarray(Image.open(path).convert("RGB"))
+    return np.split(strip, count, 1)
 
 
 def short_table(results: Comparison) -> Table:
@@ -170,6 +180,7 @@ def calls_figure(rows: Rows, first: str) -> bytes:
         panel.set_xticks(every, [str(n) for n in every])
         panel.set(title=title, xlabel="network calls")
     left.set_yscale("log")
+    right.yaxis.set_major_formatter(lambda share, place: f"{share:.0%}")
     right.set_ylim(-0.02, 1.02)  # intervals of few trainings reach beyond what a share can be
     last = [rows[name].calls[max(rows[name].calls)].accuracy.mean for name in wanted]
     low, high = right.get_ylim()
