@@ -90,11 +90,11 @@ def told(match: re.Match[str]) -> str:
     """
     words = match[1].split()[1:]
     run = subprocess.run(
-        [sys.executable, "-m", "arcflow.cli", *words, "--help"],
+        [sys.executable, "-m", "arcflow.cli", *words, "--help-all"],
         capture_output=True,
         text=True,
         env={**os.environ, "COLUMNS": "100", "NO_COLOR": "1"},
     )
     if run.returncode:
-        raise PluginError(f"{match[1]} --help: {run.stderr.strip()}")
-    return f"```text\n$ {match[1]} --help\n{run.stdout.rstrip()}\n```"
+        raise PluginError(f"{match[1]} --help-all: {run.stderr.strip()}")
+    return f"```text\n$ {match[1]} --help-all\n{run.stdout.rstrip()}\n```"

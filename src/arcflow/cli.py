@@ -48,6 +48,7 @@ from arcflow.commands.given import completed
 from arcflow.commands.prompts import PromptList
 from arcflow.commands.recipes import Recipes
 from arcflow.commands.sample import Sample
+from arcflow.commands.screens import ALL, SUMMARY, screen
 from arcflow.commands.serve import Serve
 from arcflow.commands.spelling import foreign, modern
 from arcflow.commands.train import Train
@@ -106,14 +107,13 @@ def did_you_mean(words: Sequence[str]) -> str | None:
 def parsed(words: Sequence[str]) -> Any:
     """The command that a line asks for. Only the one that is named reads its options, so that hints are about it."""
     name = words[0] if words else ""
-    summary = "Few-step text-to-image: distill a flow-matching model so that two network calls draw what took fifty."
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
             if name in COMMANDS:
                 kind, rest = COMMANDS[name], words[1:]
                 return tyro.cli(kind, prog=f"arcflow {name}", args=rest, config=(OmitSubcommandPrefixes,))
-            return tyro.cli(Command, prog="arcflow", description=summary, args=words, config=(OmitSubcommandPrefixes,))
+            return tyro.cli(Command, prog="arcflow", description=SUMMARY, args=words, config=(OmitSubcommandPrefixes,))
     except SystemExit as stop:
         if stop.code == 0 and {"-h", "--help"} & set(words) and (shown := examples(name if name in COMMANDS else "")):
             print(f"\n{shown}", end="")
@@ -133,7 +133,7 @@ def in_options(text: str, command: str) -> str:
     said = re.sub(r"set model\.lora to False", "say --model.no-lora", said)
     words = r"(?<![\w.-])((?:model|distill|data|optim)\.\w+)"
     said = re.sub(words, lambda found: f"--{found[1].replace('_', '-')}", said)
-    return f"arcflow {command}: {said}\nAll options: arcflow {command} --help\n"
+    return f"arcflow {command}: {said}\nAll options: arcflow {command} --help-all\n"
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -156,6 +156,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise SystemExit(2)
     for library in ("TRANSFORMERS", "DIFFUSERS"):  # what they warn of at every start, no user can act on
         os.environ.setdefault(f"{library}_VERBOSITY", "error")
+    if shown := screen(words, COMMANDS):
+        print(shown, end="")
+        raise SystemExit(0)
+    words = ["--help" if word == ALL else word for word in words]
     try:
         command = parsed(words)
         if isinstance(command, Completion):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import shlex
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from PIL import Image
 
 import arcflow
 from arcflow import cli, config, recipes
-from arcflow.commands import demo
+from arcflow.commands import demo, screens
 from arcflow.commands.doctor import diagnose
 from arcflow.sampling import open
 
@@ -250,3 +251,40 @@ def test_a_new_user_runs_the_quick_demo(tmp_path) -> None:
     report = (tmp_path / "report.html").read_text()
     assert report.startswith("<!doctype html>") and report.count("data:image/png;base64") > 30
     assert (tmp_path / "run" / "adapter" / "arcflow.json").exists()
+
+
+SCREENS = [(), *((name,) for name in cli.COMMANDS), *(("train", name) for name in recipes.RECIPES)]
+SCREENS += [("cache", name) for name in ("make", "verify")] + [("world", name) for name in cli.CHOICES["world",]]
+
+
+@pytest.mark.parametrize("words", SCREENS, ids=" ".join)
+def test_help_is_one_screen(words, capsys, monkeypatch) -> None:
+    monkeypatch.setenv("COLUMNS", "100")
+    with pytest.raises(SystemExit) as stop:
+        cli.main([*words, "--help"])
+    assert stop.value.code == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert 5 < sum(max(1, math.ceil(len(line) / 100)) for line in lines) <= 40
+
+
+@pytest.mark.parametrize("command", screens.FIRST)
+def test_what_the_first_screen_shows_is_an_option_and_the_whole_help_has_it_too(command, capsys, monkeypatch) -> None:
+    monkeypatch.setenv("COLUMNS", "100")
+    shown = dict[str, str]()
+    for asked in ("-h", "--help-all"):
+        with pytest.raises(SystemExit) as stop:
+            cli.main([*command.split(), *(["world"] if command == "train" else []), asked])
+        assert stop.value.code == 0
+        shown[asked] = capsys.readouterr().out
+    first, whole = shown.values()
+    assert f"arcflow {command}" in first.splitlines()[0] and first.endswith("--help-all\n")
+    assert len(whole.splitlines()) >= 40 > len(first.splitlines()) and max(map(len, first.splitlines())) <= 100
+    for option in screens.FIRST[command]:
+        assert f"  {option}" in first and f" {option}" in whole, option
+
+
+def test_the_first_screen_of_a_recipe_has_its_own_defaults(capsys) -> None:
+    with pytest.raises(SystemExit):
+        cli.main(["train", "flux", "--help"])
+    shown = capsys.readouterr().out
+    assert f"(default: {recipes.flux().optim.batch})" in shown and "arcflow train flux --help-all" in shown

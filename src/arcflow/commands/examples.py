@@ -15,23 +15,33 @@ EXAMPLES = {
         "arcflow train world-quick --out runs/mine",
         "arcflow train flux --data.prompts prompts.txt --out runs/flux",
         "arcflow train --config runs/mine/run.json --out runs/again",
-        "arcflow train flux --help",
+        "arcflow recipes",
     ),
     "sample": (
         'arcflow sample --prompt "a red ring left of a blue square on white" --seed 1 --seed 2',
-        "arcflow sample --model black-forest-labs/FLUX.1-dev --adapter ymyy307/ArcFlow:arcflow-flux-2steps \\\n"
-        '      --prompt "a red cube on a blue sphere"',
-        'arcflow sample --model black-forest-labs/FLUX.1-dev --adapter none --fit offload --prompt "a red cube"',
+        "arcflow sample --model black-forest-labs/FLUX.1-dev \\\n"
+        '      --adapter ymyy307/ArcFlow:arcflow-flux-2steps --prompt "a red cube on a blue sphere"',
+        "arcflow sample --model black-forest-labs/FLUX.1-dev --adapter none --fit offload \\\n"
+        '      --prompt "a red cube"',
         "arcflow sample --prompts prompts.txt --adapter runs/mine/adapter --out out/mine",
         "arcflow sample --ray --prompts prompts.txt --shards s3://bucket/pictures",
     ),
     "evaluate": (
         "arcflow evaluate",
         "arcflow evaluate --adapter runs/mine/adapter --out out/mine",
-        "arcflow evaluate --model black-forest-labs/FLUX.1-dev --adapter runs/flux/adapter --prompts mine.txt",
-        "arcflow evaluate --suite geneval --prompts evaluation_metadata.jsonl --model black-forest-labs/FLUX.1-dev \\\n"
-        "      --adapter ymyy307/ArcFlow:arcflow-flux-2steps --out out/geneval",
+        "arcflow evaluate --model black-forest-labs/FLUX.1-dev --adapter runs/flux/adapter --prompts a.txt",
+        "arcflow evaluate --suite geneval --prompts evaluation_metadata.jsonl \\\n"
+        "      --model black-forest-labs/FLUX.1-dev --adapter runs/flux/adapter --out out/geneval",
         "arcflow evaluate --suite world --adapter none --out out/world-teacher",
+    ),
+    "serve": (
+        "arcflow serve",
+        "arcflow serve --model black-forest-labs/FLUX.1-dev --adapter ymyy307/ArcFlow:arcflow-flux-2steps",
+        "arcflow serve --adapter mine=runs/mine/adapter --adapter world --port 9000",
+    ),
+    "cache make": (
+        "arcflow cache make --prompts prompts.txt --model black-forest-labs/FLUX.1-dev --out embeddings",
+        "arcflow cache make --prompts world",
     ),
     "export": (
         "arcflow export --adapter world --out out/world",
@@ -50,4 +60,4 @@ def examples(command: str) -> str:
     return shown + (CONFIG if command else "")
 
 
-CONFIG = "--config FILE reads settings from YAML or JSON (a run.json, say); what stands on the line goes before it.\n"
+CONFIG = "--config FILE reads settings from YAML or JSON (a run.json, say); the line's own go before them.\n"
