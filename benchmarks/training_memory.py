@@ -1,4 +1,4 @@
-"""Memory of a training iteration at 1024 x 1024, computed without weights, recipe by recipe.
+"""Memory of a training iteration at the size of its recipe, computed without weights, recipe by recipe.
 
     python -m benchmarks.training_memory [--recipes flux-24gb ...]
 
@@ -25,10 +25,9 @@ from arcflow.distillation.objective import distill
 from arcflow.families.memory import CONTEXT, NF4
 from arcflow.system.processes import Ranks
 from arcflow.training.learner import build_student, views
-from benchmarks.memory import SIDE, TEXT, Alive, tensor
+from benchmarks.memory import TEXT, Alive, tensor
 
 RECIPES = {name: make for name, make in recipes.RECIPES.items() if not name.startswith("world")}
-TOKENS = (SIDE // 16) ** 2
 
 
 class FusedAttention(torch.autograd.Function):
@@ -70,15 +69,20 @@ def conditioning(run: config.Run, batch: int, tensor: Callable[..., Tensor] = te
         return {
             "encoder_hidden_states": tensor(batch, TEXT, 3584),
             "encoder_hidden_states_mask": torch.ones(batch, TEXT, dtype=torch.bool),
-            "img_shapes": torch.tensor([[1, SIDE // 16, SIDE // 16]] * batch),
+            "img_shapes": torch.tensor([[1, run.data.height // 16, run.data.width // 16]] * batch),
         }
     return {
         "encoder_hidden_states": tensor(batch, TEXT, 4096),
         "pooled_projections": tensor(batch, 768),
         "guidance": tensor(batch).float(),
-        "img_ids": tensor(TOKENS, 3),
+        "img_ids": tensor(tokens(run), 3),
         "txt_ids": tensor(TEXT, 3),
     }
+
+
+def tokens(run: config.Run) -> int:
+    """Tokens of an image of the recipe's size."""
+    return run.data.height * run.data.width // 256
 
 
 def build(run: config.Run) -> Any:
@@ -96,14 +100,14 @@ def build(run: config.Run) -> Any:
 def iteration(net: Any, run: config.Run, *, one_backward: bool = False) -> float:
     """GB at the peak of one micro-batch: activations and gradients."""
     batch = run.optim.micro_batch or run.optim.batch
-    x, cond = tensor(batch, TOKENS, 64).float(), conditioning(run, batch)
+    x, cond = tensor(batch, tokens(run), 64).float(), conditioning(run, batch)
     negative = conditioning(run, 1) if run.distill.teacher_cfg > 1 else None
     walker, teacher = views(net, negative, run.distill.teacher_cfg)
     draws = [torch.Generator().manual_seed(i) for i in range(batch)]
     kept, F.scaled_dot_product_attention = F.scaled_dot_product_attention, attention
     try:
         with Alive(net) as alive:
-            parts = distill(walker, teacher, x, cond, config=run.distill, ratio=0.0, generator=draws)
+            parts = distill(walker, teacher, x, cond, config=run.distill, ratio=0.0, generator=draws, average=walker)
             if one_backward:
                 torch.stack([part.loss for part in parts]).sum().backward()
             else:
@@ -117,7 +121,9 @@ def iteration(net: Any, run: config.Run, *, one_backward: bool = False) -> float
 
 
 def use(run: config.Run) -> tuple[Use, float]:
-    """Of a recipe, and the peak of the iteration the authors' way."""
+    """Of a recipe, and the peak of the iteration the authors' way. A path in coefficients computes with its times,
+    which tensors without data do not have: exponentials of as many modes stand in for it."""
+    run = dataclasses.replace(run, model=dataclasses.replace(run.model, form="mixture"))
     net = build(run)
     trained = sum(p.numel() for p in student.trainable(net).values()) / 1e9
     ours = {id(p) for p in student.trainable(net).values()}

@@ -127,12 +127,13 @@ def test_the_command_of_a_run_makes_that_run_again(recipe) -> None:
 
     run = recipes.RECIPES[recipe]()
     assert recipes.command(json.loads(config.to_json(run))) == f"arcflow train {recipe}"
+    checkpointing = not run.model.gradient_checkpointing
     changed = dataclasses.replace(
         run,
         seed=3,
         milestones=100,
-        model=dataclasses.replace(run.model, lora=not run.model.lora, teacher_lora="my style.safetensors"),
-        distill=dataclasses.replace(run.distill, also_steps=(1, 4), teacher_cfg=2.5),
+        model=dataclasses.replace(run.model, gradient_checkpointing=checkpointing, teacher_lora="my style.safetensors"),
+        distill=dataclasses.replace(run.distill, also_steps=(1, 4), end=0.0, teacher_cfg=2.5),
         optim=dataclasses.replace(run.optim, micro_batch=None, betas=(0.5, 0.6)),
     )
     settings = json.loads(config.to_json(changed))

@@ -9,6 +9,12 @@ SECONDS = 4.45
 """Seconds of an H100 for a sample of FLUX.1 at 1024 x 1024: benchmarks/results/on_gpu.md, on the student's own path."""
 
 
+def operations(height: int, width: int) -> float:
+    """Multiplications of a call of FLUX.1 for a sample: Linears at every token, attention between all of them."""
+    tokens = height * width // 256 + 512
+    return tokens * 11.9e9 + 57 * 2 * tokens**2 * 3072
+
+
 @dataclass(frozen=True, kw_only=True)
 class Cost:
     """What a recipe asks for."""
@@ -36,6 +42,7 @@ CARDS = {
     "world": ("two CPU cores", None),
     "world-quick": ("two CPU cores", None),
     "flux": ("80 GB, several", 51.3),
+    "flux-day": ("48 GB", 42.3),
     "flux-48gb": ("48 GB", 41.2),
     "flux-24gb": ("24 GB", 20.3),
     "qwen-image": ("80 GB, several", 68.1),
@@ -58,8 +65,15 @@ def costs() -> list[Cost]:
         card, gigabytes = CARDS.get(name, ("not tried", None))
         hours, measured = HOURS.get(name, (None, "not timed"))
         if run.model.base.endswith("FLUX.1-dev") and run.model.quantize == "none":
-            hours = run.optim.iterations * run.optim.batch * SECONDS / 3600
+            known = recipes.flux_48gb()
+            smaller = operations(run.data.height, run.data.width) / operations(known.data.height, known.data.width)
+            cheaper = recipes.forwards(run) / recipes.forwards(known)
+            hours = run.optim.iterations * run.optim.batch * SECONDS * smaller * cheaper / 3600
             measured = f"{SECONDS} s a sample of flux-48gb on an H100, random weights, times the samples"
+            if smaller < 1:
+                measured += (
+                    f", and {smaller:.2f} for the size by its operations, {cheaper:.2f} for the calls of a sample"
+                )
         row = Cost(
             recipe=name,
             base=run.model.base,

@@ -118,6 +118,17 @@ def reuse(forwards: int) -> int:
     return max(8 * 24_000 // max(forwards, 24_000), 1)
 
 
+def forwards(run: Run) -> float:
+    """Forward-equivalents of a trained sample: the teacher's walk and the averaged student's, shared by all uses of the
+    walk, and the student's calls with their backward pass (with checkpointing, once more forward)."""
+    distill = run.distill
+    guided = 2 if distill.teacher_cfg > 1 else 1
+    walk = distill.steps * distill.states * guided
+    own = distill.steps - 1 if distill.handover == "average" else 0
+    student = distill.steps * (4 if run.model.gradient_checkpointing else 3)
+    return (walk + own) / distill.reuse + student
+
+
 def flux() -> Run:
     """FLUX.1-dev with the published values. Needs --data.prompts FILE and large GPUs."""
     return Run(
@@ -146,6 +157,37 @@ def qwen_image() -> Run:
     )
 
 
+def flux_day() -> Run:
+    """FLUX.1-dev in two steps at 512 x 512: about a day of one H100. Planned from the small bench, not run.
+
+    In a day a card makes some 30 000 walks, a hundredth of the published training. With so few, what helped on the
+    bench (docs/log.md) is what this recipe changes: accurate walks of eight states, each used twice; the path in
+    coefficients, which leaves as a plain LoRA; a share of the loss on the end of the step; and later segments that
+    start where the averaged student arrives.
+    """
+    run = flux()
+    replace = dataclasses.replace
+    return replace(
+        run,
+        out="runs/flux_day",
+        eval_every=250,
+        model=replace(run.model, form="coefficients", modes=4, text_device="cpu"),
+        distill=replace(
+            run.distill,
+            states=states(paper.STEPS),
+            spread="stratified",
+            solver="adams",
+            handover="average",
+            end=0.2,
+            led=paper.STEPS,
+            reuse=2,
+            kept=16,  # 3.5 GB of the CPU's memory, and of a checkpoint
+        ),
+        data=replace(run.data, height=512, width=512),
+        optim=replace(run.optim, iterations=3600, batch=16, micro_batch=4, spike=10.0),
+    )
+
+
 def flux_24gb() -> Run:
     """FLUX.1-dev on one card of 24 GB: as for 48 GB, with the base in nf4 and AdamW's moments in 8 bits."""
     run = _on_one_card(flux(), quantize="nf4", text_device="cpu")
@@ -166,6 +208,7 @@ RECIPES = {
     "world": world,
     "world-quick": world_quick,
     "flux": flux,
+    "flux-day": flux_day,
     "flux-48gb": flux_48gb,
     "flux-24gb": flux_24gb,
     "qwen-image": qwen_image,
