@@ -17,9 +17,6 @@ QUICK = {
 }
 """By command: what `--quick` sets, where nothing else is said."""
 
-ALONE = ("fuse", "no_fuse")
-"""Flags that have no `--no-`."""
-
 
 def completed(words: Sequence[str]) -> tuple[list[str], list[str]]:
     """(The words with what `--config FILE`, `--quick` and a shorter run put in front, what to say about it.)
@@ -42,7 +39,7 @@ def completed(words: Sequence[str]) -> tuple[list[str], list[str]]:
     depth = 1 + (command in ("cache", "world") and len(words) > 1)
     quick = shlex.split(QUICK[command]) if command in QUICK and "--quick" in words else []
     own = _not_said(read, words[depth:])
-    return [*words[:depth], *quick, *_words(own), *words[depth:]], said
+    return [*words[:depth], *quick, *recipes.options(own), *words[depth:]], said
 
 
 def _read(file: Path) -> dict[str, object]:
@@ -64,27 +61,11 @@ def _read(file: Path) -> dict[str, object]:
     return {name.replace("-", "_"): value for name, value in config.flat(values).items()}
 
 
-def _words(settings: Mapping[str, object]) -> list[str]:
-    """Settings as options."""
-    words = list[str]()
-    for name, value in settings.items():
-        option = name.replace("_", "-")
-        if isinstance(value, bool):
-            if value or name not in ALONE:
-                words.append(recipes.flag(name, value))
-        elif isinstance(value, list | tuple):
-            repeated = name in ("prompt", "seed", "features", "scorer", "answers")
-            words += [f"--{option}={one}" for one in value] if repeated else [f"--{option}", *map(str, value)]
-        elif value is not None or "." in name:
-            words.append(f"--{option}={value}")
-    return words
-
-
 def _option(word: str) -> str:
     """The setting that an option sets; empty if the word is none."""
     name = word.partition("=")[0].removeprefix("--").replace("-", "_") if word.startswith("--") else ""
     group, dot, last = name.rpartition(".")
-    return f"{group}{dot}{last.removeprefix('no_')}" if name not in ALONE else name
+    return f"{group}{dot}{last.removeprefix('no_')}" if name not in recipes.ALONE else name
 
 
 def _not_said(settings: Mapping[str, object], words: Sequence[str]) -> dict[str, object]:
@@ -115,7 +96,7 @@ def _training(words: list[str], read: dict[str, object]) -> tuple[list[str], lis
     own = _not_said(read, rest)
     base = {**config.flat(json.loads(config.to_json(recipes.RECIPES[recipe]()))), **own}
     scaled, said = _schedule(base, rest)
-    return ["train", *before, recipe, *_words({**own, **scaled}), *rest], said
+    return ["train", *before, recipe, *recipes.options({**own, **scaled}), *rest], said
 
 
 def _schedule(base: Mapping[str, object], words: Sequence[str]) -> tuple[dict[str, object], list[str]]:

@@ -246,25 +246,48 @@ def _differing(wanted: Mapping[str, object], recipe: str) -> dict[str, object]:
     return {name: value for name, value in wanted.items() if there.get(name, value) != value}
 
 
-def flag(name: str, on: bool) -> str:
+ALONE = ("fuse", "no_fuse")
+"""Flags that have no `--no-`."""
+
+REPEATED = ("prompt", "seed", "features", "scorer", "answers")
+"""Options that are given once for each value; others take several behind them."""
+
+
+def options(settings: Mapping[str, object]) -> list[str]:
+    """Settings as words of a command line. A setting of a group may be None; a plain option is then left out."""
+    words = list[str]()
+    for name, value in settings.items():
+        if isinstance(value, bool):
+            if value or name not in ALONE:
+                words.append(_flag(name, value))
+        elif isinstance(value, list | tuple) and name not in REPEATED:
+            words += [_option(name), *map(str, value)]
+        elif value is not None or "." in name:
+            for one in value if isinstance(value, list | tuple) else (value,):
+                words += _with_value(_option(name), str(one))
+    return words
+
+
+def _option(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
+def _flag(name: str, on: bool) -> str:
     """The option that switches a setting on or off."""
-    option = name.replace("_", "-")
-    group, dot, last = option.rpartition(".")
-    return f"--{option}" if on else f"--{group}{dot}no-{last}"
+    group, dot, last = _option(name).removeprefix("--").rpartition(".")
+    return _option(name) if on else f"--{group}{dot}no-{last}"
+
+
+def _with_value(option: str, value: str) -> list[str]:
+    """An option and its value: one word where the value would read as an option of its own."""
+    return [f"{option}={value}"] if value.startswith("-") else [option, value]
 
 
 def command(settings: Mapping[str, object]) -> str:
     """The command line that makes these settings (all of a run's, but `out`): the nearest recipe and what differs."""
     recipe = nearest(settings)
-    words = ["arcflow", "train", recipe]
     wanted = flat(settings)
     changed = _differing(wanted, recipe)
     if "optim.iterations" in changed:  # a run that is shortened shortens what is not said
         changed |= {name: wanted[name] for name in SCHEDULE if name in wanted}
-    for name, value in changed.items():
-        option = name.replace("_", "-")
-        if isinstance(value, bool):
-            words.append(flag(name, value))
-        else:
-            words += [f"--{option}", *(str(one) for one in (value if isinstance(value, list) else [value]))]
-    return shlex.join(words)
+    return shlex.join(["arcflow", "train", recipe, *options(changed)])
