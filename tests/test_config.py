@@ -66,7 +66,7 @@ def test_the_published_values():
         (lambda: Run(keep=0), r"keep = 0"),
         (
             lambda: from_json('{"optim": {"learning_rate": 1}}'),
-            r"run.optim: unknown keys \['learning_rate'\], expected",
+            r"run.optim: unknown keys \['learning_rate'\], missing keys \[\]; expected",
         ),
     ],
 )

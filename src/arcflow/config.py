@@ -11,7 +11,7 @@ import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_type_hints
+from typing import Literal
 
 from arcflow import paper
 
@@ -433,20 +433,9 @@ def flat(values: Mapping[str, object], prefix: str = "") -> dict[str, object]:
 
 def from_json(text: str) -> Run:
     """The run that `to_json` wrote, without what a run folder adds to it; unknown keys are an error that names them."""
+    from arcflow.system import records  # which knows of tensors: torch
+
     values = json.loads(text)
-    if not isinstance(values, dict):
-        raise ValueError(f"a run is an object, not a {type(values).__name__}")
-    return _build(Run, {name: value for name, value in values.items() if name != CONTENTS}, "run")
-
-
-def _build(kind: type, values: dict[str, Any], where: str) -> Any:  # noqa: ANN401
-    hints = get_type_hints(kind)
-    unknown = sorted(set(values) - set(hints))
-    if unknown:
-        raise ValueError(f"{where}: unknown keys {unknown}, expected {sorted(hints)}; remove or rename them")
-    parts = {}
-    for name, value in values.items():
-        if dataclasses.is_dataclass(hints[name]):
-            value = _build(hints[name], value, f"{where}.{name}")
-        parts[name] = tuple(value) if isinstance(value, list) else value
-    return kind(**parts)
+    if isinstance(values, dict):
+        values.pop(CONTENTS, None)
+    return records.record(Run, values, "run.")

@@ -25,17 +25,20 @@ class Found:
     names: list[str]
     spots: dict[int, Spot | Hole]
     curve: list[tuple[int, float]]
+    ends: tuple[int, ...] = ()
 
 
 FOUND = Found(
     names=["a"],
     spots={1: Spot(value=0.5, low=None), 12: Spot(value=1.0, low=0.5, note="x"), 2: Hole(why="too few")},
     curve=[(1, 0.5)],
+    ends=(3, 1, 2),
 )
 STORED = {
     "names": ["a"],
     "spots": {"1": {"value": 0.5, "low": None}, "12": {"value": 1.0, "low": 0.5, "note": "x"}, "2": {"why": "too few"}},
     "curve": [[1, 0.5]],
+    "ends": [3, 1, 2],
 }
 
 
@@ -56,6 +59,7 @@ def test_a_record_goes_to_its_file_and_back(tmp_path):
         ({"spots": {"01": {"why": ""}}}, "spots.01 is no whole number"),
         ({"spots": {"1": 3}}, "spots.1 is 3; expected an object with value, low, note"),
         ({"spots": {"1": {"value": True, "low": None}}}, "spots.1.value is True; expected float"),
+        ({"ends": [1, "2"]}, "ends.1 is '2'; expected int"),
         ({"curve": [[1, 0.5, 2]]}, "curve.0 is .* expected tuple"),
     ],
 )

@@ -71,6 +71,8 @@ def _built(kind: Kind, content: object, where: str) -> Any:
         return {_key(inside[0], key, where): _built(inside[1], part, f"{where}{key}.") for key, part in content.items()}
     if origin is list and isinstance(content, list):
         return [_built(inside[0], part, f"{where}{place}.") for place, part in enumerate(content)]
+    if origin is tuple and isinstance(content, list) and inside[1:] == (...,):
+        return tuple(_built(inside[0], part, f"{where}{place}.") for place, part in enumerate(content))
     if origin is tuple and isinstance(content, list) and len(content) == len(inside):
         return tuple(_built(one, part, where) for one, part in zip(inside, content, strict=True))
     if origin is Literal and content in inside:
