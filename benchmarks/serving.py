@@ -1,16 +1,16 @@
-"""What a server makes of the small model: pictures a second, its own cost, its first picture, a picture as one types.
+"""What a server makes of the small model: images a second, its own cost, its first image, an image as one types.
 
     python -m benchmarks.serving [throughput engine soak first typing] [--threads 2] [--out FILE.md]
 
 Each part is a line of the table:
 
-    throughput   pictures a second from 32 clients over HTTP, against the stock pipeline called in a loop in one
+    throughput   images a second from 32 clients over HTTP, against the stock pipeline called in a loop in one
                  process; every prompt is a new one, so that nothing is saved by remembering text. The two take turns
     engine       share of the engine's time that is not spent in drawing, with a queue that is never empty
     soak         2000 requests of 32 stock clients, a tenth wrong, a tenth leaving early, on a queue of 64: what becomes
                  of them, and how the memory grows after the first quarter
-    first        seconds from `arcflow serve` to the first picture, by a client that asks again until it has one
-    typing       milliseconds from a key press to a picture of what stands there then, or of more, in Chromium
+    first        seconds from `arcflow serve` to the first image, by a client that asks again until it has one
+    typing       milliseconds from a key press to an image of what stands there then, or of more, in Chromium
 
 Everything stays on the loopback address, and every part ends by itself.
 """
@@ -40,7 +40,7 @@ import torch
 from arcflow.sampling.open import settle
 from arcflow.sampling.options import Drawing, Machine, Subject
 from arcflow.serving.engine import Engine, Job
-from arcflow.serving.order import Order, Picture, Piece
+from arcflow.serving.order import Drawn, Order, Piece
 from arcflow.serving.studio import Setup, Studio, Watch
 from arcflow.system import files, records
 from arcflow.system.packages import about, version_of
@@ -49,7 +49,7 @@ from arcflow.world.scene import sample_prompts
 CLIENTS = 32
 
 Pace = tuple[float, float]
-"""Pictures a second, and CPU seconds of a picture."""
+"""Images a second, and CPU seconds of an image."""
 
 Line = tuple[str, str, str]
 """What is measured, what came out, what is to be reached."""
@@ -175,12 +175,12 @@ def throughput(threads: int, pictures: int = 128, rounds: int = 5) -> list[Line]
     )
     return [
         (
-            f"pictures a second, {CLIENTS} clients against the pipeline in a loop",
+            f"images a second, {CLIENTS} clients against the pipeline in a loop",
             f"{clients:.1f} against {loop:.1f}: {ratio:.2f} times",
             "1.5 times",
         ),
         (
-            "CPU seconds of a picture, the loop's against the server's, HTTP and all",
+            "CPU seconds of an image, the loop's against the server's, HTTP and all",
             f"{alone:.3f} against {shared:.3f}: {less:.2f} times",
             "",
         ),
@@ -192,7 +192,7 @@ class Timed(Studio):
 
     spent = 0.0
 
-    def draw(self, order: Order, pieces: Sequence[Piece], watch: Watch | None = None) -> list[Picture]:
+    def draw(self, order: Order, pieces: Sequence[Piece], watch: Watch | None = None) -> list[Drawn]:
         start = time.perf_counter()
         try:
             return super().draw(order, pieces, watch)
@@ -224,7 +224,7 @@ def engine(threads: int, pictures: int = 512) -> list[Line]:
     share = 1 - (studio.spent - before) / wall
     own.close()
     each = 1000 * wall * share / pictures
-    return [("the engine's own share of a picture's time", f"{share:.2%}, {each:.3f} ms a picture", "under 3 %")]
+    return [("the engine's own share of an image's time", f"{share:.2%}, {each:.3f} ms an image", "under 3 %")]
 
 
 def soak(threads: int, requests: int = 2000, queue: int = 64) -> list[Line]:
@@ -291,7 +291,7 @@ def soak(threads: int, requests: int = 2000, queue: int = 64) -> list[Line]:
 
 
 def first(threads: int, rounds: int = 3) -> list[Line]:
-    """From the command to a picture."""
+    """From the command to an image."""
     found = list[Pace]()
     for _ in range(rounds):
         server = Server(threads)
@@ -304,7 +304,7 @@ def first(threads: int, rounds: int = 3) -> list[Line]:
     clock, worked = (statistics.median(one) for one in zip(*found, strict=True))
     return [
         (
-            "seconds from `arcflow serve` to the first picture",
+            "seconds from `arcflow serve` to the first image",
             f"{clock:.1f} ({told}), of the CPU {worked:.1f}",
             "under 20",
         )
@@ -321,7 +321,7 @@ WATCH = """() => {
 
 
 def typing(threads: int, words: Sequence[str] = ()) -> list[Line]:
-    """A key is answered by the first picture of the words that stand there then, or of later ones."""
+    """A key is answered by the first image of the words that stand there then, or of later ones."""
     from playwright.sync_api import sync_playwright
 
     rng = random.Random(0)
@@ -352,7 +352,7 @@ def typing(threads: int, words: Sequence[str] = ()) -> list[Line]:
     middle, late = statistics.median(found), sorted(found)[int(0.95 * len(found))]
     return [
         (
-            f"milliseconds from a key press to four pictures, {keys_typed} keys",
+            f"milliseconds from a key press to four images, {keys_typed} keys",
             f"{middle:.0f} in the median, {late:.0f} for 95 %",
             "under 300 in the median",
         )
@@ -372,7 +372,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("parts", nargs="*", default=list(PARTS), help="which of them; all unless given")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--count", type=int, help="of the one part: pictures, requests or rounds; fewer for a glance")
+    parser.add_argument("--count", type=int, help="of the one part: images, requests or rounds; fewer for a glance")
     parser.add_argument("--out", type=Path, help="write the table here; lines of parts that were not run stay")
     options = parser.parse_args()
     kept = options.out.with_suffix(".json") if options.out else Path(tempfile.mkdtemp()) / "lines.json"

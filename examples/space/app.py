@@ -1,4 +1,4 @@
-"""The page as a Hugging Face Space: pictures as you type, four seeds, and the teacher against the student.
+"""The page as a Hugging Face Space: images as you type, four seeds, and the teacher against the student.
 
     pip install 'arcflow[serve]' gradio && python app.py
 
@@ -12,7 +12,7 @@ import gradio as gr  # pyright: ignore[reportMissingImports]
 import numpy as np
 
 from arcflow.serving.engine import Engine, Job
-from arcflow.serving.order import Order, Picture, Piece
+from arcflow.serving.order import Drawn, Order, Piece
 from arcflow.serving.studio import TEACHER, Setup, Studio
 
 SEEDS = 4
@@ -24,8 +24,8 @@ engine.start()
 offer = engine.ready()
 
 
-def draw(prompt: str, seeds: list[int], steps: int, model: str) -> list[Picture]:
-    """Pictures of one prompt; the engine draws together what is asked for at the same moment."""
+def draw(prompt: str, seeds: list[int], steps: int, model: str) -> list[Drawn]:
+    """Images of one prompt; the engine draws together what is asked for at the same moment."""
     order = Order(
         height=offer.height, width=offer.width, steps=steps, model=model, guidance=offer.guidance[offer.models[0]]
     )
@@ -37,13 +37,13 @@ def draw(prompt: str, seeds: list[int], steps: int, model: str) -> list[Picture]
         engine.leave(jobs)
 
 
-def told(picture: Picture) -> str:
-    """What a picture took."""
-    return f"{1000 * sum(picture.seconds.values()) / picture.batch:.0f} ms, {picture.calls} calls"
+def told(drawn: Drawn) -> str:
+    """What an image took."""
+    return f"{1000 * sum(drawn.seconds.values()) / drawn.batch:.0f} ms, {drawn.calls} calls"
 
 
 def typed(prompt: str, seed: float, steps: int) -> tuple[list[tuple[np.ndarray, str]], str]:
-    """Four pictures, and what one took."""
+    """Four images, and what one took."""
     if not prompt.strip():
         return [], ""
     seeds = [int(seed) + i for i in range(SEEDS)]

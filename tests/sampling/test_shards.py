@@ -1,4 +1,4 @@
-"""Shards hold pictures whole, by key; another store is another address."""
+"""Shards hold images whole, by key; another store is another address."""
 
 import io
 import json

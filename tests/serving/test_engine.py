@@ -65,7 +65,7 @@ def test_equal_orders_are_drawn_together_in_the_order_they_came(engine, toys, ga
 def test_a_request_enters_the_queue_whole_or_not_at_all(engine, gate):
     held(engine, gate)
     engine.submit([job(i) for i in range(8)])
-    with pytest.raises(Full, match="8 pictures are waiting") as full:
+    with pytest.raises(Full, match="8 images are waiting") as full:
         engine.submit([job(i) for i in range(3)])
     assert 1 <= full.value.seconds <= 30
     assert len(engine.waiting) == 8
@@ -120,7 +120,7 @@ def test_draining_ends_what_is_drawn_and_refuses_what_waits(engine, gate):
 def test_one_picture_that_fails_fails_alone():
     def before(pieces):
         if any(piece.seed == 2 for piece in pieces):
-            raise ValueError("no such picture")
+            raise ValueError("no such image")
 
     engine = Engine(lambda: Toys(before))
     engine.start()

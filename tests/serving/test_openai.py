@@ -132,7 +132,7 @@ def test_a_stream_of_an_edit(client):
 
 @pytest.fixture(scope="module")
 def source(client) -> bytes:
-    """A picture to be changed."""
+    """An image to be changed."""
     answer = client.images.generate(prompt=f"{PROMPT} on gray", extra_body={"seed": 5})
     return base64.b64decode(answer.data[0].b64_json)
 
@@ -207,11 +207,11 @@ def test_a_wrong_field_is_named(client, fields, param):
 @pytest.mark.parametrize(
     ("files", "param"),
     [
-        ({"image": b"no picture"}, "image"),
+        ({"image": b"no image"}, "image"),
         ({"image": upload()[:100]}, "image"),
         ({"image": upload("red", (5000, 4000))}, "image"),
         ({"image": [upload(), upload()]}, "image"),
-        ({"image": upload(), "mask": b"no picture"}, "mask"),
+        ({"image": upload(), "mask": b"no image"}, "mask"),
         ({"image": upload(), "extra_body": {"strength": "0"}}, "strength"),
         ({"image": upload(), "extra_body": {"lora": "{"}}, "lora"),
     ],

@@ -1,4 +1,4 @@
-"""What a studio is made of, and what decides a picture in it."""
+"""What a studio is made of, and what decides an image in it."""
 
 import numpy as np
 import pytest
@@ -8,8 +8,8 @@ from PIL import Image
 from arcflow import student
 from arcflow.sampling import open as opening
 from arcflow.serving import studio as studios
+from arcflow.serving.images import within
 from arcflow.serving.order import Order, Piece
-from arcflow.serving.pictures import within
 from arcflow.serving.studio import Setup, Studio, Texts, Watch
 from arcflow.student.adapter import save_adapter
 from tests.support.pipelines import SIDE, fresh, perturb

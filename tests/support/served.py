@@ -12,7 +12,7 @@ from PIL import Image
 from arcflow.serving.app import Limits, create_app
 from arcflow.serving.engine import Engine
 from arcflow.serving.host import Server
-from arcflow.serving.order import Order, Picture, Piece
+from arcflow.serving.order import Drawn, Order, Piece
 from arcflow.serving.studio import Gone, Offer, Setup, Studio, Texts, Watch
 
 OFFER = Offer(
@@ -31,7 +31,7 @@ ORDER = Order(height=64, width=64, steps=2, model="toy")
 
 
 class Toys:
-    """Draws a flat picture of the seed's shade, once it is let; what it drew stands in `batches`."""
+    """Draws a flat image of the seed's shade, once it is let; what it drew stands in `batches`."""
 
     def __init__(self, before: Callable[[Sequence[Piece]], None] = lambda pieces: None, most: int = 8) -> None:
         self.before, self.most = before, most
@@ -48,7 +48,7 @@ class Toys:
         smaller, self.most = self.most > 1, max(self.most // 2, 1)
         return smaller
 
-    def draw(self, order: Order, pieces: Sequence[Piece], watch: Watch | None = None) -> list[Picture]:
+    def draw(self, order: Order, pieces: Sequence[Piece], watch: Watch | None = None) -> list[Drawn]:
         self.before(pieces)
         if watch is not None and not watch.wanted():
             raise Gone
@@ -56,7 +56,7 @@ class Toys:
         for show in watch.partial.values() if watch else ():
             show(1, np.zeros((order.height, order.width, 3), np.uint8))
         return [
-            Picture(
+            Drawn(
                 image=np.full((order.height, order.width, 3), piece.seed % 256, np.uint8),
                 seconds={"transformer": 0.0},
                 batch=len(pieces),
@@ -88,7 +88,7 @@ def picture(item) -> np.ndarray:
 
 
 def upload(color: str = "red", size: tuple[int, int] = (64, 64), **more) -> bytes:
-    """A picture file."""
+    """An image file."""
     file = io.BytesIO()
     Image.new("RGB", size, color, **more).save(file, format="PNG")
     return file.getvalue()

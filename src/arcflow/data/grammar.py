@@ -1,6 +1,6 @@
 """Diverse prompts from a grammar of our own: subject, what it does, place, light, style, view; and text to be drawn.
 
-A distillation needs prompts and no pictures, and asks of them only that they lead the teacher to all that it can draw:
+A distillation needs prompts and no images, and asks of them only that they lead the teacher to all that it can draw:
 people, animals, things, rooms, landscapes, counts, colors, places side by side, letters; short ones and long ones.
 """
 

@@ -1,6 +1,6 @@
 """A suite on Ray: the shares of its work, as `torchrun` deals them out, by workers that Ray starts and starts again.
 
-A share is pictures, their numbers, and what scorers say about them, each scorer a command in an environment of its own;
+A share is images, their numbers, and what scorers say about them, each scorer a command in an environment of its own;
 so there are as many of each scorer at work as workers. The folder is what they have in common, hence all must see it. A
 worker that dies is replaced, and the new one goes on from what is in the folder; when all shares are done one more sums
 up.

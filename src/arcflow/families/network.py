@@ -55,7 +55,7 @@ def run(
     if family.folds:
         cells = cond.pop("img_grid")[0].tolist()
         state = folded(x, cells, family.patch_of(transformer))
-    if "img_beside" in cond:  # a picture to edit: tokens behind those of x, or channels behind those of the picture
+    if "img_beside" in cond:  # an image to edit: tokens behind those of x, or channels behind those of the image
         state = torch.cat([state, cond.pop("img_beside").to(state)], 1)
     return transformer(**family.enter(state, time, dtype), **family.arguments(cond), return_dict=False)[0]
 

@@ -115,8 +115,8 @@ def sample_folder(
 
 def drawn(
     pipe: DiffusionPipeline, batch: Sequence[Recipe]
-) -> tuple[UInt8[np.ndarray, "pictures *frames height width 3"], float]:
-    """The pictures of recipes of one size, from the pipeline as it is set up now, and seconds for each."""
+) -> tuple[UInt8[np.ndarray, "images *frames height width 3"], float]:
+    """The images of recipes of one size, from the pipeline as it is set up now, and seconds for each."""
     first, began = batch[0], time.perf_counter()
     samples = generate(
         pipe,

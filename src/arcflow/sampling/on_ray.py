@@ -1,8 +1,8 @@
-"""Many pictures by many workers: Ray Data over shards.
+"""Many images by many workers: Ray Data over shards.
 
 Each worker opens the model once and draws shard after shard. When one dies Ray starts another, which draws the shard
 again that was lost; when all of it ends, the same command goes on from the shards that are there. Nothing is lost, and
-no picture is in two shards, for a shard is written at once under a name that its pictures decide.
+no image is in two shards, for a shard is written at once under a name that its images decide.
 """
 
 # pyright: reportMissingImports=false
@@ -55,7 +55,7 @@ class Job:
 
 
 def sample_on_ray(job: Job, rows: Sequence[Row], seeds: Sequence[int], fleet: Fleet) -> tuple[int, int]:
-    """How many pictures are new, and how many there are to be; Ray is joined already.
+    """How many images are new, and how many there are to be; Ray is joined already.
 
     Raises:
         ValueError: what a worker refuses, in its words.
@@ -82,10 +82,10 @@ def sample_on_ray(job: Job, rows: Sequence[Row], seeds: Sequence[int], fleet: Fl
             **size,
         )
         new = 0
-        with tqdm(total=len(missing), desc="sampling", unit="picture", disable=None) as bar:
+        with tqdm(total=len(missing), desc="sampling", unit="image", disable=None) as bar:
             for row in data.iter_rows():
-                new += row["pictures"]
-                bar.update(row["pictures"])
+                new += row["images"]
+                bar.update(row["images"])
     except RayTaskError as error:
         cause = error.cause if isinstance(error.cause, ValueError) else None
         raise cause or ValueError(f"a worker failed: {str(error).strip().splitlines()[-1]}") from error
@@ -97,7 +97,7 @@ def _recipes(job: Job, rows: Sequence[Row], seeds: Sequence[int]) -> list[Recipe
 
 
 class Draw:
-    """A worker: draws the pictures of a shard and writes it."""
+    """A worker: draws the images of a shard and writes it."""
 
     def __init__(self, job: Job) -> None:
         self.job, self.shards = job, Shards(job.where, job.kind)
@@ -108,8 +108,8 @@ class Draw:
             self.stack.enter_context(euler(self.pipe))
 
     def __call__(self, rows: Batch) -> dict[str, list[int]]:
-        """How many pictures were drawn for each row, a shard."""
-        return {"pictures": [self._shard([Recipe(**one) for one in json.loads(row)]) for row in rows["recipes"]]}
+        """How many images were drawn for each row, a shard."""
+        return {"images": [self._shard([Recipe(**one) for one in json.loads(row)]) for row in rows["recipes"]]}
 
     def _shard(self, recipes: Sequence[Recipe]) -> int:
         if self.shards.has(recipes):  # a worker has written it, and died before it said so

@@ -1,10 +1,10 @@
-"""Pictures in shards, parquet or tar, on any store that fsspec knows: a folder, s3://, gs://, hf://, ...
+"""Images in shards, parquet or tar, on any store that fsspec knows: a folder, s3://, gs://, hf://, ...
 
-A shard is written whole or not at all, under a name that its pictures decide, so that a worker that draws it again
-after another one has died writes the same file. Every picture has a key, its recipe's file name; what the shards hold
+A shard is written whole or not at all, under a name that its images decide, so that a worker that draws it again
+after another one has died writes the same file. Every image has a key, its recipe's file name; what the shards hold
 is not drawn again.
 
-    parquet   a row for each picture: key, png (the file's bytes), seconds, and the recipe by its fields
+    parquet   a row for each image: key, png (the file's bytes), seconds, and the recipe by its fields
     tar       key.png and key.json with the recipe, as webdataset reads them
 """
 
@@ -32,7 +32,7 @@ LOCAL = ("file", "local")
 
 @dataclass(frozen=True, kw_only=True)
 class Shot:
-    """A picture of a shard: its recipe, its PNG file, and the seconds it took."""
+    """An image of a shard: its recipe, its PNG file, and the seconds it took."""
 
     recipe: Recipe
     png: bytes
@@ -44,7 +44,7 @@ class Shot:
 
 
 def key_of(recipe: Recipe) -> str:
-    """What tells a picture from all others: the name of its file, which any part of its recipe changes."""
+    """What tells an image from all others: the name of its file, which any part of its recipe changes."""
     return recipe.file.removesuffix(".png")
 
 
@@ -68,7 +68,7 @@ class Shards:
         self.local = not isinstance(self.store.protocol, list) and self.store.protocol in (LOCAL, *LOCAL)
 
     def keys(self) -> set[str]:
-        """Keys of all pictures that are there.
+        """Keys of all images that are there.
 
         Raises:
             ValueError: a shard is damaged.
@@ -76,11 +76,11 @@ class Shards:
         return {key for path in self._paths() for key in self._read(path)}
 
     def has(self, recipes: Sequence[Recipe]) -> bool:
-        """Whether there is a shard of just these pictures."""
+        """Whether there is a shard of just these images."""
         return bool(self.store.exists(self._path(recipes)))
 
     def write(self, shots: Sequence[Shot]) -> str:
-        """Put pictures into a shard of their own, whole or not at all; where it is."""
+        """Put images into a shard of their own, whole or not at all; where it is."""
         path = self._path([shot.recipe for shot in shots])
         content = _parquet(shots) if self.kind == "parquet" else _tar(shots)
         if self.local:
@@ -109,7 +109,7 @@ class Shards:
         except (OSError, ValueError, KeyError, tarfile.TarError) as error:
             raise ValueError(
                 f"{path} is damaged ({shown(error, 120)}): expected a shard of ours; remove it, and the same command "
-                f"draws its pictures again"
+                f"draws its images again"
             ) from error
 
 

@@ -2,10 +2,10 @@
 
     open -> ready -> draining -> closed        (or failed, when the model cannot be opened)
 
-A request for n pictures is n jobs, taken into the queue together or not at all. The thread takes the job that waits
+A request for n images is n jobs, taken into the queue together or not at all. The thread takes the job that waits
 longest, adds all others of an equal order, and draws them as one batch; jobs of the teacher, at fifty calls each, wait
 until no student's job is there, or for `PATIENCE` seconds. Who leaves is dropped from the queue; a batch that nobody
-waits for any more ends after its step. When memory runs out batches become smaller; one picture that does not fit is an
+waits for any more ends after its step. When memory runs out batches become smaller; one image that does not fit is an
 error of its own, and the thread goes on.
 """
 
@@ -23,7 +23,7 @@ import torch
 from jaxtyping import UInt8
 
 from arcflow.serving.metrics import Metrics
-from arcflow.serving.order import Order, Picture, Piece
+from arcflow.serving.order import Drawn, Order, Piece
 from arcflow.serving.studio import TEACHER, Gone, Offer, Texts, Watch
 
 LOGGER = logging.getLogger(__name__)
@@ -40,7 +40,7 @@ class Full(Exception):
     """The queue has no room for a request."""
 
     def __init__(self, waiting: int, seconds: int) -> None:
-        super().__init__(f"{waiting} pictures are waiting already; try again in {seconds} s")
+        super().__init__(f"{waiting} images are waiting already; try again in {seconds} s")
         self.seconds = seconds
 
 
@@ -53,7 +53,7 @@ class NotReady(Exception):
 
 
 class OutOfMemory(Exception):
-    """One picture alone was too much for the device."""
+    """One image alone was too much for the device."""
 
 
 @runtime_checkable
@@ -64,7 +64,7 @@ class Draws(Protocol):
 
     def offer(self) -> Offer: ...
 
-    def draw(self, order: Order, pieces: Sequence[Piece], watch: Watch | None = None) -> list[Picture]: ...
+    def draw(self, order: Order, pieces: Sequence[Piece], watch: Watch | None = None) -> list[Drawn]: ...
 
     def room(self, order: Order) -> int: ...
 
@@ -72,11 +72,11 @@ class Draws(Protocol):
 
 
 class Job:
-    """One picture that is waited for. Its future ends with the picture, or with what went wrong."""
+    """One image that is waited for. Its future ends with the image, or with what went wrong."""
 
     def __init__(self, order: Order, piece: Piece, partial: Partial | None = None) -> None:
         self.order, self.piece, self.partial = order, piece, partial
-        self.future = Future[Picture]()
+        self.future = Future[Drawn]()
         self.since = time.monotonic()
         self.left = threading.Event()
 
@@ -99,7 +99,7 @@ class Engine:
         self.waiting = list[Job]()
         self.changed = threading.Condition()
         self.pace = 0.5
-        """Seconds per picture, lately."""
+        """Seconds per image, lately."""
         self.thread = threading.Thread(target=self._live, name="arcflow-engine", daemon=True)
 
     def start(self) -> None:
@@ -190,7 +190,7 @@ class Engine:
                 spent = time.perf_counter() - start
                 self.metrics.busy.inc(spent)
                 self.pace += 0.2 * (spent / len(batch) - self.pace)
-        except BaseException as error:  # not of a picture, which `_draw` answers: nobody may wait for a dead thread
+        except BaseException as error:  # not of an image, which `_draw` answers: nobody may wait for a dead thread
             LOGGER.critical("the engine has failed", exc_info=error)
             self.error = error
             for job in batch:
@@ -225,7 +225,7 @@ class Engine:
         self.metrics.waiting.set(len(self.waiting))
 
     def _draw(self, studio: Draws, batch: list[Job]) -> None:
-        """Draw a batch; every future gets its picture or its error."""
+        """Draw a batch; every future gets its image or its error."""
         begun = time.monotonic()
         hits, misses = studio.texts.hits, studio.texts.misses
         watch = Watch(
@@ -233,26 +233,26 @@ class Engine:
             partial={place: job.partial for place, job in enumerate(batch) if job.partial is not None},
         )
         try:
-            pictures = studio.draw(batch[0].order, [job.piece for job in batch], watch)
+            drawn = studio.draw(batch[0].order, [job.piece for job in batch], watch)
         except Gone:
             for job in batch:
                 job.future.set_exception(CancelledError())
         except Exception as error:
             self._failed(studio, batch, error)
         else:
-            self.metrics.pictures.labels(batch[0].order.model).inc(len(batch))
-            for together in {id(picture.seconds): picture for picture in pictures}.values():
+            self.metrics.drawn.labels(batch[0].order.model).inc(len(batch))
+            for together in {id(one.seconds): one for one in drawn}.values():
                 self.metrics.batch.observe(together.batch)
                 for part, seconds in together.seconds.items():
                     self.metrics.seconds.labels(part).observe(seconds)
-            for job, picture in zip(batch, pictures, strict=True):
+            for job, one in zip(batch, drawn, strict=True):
                 self.metrics.waited.observe(begun - job.since)
-                job.future.set_result(replace(picture, waited=begun - job.since))
+                job.future.set_result(replace(one, waited=begun - job.since))
         self.metrics.texts.labels("yes").inc(studio.texts.hits - hits)
         self.metrics.texts.labels("no").inc(studio.texts.misses - misses)
 
     def _failed(self, studio: Draws, batch: list[Job], error: Exception) -> None:
-        """Draw a failed batch again in smaller ones, so that one picture's failure is no other's."""
+        """Draw a failed batch again in smaller ones, so that one image's failure is no other's."""
         short = _out_of_memory(error)
         self.metrics.errors.labels("memory" if short else type(error).__name__).inc()
         LOGGER.warning("a batch of %d failed: %s", len(batch), error, exc_info=None if short else error)
@@ -263,7 +263,7 @@ class Engine:
             if short and smaller and job.order.task != "edit":  # padding may have been what was too much
                 self._draw(studio, batch)
             else:
-                job.future.set_exception(OutOfMemory("the picture does not fit the memory") if short else error)
+                job.future.set_exception(OutOfMemory("the image does not fit the memory") if short else error)
             return
         size = max(len(batch) // 2, 1) if short else 1
         for start in range(0, len(batch), size):

@@ -50,4 +50,4 @@ def refusal(error: BaseException) -> Refused:
         return Refused(message, status=503, code="out_of_memory", headers={"Retry-After": "5"})
     if isinstance(error, ValueError):
         return Refused(str(error).splitlines()[0] if str(error) else "the request cannot be drawn")
-    return Refused("the picture could not be drawn; the server's log says why", status=500, code="internal_error")
+    return Refused("the image could not be drawn; the server's log says why", status=500, code="internal_error")

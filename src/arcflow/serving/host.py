@@ -17,7 +17,7 @@ from arcflow.serving.engine import Engine
 from arcflow.system.signals import stop_signals
 
 GRACE = 30
-"""Seconds that answers may take to be sent after the last picture."""
+"""Seconds that answers may take to be sent after the last image."""
 
 
 class Server:

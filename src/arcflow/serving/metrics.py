@@ -12,11 +12,11 @@ class Metrics:
         self.registry = CollectorRegistry()
         r = self.registry
         self.requests = Counter("arcflow_requests", "Answers by route and status", ["route", "status"], registry=r)
-        self.pictures = Counter("arcflow_pictures", "Pictures drawn", ["model"], registry=r)
-        self.left = Counter("arcflow_left", "Pictures that nobody waited for any more", registry=r)
-        self.waiting = Gauge("arcflow_waiting", "Pictures in the queue", registry=r)
+        self.drawn = Counter("arcflow_pictures", "Images drawn", ["model"], registry=r)
+        self.left = Counter("arcflow_left", "Images that nobody waited for any more", registry=r)
+        self.waiting = Gauge("arcflow_waiting", "Images in the queue", registry=r)
         self.batch = Histogram(
-            "arcflow_batch_size", "Pictures drawn together", registry=r, buckets=(1, 2, 4, 8, 16, 32, 64)
+            "arcflow_batch_size", "Images drawn together", registry=r, buckets=(1, 2, 4, 8, 16, 32, 64)
         )
         self.seconds = Histogram(
             "arcflow_batch_seconds", "Seconds of a batch by part", ["part"], registry=r, buckets=SECONDS

@@ -1,4 +1,4 @@
-"""What is asked for: a piece is one picture, an order is all that pictures must share to be drawn together."""
+"""What is asked for: a piece is one image, an order is all that images must share to be drawn together."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -9,7 +9,7 @@ from jaxtyping import UInt8
 from PIL import Image
 
 Task = Literal["generate", "vary", "inpaint", "edit"]
-"""From noise; from a picture and noise; where a mask is white; by a pipeline that reads pictures beside the text."""
+"""From noise; from an image and noise; where a mask is white; by a pipeline that reads images beside the text."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,32 +29,32 @@ class Order:
     """Names and strengths of LoRAs, by name."""
     task: Task = "generate"
     strength: float = 1.0
-    """How much of the noise a picture starts from."""
-    pictures: tuple[tuple[int, int], ...] = ()
-    """Sizes of the pictures that a pipeline reads beside the text."""
+    """How much of the noise an image starts from."""
+    inputs: tuple[tuple[int, int], ...] = ()
+    """Sizes of the images that a pipeline reads beside the text."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Piece:
-    """What is a picture's own."""
+    """What is an image's own."""
 
     prompt: str
     seed: int
     negative: str = ""
     images: tuple[Image.Image, ...] = ()
     mask: Image.Image | None = None
-    """White where the picture is to change."""
+    """White where the image is to change."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Picture:
-    """A picture, and what it cost."""
+class Drawn:
+    """An image, and what it cost."""
 
     image: UInt8[np.ndarray, "height width 3"]
     seconds: Mapping[str, float]
     """Of its batch, by part: text, transformer, vae."""
     batch: int
-    """Pictures that were drawn together."""
+    """Images that were drawn together."""
     calls: int
     """Network calls, each for the whole batch."""
     text_tokens: int

@@ -1,7 +1,7 @@
 """What a client may ask: OpenAI's fields, and ours beside them.
 
 Fields that mean nothing here (`user`, `moderation`, `quality`) are taken and ignored; what would be a lie is refused: a
-transparent background, an animated picture, an address where none is kept. Unknown fields are refused as OpenAI refuses
+transparent background, an animated image, an address where none is kept. Unknown fields are refused as OpenAI refuses
 them, so that a misspelt one is noticed.
 """
 
@@ -13,8 +13,8 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 MOST_WORDS = 4000
 """Characters of a prompt."""
 
-MOST_PICTURES = 10
-"""Pictures of one request, as OpenAI's."""
+MOST_AT_ONCE = 10
+"""Images of one request, as OpenAI's."""
 
 MOST_STEPS = 100
 
@@ -31,7 +31,7 @@ class Asked(BaseModel):
 
     prompt: str = Field(min_length=1, max_length=MOST_WORDS)
     model: str | None = Field(None, max_length=200)
-    n: int = Field(1, ge=1, le=MOST_PICTURES)
+    n: int = Field(1, ge=1, le=MOST_AT_ONCE)
     size: str = Field("auto", pattern=r"^(auto|\d{1,5}x\d{1,5})$")
     output_format: Format = "png"
     output_compression: int = Field(100, ge=0, le=100)
@@ -45,7 +45,7 @@ class Asked(BaseModel):
     safety_identifier: str | None = Field(None, max_length=500)
 
     seed: int | None = Field(None, ge=0, lt=SEEDS)
-    """Seed of the first picture; those after it count on."""
+    """Seed of the first image; those after it count on."""
     num_inference_steps: int | None = Field(None, ge=1, le=MOST_STEPS)
     guidance_scale: float | None = Field(None, ge=0, le=30, allow_inf_nan=False)
     negative_prompt: str | None = Field(None, max_length=MOST_WORDS)
@@ -77,8 +77,8 @@ class Generation(Asked):
 
 
 class Edit(Asked):
-    """`POST /v1/images/edits`, without its pictures."""
+    """`POST /v1/images/edits`, without its images."""
 
     strength: float | None = Field(None, gt=0, le=1)
-    """How much of the noise the picture starts from; 1 forgets it."""
+    """How much of the noise the image starts from; 1 forgets it."""
     input_fidelity: str | None = Field(None, max_length=20)

@@ -1,8 +1,8 @@
 """The pipeline with its adapters, styles and teacher, and how one batch is drawn: stock pipeline calls, nothing else.
 
-Prompts are encoded one by one and kept, for at two calls a picture the encoders are a tenth of its time. Every picture
+Prompts are encoded one by one and kept, for at two calls an image the encoders are a tenth of its time. Every image
 has a generator of its own, batches have sizes at which rows agree to the last bit (`serving.widths`) and prompts of one
-length, and latents are decoded one by one; so a picture does not depend on what is drawn beside it.
+length, and latents are decoded one by one; so an image does not depend on what is drawn beside it.
 
 One thread may use a studio, the one that opened it.
 """
@@ -30,7 +30,7 @@ from arcflow.sampling.attach import attach, detach
 from arcflow.sampling.generate import euler
 from arcflow.sampling.open import SHIPPED, settle, size_of
 from arcflow.sampling.options import Drawing, Machine, Subject
-from arcflow.serving.order import Order, Picture, Piece, Task
+from arcflow.serving.order import Drawn, Order, Piece, Task
 from arcflow.serving.widths import agreeing, padded
 from arcflow.student import views
 from arcflow.student.record import AdapterInfo
@@ -42,7 +42,7 @@ TEACHER = "teacher"
 TEACHER_STEPS = 50
 
 PARTS = ("text", "transformer", "vae")
-"""Of a picture's time."""
+"""Of an image's time."""
 
 SMALL = 500_000_000
 """Parameters of a transformer of which a second copy is kept for the teacher, so that the student can be fused."""
@@ -54,8 +54,8 @@ EMBEDDINGS = {
 }
 """What a text encoder gives: its name in `families`, and in a stock pipeline's call."""
 
-READS_PICTURES = ("Kontext", "Edit", "Flux2")
-"""In the names of pipelines that read pictures beside the text."""
+READS_IMAGES = ("Kontext", "Edit", "Flux2")
+"""In the names of pipelines that read images beside the text."""
 
 
 SERVED = ("flux", "flux2", "qwen_image")
@@ -63,7 +63,7 @@ SERVED = ("flux", "flux2", "qwen_image")
 
 LENGTH = 64
 """Text that is padded to the longest of its batch (Qwen-Image's) is padded to multiples of this instead, and drawn with
-its like alone: a picture shall not depend on how long others' prompts are."""
+its like alone: an image shall not depend on how long others' prompts are."""
 
 Lengths = tuple[int, ...]
 """Tokens of a prompt, and of the negative one if there is any."""
@@ -127,7 +127,7 @@ class Watch:
     wanted: Callable[[], bool] = lambda: True
     """Whether anybody still waits; asked after every step."""
     partial: Mapping[int, Callable[[int, UInt8[np.ndarray, "height width 3"]], None]] = field(default_factory=dict)
-    """By place in the batch: called with the number of steps taken and the picture as it would be."""
+    """By place in the batch: called with the number of steps taken and the image as it would be."""
 
     def of(self, places: Sequence[int]) -> "Watch":
         """The same for some of the batch."""
@@ -219,7 +219,7 @@ class Studio:
     # --- what there is
 
     def warm(self) -> None:
-        """Draw the usual picture once, so that the first one who asks does not wait for what is done once."""
+        """Draw the usual image once, so that the first one who asks does not wait for what is done once."""
         offer = self.offer()
         name = offer.models[0]
         order = Order(
@@ -232,7 +232,7 @@ class Studio:
         """What can be drawn."""
         height, width = size_of(self.setup.model, None, None)
         tasks: tuple[Task, ...] = ("generate", "edit")
-        if not any(word in type(self.pipe).__name__ for word in READS_PICTURES):
+        if not any(word in type(self.pipe).__name__ for word in READS_IMAGES):
             tasks = ("generate", "vary", "inpaint")
         steps = {name: info.fewest for name, info in self.infos.items()}
         guidance = {name: info.guidance for name, info in self.infos.items()}
@@ -251,14 +251,14 @@ class Studio:
 
     # --- one batch
 
-    def draw(self, order: Order, pieces: Sequence[Piece], watch: Watch | None = None) -> list[Picture]:
-        """A picture for each piece.
+    def draw(self, order: Order, pieces: Sequence[Piece], watch: Watch | None = None) -> list[Drawn]:
+        """An image for each piece.
 
         Raises:
             Gone: the watcher says that nobody waits any more.
         """
         watch = watch or Watch()
-        drawn = dict[int, Picture]()
+        drawn = dict[int, Drawn]()
         with torch.inference_mode(), self._dressed(order) as plain:
             start = now()
             texts = [() if order.task == "edit" else self._texts(order, piece) for piece in pieces]
@@ -288,8 +288,8 @@ class Studio:
         width: int,
         watch: Watch,
         text: float,
-    ) -> list[Picture]:
-        """Pictures of one call of the pipeline; encoding the text of each took `text` seconds."""
+    ) -> list[Drawn]:
+        """Images of one call of the pipeline; encoding the text of each took `text` seconds."""
         start = now()
         latents, calls, spent = self._latents(pipe, order, pieces, texts, width, watch)
         middle = now()
@@ -299,7 +299,7 @@ class Studio:
         seconds: dict[str, float] = dict(zip(PARTS, parts, strict=True))
         tokens = sum(cond["encoder_hidden_states"].shape[1] for cond in texts[0][:1])
         return [
-            Picture(
+            Drawn(
                 image=image,
                 seconds=seconds,
                 batch=len(pieces),
@@ -311,14 +311,14 @@ class Studio:
         ]
 
     def room(self, order: Order) -> int:
-        """Pictures of this order that may be drawn together."""
+        """Images of this order that may be drawn together."""
         if order.task == "edit":
             return 1
         shape = _shape(order)
         return max((widths[-1] for key, widths in self.widths.items() if key[0] == shape), default=self._most(order))
 
     def shrink(self, order: Order) -> bool:
-        """Draw fewer pictures of this shape at a time, after memory ran out; False if one alone was too many."""
+        """Draw fewer images of this shape at a time, after memory ran out; False if one alone was too many."""
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         most = self._most(order)
@@ -356,7 +356,7 @@ class Studio:
         width: int,
         watch: Watch,
     ) -> tuple[Float[Tensor, "width tokens channels"], int, float]:
-        """Latents, the calls that they took, and the seconds that went into pictures on the way."""
+        """Latents, the calls that they took, and the seconds that went into images on the way."""
         pieces = [*pieces, *[pieces[-1]] * (width - len(pieces))]
         texts = [*texts, *[texts[-1]] * (width - len(texts))]
         last = list[Tensor]()
@@ -390,7 +390,7 @@ class Studio:
                 callback_on_step_end=after,
                 **self._words(order, pieces, texts),
                 **_guided(pipe, order),
-                **_pictures(pipe, order, pieces),
+                **_inputs(pipe, order, pieces),
             )
         finally:
             hook.remove()
@@ -411,7 +411,7 @@ class Studio:
         return tuple(self.texts.of(prompt, encode, order.styles) for prompt in wanted)
 
     def _words(self, order: Order, pieces: Sequence[Piece], texts: Sequence[tuple[Cond, ...]]) -> Words:
-        if order.task == "edit":  # its encoder may read the pictures too
+        if order.task == "edit":  # its encoder may read the images too
             negative = {} if order.negative is None else {"negative_prompt": pieces[0].negative}
             return {"prompt": pieces[0].prompt, **negative}
         words: Words = {}
@@ -493,7 +493,7 @@ class Studio:
 
 
 class _Glimpse:
-    """A forward hook that keeps what the picture would be if the path went straight on from here."""
+    """A forward hook that keeps what the image would be if the path went straight on from here."""
 
     def __init__(self) -> None:
         self.clean: Tensor | None = None
@@ -558,8 +558,8 @@ def _guided(pipe: DiffusionPipeline, order: Order) -> dict[str, float]:
     return guided
 
 
-def _pictures(pipe: DiffusionPipeline, order: Order, pieces: Sequence[Piece]) -> Words:
-    """Pictures and masks of the pieces."""
+def _inputs(pipe: DiffusionPipeline, order: Order, pieces: Sequence[Piece]) -> Words:
+    """Images and masks of the pieces."""
     if order.task == "generate":
         return {}
     if order.task == "edit":
@@ -574,5 +574,5 @@ def _pictures(pipe: DiffusionPipeline, order: Order, pieces: Sequence[Piece]) ->
 
 
 def taken(order: Order) -> int:
-    """Steps that are taken of those of the grid, when a picture starts from less than all noise."""
+    """Steps that are taken of those of the grid, when an image starts from less than all noise."""
     return order.steps - max(math.floor(order.steps - min(order.steps * order.strength, order.steps)), 0)

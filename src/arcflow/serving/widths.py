@@ -1,12 +1,12 @@
-"""Batch sizes at which a picture has the same bits.
+"""Batch sizes at which an image has the same bits.
 
 A matrix product sums in an order that depends on how many rows it has: alone, in a batch of three and in one of eight
-the same row may come out different in its last bits, and some pixels by one. A server must not let a picture depend on
+the same row may come out different in its last bits, and some pixels by one. A server must not let an image depend on
 what others ask for at the same moment. So batches are drawn only at sizes that agree to the last bit, found by trying:
-one picture is repeated to fill each size, and every row of every size is compared. Smaller batches are padded up to
+one image is repeated to fill each size, and every row of every size is compared. Smaller batches are padded up to
 the next of these sizes. Where none agree, the one that pays is taken, a single row if none does.
 
-The shipped small model on a CPU agrees from four rows on, so a picture alone is drawn as four (docs/serving.md says
+The shipped small model on a CPU agrees from four rows on, so an image alone is drawn as four (docs/serving.md says
 what that costs).
 """
 
@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 
 WORTH = 0.8
-"""A set of larger sizes has to need less than this of the time per picture to be taken."""
+"""A set of larger sizes has to need less than this of the time per image to be taken."""
 
 PAYS = 0.95
-"""Sizes are tried as long as each needs less than this of the time per picture of the one before."""
+"""Sizes are tried as long as each needs less than this of the time per image of the one before."""
 
 
 def sizes(most: int) -> list[int]:
@@ -30,7 +30,7 @@ def sizes(most: int) -> list[int]:
 
 
 def agreeing(draw: Callable[[int], Tensor], most: int) -> tuple[int, ...]:
-    """Batch sizes whose rows are the same to the last bit, in rising order. `draw(n)` gives n rows of one picture."""
+    """Batch sizes whose rows are the same to the last bit, in rising order. `draw(n)` gives n rows of one image."""
     rows, seconds = dict[int, Tensor](), dict[int, float]()
     pace = float("inf")
     for n in sizes(most):
@@ -54,5 +54,5 @@ def agreeing(draw: Callable[[int], Tensor], most: int) -> tuple[int, ...]:
 
 
 def padded(count: int, widths: tuple[int, ...]) -> int:
-    """The size at which `count` pictures are drawn: the next one that agrees."""
+    """The size at which `count` images are drawn: the next one that agrees."""
     return next((n for n in widths if n >= count), widths[-1])

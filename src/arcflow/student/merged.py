@@ -55,7 +55,7 @@ def change_of(tensors: Mapping[str, Tensor], info: AdapterInfo) -> Change:
     family = named_family(info.family)
     if family.folds or family.sign != 1:
         raise ValueError(
-            f"a mixture of {family.name} cannot be merged: its network folds what leaves the head into a picture. "
+            f"a mixture of {family.name} cannot be merged: its network folds what leaves the head into an image. "
             f"Export --layout arcflow or lora, or distill with model.form coefficients."
         )
     parts = [f"{family.head}_{part}" for part in ("means", "logweights", "loggamma")]
