@@ -1,7 +1,9 @@
 """`arcflow train`: distill a teacher with a recipe."""
 
+import io
 import json
 import shlex
+import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -45,6 +47,8 @@ class Train:
 
         if self.recipe.model.base == SHIPPED:
             keep_buffers()
+        if isinstance(sys.stdout, io.TextIOWrapper):  # a line is in the log as soon as it is said
+            sys.stdout.reconfigure(line_buffering=True)
         try:
             folder = train(self.recipe)
         except Stopped as stopped:  # the loop has said how to go on

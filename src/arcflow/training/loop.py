@@ -38,6 +38,7 @@ from arcflow.system.signals import Insisted, Stopped, Wishes, stop_signals
 from arcflow.training.home import home
 from arcflow.training.learner import arcflow_objective, sample_draws
 from arcflow.training.opened import Training, open_run
+from arcflow.training.pace import Pace
 
 
 def train(config: Run, pipe: DiffusionPipeline | None = None, log: Callable[[str], None] = tqdm.write) -> Path:
@@ -98,9 +99,12 @@ def _iterate(run: Training, caught: Wishes, bar: tqdm) -> None:
     """Iterations, up to the last one or to a stop, with what is written, saved and measured between them."""
     config, progress = run.config, run.progress
     learn(run.pipe.transformer)
-    _measure_first(run)
+    pace = _pace(run)
+    with pace.measurement():
+        _measure_first(run)
 
     for step in range(progress.step, config.optim.iterations):
+        began = time.monotonic()
         own, norm = _update(run, step)
         losses = run.ranks.mean(own)
         if run.journal and progress.step % config.log_every == 0:
@@ -111,6 +115,8 @@ def _iterate(run: Training, caught: Wishes, bar: tqdm) -> None:
         elif run.journal and _is_first_use(step, config):
             run.journal.write(progress.step, **losses)
 
+        now = {"loss": losses["loss"], "distance": progress.distance}
+        pace.iteration(progress.step, time.monotonic() - began, now)
         last = progress.step == config.optim.iterations
         late = time.monotonic() - run.started > 60 * (config.stop_after or math.inf)
         # All stop here, or none; and save here, or none.
@@ -121,12 +127,26 @@ def _iterate(run: Training, caught: Wishes, bar: tqdm) -> None:
         if late or told or last or again or progress.step % config.save_every == 0:
             run.checkpoints.save(progress, run.mark)
         if not told and (last or progress.step % config.eval_every == 0):
-            run.measure()
+            with pace.measurement():
+                run.measure()
 
         bar.update()
         bar.set_postfix(loss=losses["loss"], distance=progress.distance, refresh=False)
         if late or told:
             break
+
+
+def _pace(run: Training) -> Pace:
+    """What tells when the run will end; on all processes but the first it is told to nobody."""
+    config, cuda = run.config, torch_device(run.config.device).type == "cuda"
+    return Pace(
+        run.log,
+        iterations=config.optim.iterations,
+        done=run.progress.step,
+        eval_every=config.eval_every,
+        gpus=run.ranks.count if cuda else 0,
+        stop_after=config.stop_after,
+    )
 
 
 def _is_first_use(step: int, config: Run) -> bool:
