@@ -60,6 +60,12 @@ def klein(layers: int, single: int, heads: int, text: int) -> Flux2Transformer2D
     return Flux2Transformer2DModel(**sizes, joint_attention_dim=text, guidance_embeds=False)
 
 
+def ernie() -> ErnieImageTransformer2DModel:
+    """ERNIE-Image, as its config says."""
+    sizes: dict[str, Any] = {"hidden_size": 4096, "num_attention_heads": 32, "num_layers": 36, "text_in_dim": 3072}
+    return ErnieImageTransformer2DModel(**sizes, ffn_hidden_size=12288)
+
+
 MODELS: dict[str, Callable[[], nn.Module]] = {
     "FLUX.1-dev": partial(FluxTransformer2DModel, guidance_embeds=True),
     "Qwen-Image": QwenImageTransformer2DModel,
@@ -75,7 +81,7 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
     "Lumina 2": Lumina2Transformer2DModel,
     "Qwen-Image 2.1": QwenImage21Transformer2DModel,
     "Ovis-Image": OvisImageTransformer2DModel,
-    "ERNIE-Image": ErnieImageTransformer2DModel,
+    "ERNIE-Image": ernie,
     "Wan 2.1 14B": WanTransformer3DModel,
     "LTX-Video": LTXVideoTransformer3DModel,
 }

@@ -69,7 +69,7 @@ def conditioning(run: config.Run, batch: int, tensor: Callable[..., Tensor] = te
         return {
             "encoder_hidden_states": tensor(batch, TEXT, 3584),
             "encoder_hidden_states_mask": torch.ones(batch, TEXT, dtype=torch.bool),
-            "img_shapes": torch.tensor([[1, run.data.height // 16, run.data.width // 16]] * batch),
+            "img_shapes": torch.tensor([[[1, run.data.height // 16, run.data.width // 16]]] * batch),
         }
     return {
         "encoder_hidden_states": tensor(batch, TEXT, 4096),

@@ -22,6 +22,7 @@ Directions = Literal["modes", "segment"]
 Spread = Literal["uniform", "stratified", "systematic"]
 Solver = Literal["euler", "adams"]
 Handover = Literal["walk", "student", "average"]
+Sources = Literal["none", "files", "drawn"]
 Form = Literal["mixture", "coefficients"]
 Targets = Literal["feed_forward", "all", "full"]
 Quantize = Literal["none", "nf4", "int8", "fp8"]
@@ -209,6 +210,9 @@ class Data:
     images: bool = False
     """Data-dependent training: the list names an image for every prompt (column image), and later segments start from
     it, noised, instead of where the walk arrives."""
+    sources: Sources = "none"
+    """For an editing model, which draws from an image and an instruction: what the list's column source has for each
+    row, the path of an image (files), or words of which the teacher draws one first (drawn)."""
     count: int = 8192
     """How many prompts to draw from the grammar (a file is read whole)."""
     held_out: str | None = None
@@ -247,6 +251,7 @@ class Data:
         check(known, "data.images", self.images, expected, "give data.prompts such a file")
         alone = self.frames == 1 or not self.images
         check(alone, "data.images", self.images, "False for videos", "videos are distilled from prompts alone")
+        self._check_sources()
         if self.streamed:
             remedy = "set it off: what is streamed is encoded batch by batch"
             check(not self.cache, "data.cache", self.cache, "False for a streamed data set", remedy)
@@ -255,6 +260,24 @@ class Data:
         for name in ("count", "held_out_count", "teacher_steps", "height", "width", "frames"):
             value = getattr(self, name)
             check(value >= 1, f"data.{name}", value, "1 or more", "leave it out to take the default")
+
+    def _check_sources(self) -> None:
+        """Whether there can be images to edit: in a file of prompts, and read as they come."""
+        if self.sources == "none":
+            return
+        asked = "data.sources"
+        check(
+            _prompt_file(self.prompts),
+            asked,
+            self.sources,
+            "none, or a file of prompts with a column source",
+            "leave it out",
+        )
+        check(self.frames == 1, asked, self.sources, "none for videos", "leave it out")
+        remedy = "set it off: what is read with an image is encoded batch by batch"
+        check(not self.cache, "data.cache", self.cache, f"False where {asked} is {self.sources}", remedy)
+        check(self.embeddings is None, "data.embeddings", self.embeddings, f"None with {asked}", "leave it out")
+        check(not self.grown, "data.grown", self.grown, f"False with {asked}", "choose another folder with --out")
 
     @property
     def size(self) -> tuple[int, ...]:

@@ -6,7 +6,7 @@ import json
 import pytest
 
 from arcflow.config import Data
-from arcflow.data.batches import buckets, nearest
+from arcflow.data.batches import buckets, nearest, open_prompts
 from arcflow.data.prompts import LONGEST, Row, read_prompts
 
 ROWS = [Row("a dog, running", (512, 1024)), Row('a "cat"', (1024, 512)), Row("gr\u00f6\u00dfe", (640, 640))]
@@ -204,3 +204,22 @@ def test_sizes_keep_the_area_and_the_nearest_shape_wins():
     assert nearest((900, 1600), sizes, (1024, 1024)) == (768, 1344)
     assert nearest((50, 4000), sizes, (1024, 1024))[0] < 800
     assert nearest(None, sizes, (1024, 1024)) == (1024, 1024)
+
+
+def test_frames_are_read_like_sizes(tmp_path):
+    (tmp_path / "p.csv").write_text("prompt,frames\na,5\nb,\nc,9\nd,2.5\n")
+    rows, message = read_prompts(tmp_path / "p.csv")
+    assert [row.frames for row in rows] == [5, None, 9] and "1 no number of frames (line 5)" in str(message)
+    sizes = [(32, 32), (32, 64), (32, 32, 5), (32, 64, 5)]
+    assert nearest(None, sizes, (32, 32), 5) == (32, 32, 5) and nearest((1, 2), sizes, (32, 32), 5) == (32, 64, 5)
+    assert nearest((1, 2), sizes, (32, 32)) == (32, 64)
+
+
+def test_a_batch_has_videos_of_as_many_frames_as_its_rows_say(tmp_path):
+    lines = [json.dumps({"prompt": f"p{i}", "frames": (5, 9)[i % 2]}) for i in range(9)]
+    (tmp_path / "p.jsonl").write_text("\n".join(lines))
+    data = Data(prompts=str(tmp_path / "p.jsonl"), held_out_count=1, height=32, width=32, frames=5, buckets=True)
+    prompts = open_prompts(data, seed=0, batch=2)
+    seen = {batch.size: batch.prompts for batch in map(prompts.batch, range(4))}
+    assert set(seen) == {(32, 32, 5), (32, 32, 9)}
+    assert all(int(text[1:]) % 2 == (size[2] == 9) for size, texts in seen.items() for text in texts)

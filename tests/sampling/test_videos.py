@@ -7,13 +7,13 @@ import pytest
 import torch
 from PIL import Image
 
-from arcflow.families import WAN, family_of
+from arcflow.families import WAN, family_of, network
 from arcflow.families.flux import FLUX
 from arcflow.metrics.motion import motion, strip
 from arcflow.sampling.folder import Recipe, save_png
 from arcflow.sampling.generate import generate
 from arcflow.sampling.open import _frames, token_of
-from tests.support.families import FRAMES, MORE, side
+from tests.support.families import FRAMES, MORE, sd3, side, wan
 
 RECIPE = dict(prompt="a", seed=0, steps=2, height=4, width=4, guidance=None, model="m", adapter="a", version="1")
 
@@ -62,6 +62,15 @@ def test_frames_that_a_model_cannot_take_are_one_sentence(tmp_path):
         _frames(6, None, WAN, tmp_path)
     with pytest.raises(ValueError, match="flux draws images"):
         _frames(5, None, FLUX, tmp_path)
+
+
+def test_frames_of_a_list_that_the_model_cannot_draw_are_one_sentence():
+    """Before a training begins."""
+    network.check_size(wan(), 32, 32, 5)
+    with pytest.raises(ValueError, match="6 frames: expected 1 and a multiple of 4 more for this pipeline, say 5"):
+        network.check_size(wan(), 32, 32, 6)
+    with pytest.raises(ValueError, match="5 frames: sd3 draws images; expected 1"):
+        network.check_size(sd3(), 32, 32, 5)
 
 
 def test_a_model_that_cannot_be_carried_is_told_why():

@@ -9,14 +9,14 @@ whatever batch asks for it); a large one encodes every batch.
 """
 
 import unicodedata
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Generator
 
-from arcflow.config import Data, Optim
+from arcflow.config import Data, Optim, Sources
 from arcflow.data.prompts import BLOCK, Row, read_prompts
 from arcflow.data.stream import Stream
 from arcflow.system.seeds import seed_of
@@ -36,11 +36,23 @@ def buckets(height: int, width: int, step: int) -> list[tuple[int, int]]:
     return sorted(sizes)
 
 
-def nearest(size: Size | None, sizes: list[Size], usual: Size) -> Size:
-    """The size whose shape is closest; the usual one where the list tells none."""
-    if size is None:
+def nearest(size: Size | None, sizes: list[Size], usual: Size, frames: int | None = None) -> Size:
+    """The size whose shape is closest, of as many frames; the usual ones where the list tells none."""
+    if size is None and frames is None:
         return usual
-    return min(sizes, key=lambda s: (max(s[0] * size[1], s[1] * size[0]) / min(s[0] * size[1], s[1] * size[0]), s))
+    rows, columns, *_ = size or usual
+    count = frames or _frames(usual)
+
+    def apart(s: Size) -> tuple[int, float, Size]:
+        ratio = max(s[0] * columns, s[1] * rows) / min(s[0] * columns, s[1] * rows)
+        return abs(_frames(s) - count), ratio, s
+
+    return min(sizes, key=apart)
+
+
+def _frames(size: Size) -> int:
+    """Of a size: an image has one."""
+    return size[2] if len(size) == 3 else 1
 
 
 def micro_batches(count: int, optim: Optim) -> Iterator[slice]:
@@ -58,18 +70,30 @@ class Batch(NamedTuple):
     size: Size
     images: Sequence[str] = ()
     """Paths of images, where training depends on them."""
+    sources: Sequence[str] = ()
+    """Paths of images to edit, or words of which they are drawn first."""
 
 
-def _sizes(config: Data) -> list[Size]:
+def _sizes(config: Data, rows: Sequence[Row] = ()) -> list[Size]:
+    """All that batches may have: the shapes of about the same area, and the frames that the list tells."""
     if not config.buckets:
         return [config.size]
     step = 64 if min(config.height, config.width) >= 512 else 16
-    return [(*size, *config.size[2:]) for size in buckets(config.height, config.width, step)]
+    counts = sorted({config.frames, *(row.frames for row in rows if row.frames)})
+    shapes = buckets(config.height, config.width, step)
+    return [(*shape, *([count] if count > 1 else [])) for count in counts for shape in shapes]
 
 
 def _held_out(rows: Sequence[Row], config: Data, seed: int) -> Batch:
     seeds = [seed_of(seed, "held-out noise", i) for i in range(len(rows))]
-    return Batch([row.text for row in rows], seeds, config.size)
+    sources = _sources(rows, config.sources, config.held_out or config.prompts)
+    return Batch([row.text for row in rows], seeds, config.size, sources=sources)
+
+
+def _sources(rows: Sequence[Row], sources: Sources, where: str) -> list[str]:
+    """The images to edit of these rows, whose list is the file `where`."""
+    folder = Path(where).parent
+    return [str(folder / row.source) if sources == "files" else row.source for row in rows if row.source]
 
 
 class PromptData:
@@ -82,12 +106,15 @@ class PromptData:
     def __init__(self, config: Data, *, seed: int, batch: int) -> None:
         self.seed, self.count = seed, batch
         self.train, held_out, self.message = prompt_sets(config, seed)
-        self.held_out, self.sizes = _held_out(held_out, config, seed), _sizes(config)
+        self.held_out, self.sizes = _held_out(held_out, config, seed), _sizes(config, self.train)
         self._plans: dict[tuple[Any, ...], list[int]] = {}
         self._places = {size: [] for size in self.sizes}
         for i, row in enumerate(self.train):
-            self._places[nearest(row.size, self.sizes, self.held_out.size)].append(i)
+            frames = row.frames if config.buckets else None
+            self._places[nearest(row.size, self.sizes, self.held_out.size, frames)].append(i)
         self.folder = Path(config.prompts).parent if config.images else None
+        self.sources: Sources = config.sources
+        self.where = config.prompts
         if self.folder:
             self._look(self.folder, config.prompts)
         if len(self.sizes) > 1:
@@ -112,7 +139,7 @@ class PromptData:
                 f"lower optim.batch or switch data.buckets off"
             )
         for size in [size for size in self._places if size not in full]:
-            self._places[nearest(size, full, full[0])] += self._places.pop(size)
+            self._places[nearest(size, full, full[0], _frames(size))] += self._places.pop(size)
         self.sizes = full
 
     def batch(self, step: int) -> Batch:
@@ -130,7 +157,7 @@ class PromptData:
 
     def _batch(self, rows: list[Row], seeds: list[int], size: Size) -> Batch:
         images = [str(self.folder / row.image) for row in rows] if self.folder else []
-        return Batch([row.text for row in rows], seeds, size, images)
+        return Batch([row.text for row in rows], seeds, size, images, _sources(rows, self.sources, self.where))
 
     def _row(self, sample: int) -> Row:
         epoch, place = divmod(sample, len(self.train))
@@ -236,7 +263,7 @@ def prompt_sets(config: Data, seed: int) -> tuple[list[Row], list[Row], str | No
     """Training and held-out prompts, and what was left out; without a file of their own the last ones are held out."""
     held_out: list[Row] = []
     if config.held_out:
-        held_out = read_prompts(config.held_out, config.column, strict=config.strict)[0][: config.held_out_count]
+        held_out = _read(config, config.held_out)[0][: config.held_out_count]
     if config.prompts == "world":
         from arcflow.world.scene import sample_prompts  # the grammar is needed here only
 
@@ -244,7 +271,7 @@ def prompt_sets(config: Data, seed: int) -> tuple[list[Row], list[Row], str | No
             return [Row(prompt.text) for prompt in sample_prompts(count, seed, split=split)]
 
         return drawn(config.count, "train"), held_out or drawn(config.held_out_count, "test"), None
-    rows, message = read_prompts(config.prompts, config.column, strict=config.strict)
+    rows, message = _read(config, config.prompts)
     train = list(dict.fromkeys(rows))
     told = [message] if message else []
     if len(train) < len(rows):
@@ -256,7 +283,8 @@ def prompt_sets(config: Data, seed: int) -> tuple[list[Row], list[Row], str | No
                 f"expected more of them; lower data.held_out_count or give data.held_out a file of its own"
             )
         train, held_out = train[: -config.held_out_count], train[-config.held_out_count :]
-    apart = without(train, {alike(row.text) for row in held_out})
+    known = set(map(_mark, held_out))
+    apart = [row for row in train if _mark(row) not in known]
     if len(apart) < len(train):
         told.append(f"{config.prompts}: {len(train) - len(apart)} rows left out of training: they are held out")
     if not apart:
@@ -267,11 +295,15 @@ def prompt_sets(config: Data, seed: int) -> tuple[list[Row], list[Row], str | No
     return apart, held_out, "; ".join(told) or None
 
 
+def _read(config: Data, path: str) -> tuple[list[Row], str | None]:
+    return read_prompts(path, config.column, strict=config.strict, sources=config.sources)
+
+
+def _mark(row: Row) -> tuple[str, str]:
+    """What two rows have in common that are the same for a reader."""
+    return alike(row.text), row.source
+
+
 def alike(text: str) -> str:
     """What prompts have in common that are the same for a reader: spaces and Unicode's spellings do not count."""
     return " ".join(unicodedata.normalize("NFC", text).split())
-
-
-def without(rows: Sequence[Row], held_out: Collection[str]) -> list[Row]:
-    """Rows whose prompt is not held out, which are given as `alike` writes them."""
-    return [row for row in rows if alike(row.text) not in held_out]

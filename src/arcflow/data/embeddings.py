@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from diffusers import DiffusionPipeline
@@ -12,19 +12,27 @@ from torch import Tensor
 from arcflow.config import Run
 from arcflow.data.batches import Prompts, Size
 from arcflow.data.cache import Cache
+from arcflow.data.images import read_images
 from arcflow.families import family_of, network
 from arcflow.families.conditioning import Cond
 from arcflow.families.identity import encoder_digest
 from arcflow.system.processes import Ranks
 
-Encode = Callable[[list[str], Size], Cond]
-"""(prompts, size of their images) -> conditioning."""
+
+@runtime_checkable
+class Encode(Protocol):
+    """What gives conditioning."""
+
+    def __call__(self, prompts: list[str], size: Size, sources: Sequence[str] = ()) -> Cond:
+        """Of prompts for images of this size; `sources` are paths of images to edit."""
+        ...
 
 
 def encoder(
     pipe: DiffusionPipeline, config: Run, data: Prompts, device: torch.device, ranks: Ranks | None = None
 ) -> tuple[Encode, Cond | None]:
-    """What gives the conditioning of prompts, and that of the empty prompt if the teacher is guided with it."""
+    """What gives the conditioning of prompts, and that of the empty prompt if the teacher is guided with it; nothing,
+    where each sample has one of its own (`conditioning.against`)."""
     against = [""] if config.distill.teacher_cfg > 1 else []
     known = [row.text for row in data.train] + data.held_out.prompts + against
     text: Callable[[list[str]], Cond] = partial(
@@ -41,10 +49,24 @@ def encoder(
 
     family, guidance = family_of(pipe.transformer), config.distill.guidance
 
-    def encode(prompts: list[str], size: Size) -> Cond:
+    edit = None if config.data.sources == "none" else network.editing(family)
+
+    def encode(prompts: list[str], size: Size, sources: Sequence[str] = ()) -> Cond:
+        if sources:
+            return network.encode_edits(
+                pipe,
+                prompts,
+                read_images(sources, size),
+                guidance=guidance,
+                max_sequence_length=config.data.max_sequence_length,
+                device=config.model.text_device or device,
+                second=bool(against),
+            )
         cond = {name: value.to(device) for name, value in text(prompts).items()}
         return network.place(pipe, cond, *size, guidance=guidance, family=family)
 
+    if against and edit and edit.encode:
+        return encode, {}
     return encode, encode(against, data.held_out.size) if against else None
 
 

@@ -20,7 +20,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
-from arcflow.config import PROMPT_FILES
+from PIL import Image
+
+from arcflow.config import PROMPT_FILES, Sources
 from arcflow.system.packages import need
 
 LONGEST = 4000
@@ -29,7 +31,7 @@ LONGEST = 4000
 BLOCK = 8192
 """Rows of a stream that are shuffled among each other."""
 
-MORE = ("height", "width", "image")
+MORE = ("height", "width", "frames", "image", "source")
 """Columns that are read if they are there."""
 
 NAMED = 3
@@ -53,6 +55,10 @@ class Row(NamedTuple):
     """Height and width in pixels."""
     image: str = ""
     """Path of an image as the list gives it."""
+    frames: int | None = None
+    """Of a video, where the list tells it."""
+    source: str = ""
+    """Of an editing model: path of the image to edit as the list gives it, or words for it."""
 
 
 class Raw(NamedTuple):
@@ -63,6 +69,8 @@ class Raw(NamedTuple):
     height: Any = None
     width: Any = None
     image: Any = None
+    frames: Any = None
+    source: Any = None
     wrong: str = ""
 
 
@@ -73,6 +81,8 @@ class Sieve:
     where: str
     strict: bool = False
     unit: str = "line"
+    sources: Sources = "none"
+    """What the column source must have."""
     total: int = 0
     counts: Counter[str] = field(default_factory=Counter)
     places: dict[str, list[int]] = field(default_factory=dict)
@@ -85,10 +95,12 @@ class Sieve:
         """
         for raw in rows:
             self.total += 1
-            wrong = raw.wrong or _wrong(raw)
+            wrong = raw.wrong or _wrong(raw) or _wrong_source(raw.source, self.sources, Path(self.where).parent)
             if not wrong:
-                size = _size(raw.height, raw.width)
-                yield Row(_stripped(raw.text), size, raw.image if isinstance(raw.image, str) else "")
+                size, frames = _size(raw.height, raw.width), _frames(raw.frames)
+                image = raw.image if isinstance(raw.image, str) else ""
+                source = "" if self.sources == "none" else raw.source
+                yield Row(_stripped(raw.text), size, image, frames, source)
                 continue
             if self.strict:
                 raise ValueError(
@@ -124,7 +136,28 @@ def _wrong(raw: Raw) -> str:
         _size(raw.height, raw.width)
     except (TypeError, ValueError, OverflowError):
         return "no size"
+    try:
+        _frames(raw.frames)
+    except (TypeError, ValueError, OverflowError):
+        return "no number of frames"
     return ""
+
+
+def _wrong_source(source: Any, sources: Sources, folder: Path) -> str:
+    """What is wrong with a row's image to edit; empty if nothing is."""
+    if sources == "none":
+        return ""
+    if not isinstance(source, str) or not source.strip():
+        return "without an image to edit" if sources == "files" else "without words for an image to edit"
+    if sources == "drawn":
+        return ""
+    if not (folder / source).is_file():
+        return "whose image to edit is not there"
+    try:
+        with Image.open(folder / source):
+            return ""
+    except Exception:  # decoders raise whatever they like
+        return "whose image to edit cannot be read"
 
 
 def _visible(letter: str) -> bool:
@@ -151,13 +184,22 @@ def _size(height: Any, width: Any) -> tuple[int, int] | None:
     return int(size[0]), int(size[1])
 
 
-def read_prompts(path: str | Path, column: str = "prompt", *, strict: bool = False) -> tuple[list[Row], str | None]:
+def _frames(value: Any) -> int | None:
+    """Frames of a video; None where the list has a gap. Raises as `_size` does."""
+    size = _size(value, value)
+    return size and size[0]
+
+
+def read_prompts(
+    path: str | Path, column: str = "prompt", *, strict: bool = False, sources: Sources = "none"
+) -> tuple[list[Row], str | None]:
     """All usable prompts of a file, and what was left out.
 
     Args:
         path: .txt (one prompt a line), or .jsonl, .csv, .tsv or .parquet with the prompts in `column`, and heights and
-            widths in pixels in columns of that name if there are any.
+            widths in pixels, and frames, in columns of that name if there are any.
         strict: raise at the first row that cannot be used.
+        sources: what the column source must have: nothing, paths of images, relative to the file, or words.
 
     Raises:
         ValueError: no such file, an unknown kind, no such column, no row left, or a dirty row and `strict`.
@@ -170,7 +212,7 @@ def read_prompts(path: str | Path, column: str = "prompt", *, strict: bool = Fal
         )
     if not file.is_file():
         raise ValueError(f"no prompt file {str(path)!r}: expected a {', '.join(PROMPT_FILES)} file; check the path")
-    sieve = Sieve(str(path), strict, "row" if suffix == ".parquet" else "line")
+    sieve = Sieve(str(path), strict, "row" if suffix == ".parquet" else "line", sources)
     reader = {".txt": _text, ".jsonl": _json_lines, ".parquet": _parquet}.get(suffix, _csv)
     found = list(sieve.clean(reader(file, column)))
     if not found:

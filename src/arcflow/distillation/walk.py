@@ -17,7 +17,7 @@ from torch import Tensor
 
 from arcflow.config import Distill, Solver, Spread
 from arcflow.distillation.policy import Policy, Student, Teacher, level
-from arcflow.families.conditioning import Cond, beside, repeat
+from arcflow.families.conditioning import Cond, against, beside, repeat
 from arcflow.path import Segment, column, segments, shift_sigma, step_grid
 from arcflow.system.seeds import Draws, uniform
 
@@ -29,18 +29,19 @@ def sampler_grid(steps: int, config: Distill) -> Float[Tensor, " points"]:
 
 def guided(teacher: Teacher, negative: Cond, scale: float | Tensor) -> Teacher:
     """The teacher under true guidance, u = n + scale (p - n), in float32; `negative` is a batch of one, whatever the
-    size of its image. Both prompts go through the network in one call where their texts are equally long; padding
-    would cost a mask, which fused attention does not like."""
+    size of its image, and gives way to what samples have of their own (`conditioning.against`). Both prompts go through
+    the network in one call where their texts are equally long; padding would cost a mask, which fused attention does
+    not like."""
 
     def velocity(x: Tensor, sigma: Tensor, cond: Cond) -> Tensor:
         image = {name: value for name, value in cond.items() if name.startswith("img_")}
-        empty = repeat(negative, len(x)) | image
+        empty = (against(cond) or repeat(negative, len(x))) | image
         if all(empty[name].shape == value.shape for name, value in cond.items()):
             both = teacher(torch.cat([x, x]), torch.cat([sigma, sigma]), beside(empty, cond))
-            against, wanted = both.float().chunk(2)
+            without, wanted = both.float().chunk(2)
         else:
-            against, wanted = teacher(x, sigma, empty).float(), teacher(x, sigma, cond).float()
-        return torch.lerp(against, wanted, scale)
+            without, wanted = teacher(x, sigma, empty).float(), teacher(x, sigma, cond).float()
+        return torch.lerp(without, wanted, scale)
 
     return velocity
 

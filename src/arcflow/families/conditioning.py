@@ -7,6 +7,10 @@ from torch import Tensor
 
 Cond = dict[str, Tensor]
 
+AGAINST = "img_against_"
+"""Begins the names of what the empty prompt is, in samples that have one of their own: its text encoder has seen the
+image to edit. A network is never told."""
+
 
 def shared(name: str) -> bool:
     """Whether a conditioning tensor is the same for all samples: position ids are, others have a row for each."""
@@ -28,6 +32,11 @@ def beside(one: Cond, other: Cond) -> Cond:
 def rows(cond: Cond, part: slice | list[int]) -> Cond:
     """Conditioning of some samples of a batch."""
     return {name: value if shared(name) else value[part] for name, value in cond.items()}
+
+
+def against(cond: Cond) -> Cond:
+    """Conditioning of the empty prompt where samples have one of their own; else nothing."""
+    return {name.removeprefix(AGAINST): value for name, value in cond.items() if name.startswith(AGAINST)}
 
 
 def padded(rows: list[Tensor]) -> Cond:

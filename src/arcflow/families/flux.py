@@ -6,7 +6,7 @@ from diffusers import DiffusionPipeline
 from arcflow import paper
 from arcflow.families.autoencoder import shifted_from_vae, shifted_to_vae
 from arcflow.families.conditioning import Cond
-from arcflow.families.family import TIME_EMBEDDERS, Family, as_keywords
+from arcflow.families.family import TIME_EMBEDDERS, Edit, Family, as_keywords
 
 
 def _encode(pipe: DiffusionPipeline, prompts: list[str], length: int, device: str | torch.device | None) -> Cond:
@@ -20,6 +20,13 @@ def _places(text: Cond, rows: int, columns: int) -> Cond:
     img_ids[..., 1] += torch.arange(rows, device=embeds.device)[:, None]
     img_ids[..., 2] += torch.arange(columns, device=embeds.device)[None, :]
     return {"txt_ids": embeds.new_zeros(embeds.shape[1], 3), "img_ids": img_ids.flatten(0, 1)}
+
+
+def _places_beside(cond: Cond, rows: int, columns: int) -> Cond:
+    """The image to edit stands where x does, a layer behind it."""
+    behind = cond["img_ids"].clone()
+    behind[..., 0] = 1
+    return {"img_ids": torch.cat([cond["img_ids"], behind])}
 
 
 def _text_length(pipe: DiffusionPipeline) -> int:
@@ -44,4 +51,5 @@ FLUX = Family(
     to_vae=shifted_to_vae,
     from_vae=shifted_from_vae,
     second="true_cfg_scale",
+    edit=Edit(places=_places_beside),
 )

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from arcflow.families.autoencoder import normalized_from_vae, normalized_to_vae
 from arcflow.families.conditioning import Cond
-from arcflow.families.family import TIME_EMBEDDERS, Family, as_keywords, reads_512_tokens
+from arcflow.families.family import TIME_EMBEDDERS, Edit, Family, as_keywords, reads_512_tokens
 
 
 def _encode(pipe: DiffusionPipeline, prompts: list[str], length: int, device: str | torch.device | None) -> Cond:
@@ -22,6 +22,13 @@ def _places(text: Cond, rows: int, columns: int) -> Cond:
         return torch.cartesian_prod(*(torch.arange(n, device=embeds.device) for n in sizes))
 
     return {"txt_ids": cells(1, 1, 1, embeds.shape[1]), "img_ids": cells(1, rows, columns, 1)}
+
+
+def _places_beside(cond: Cond, rows: int, columns: int) -> Cond:
+    """The image to edit stands where x does, ten layers behind it."""
+    behind = cond["img_ids"].clone()
+    behind[..., 0] = 10
+    return {"img_ids": torch.cat([cond["img_ids"], behind])}
 
 
 def _to_vae(pipe: DiffusionPipeline, latents: Tensor) -> Tensor:
@@ -54,4 +61,5 @@ FLUX2 = Family(
     from_vae=_from_vae,
     negative=False,
     packs=False,
+    edit=Edit(places=_places_beside),
 )

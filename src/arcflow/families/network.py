@@ -8,6 +8,7 @@ and tokens of what comes out (`unfolded`); a video is an image with an axis more
 `family` is that of the network, for those who know it already; who leaves it out has it looked up at every call."""
 
 import math
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,9 +17,9 @@ from einops import rearrange
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
-from arcflow.families import family_of
-from arcflow.families.conditioning import Cond
-from arcflow.families.family import Family
+from arcflow.families import FAMILIES, family_of
+from arcflow.families.conditioning import AGAINST, Cond
+from arcflow.families.family import Edit, Family, Pictures
 from arcflow.families.weights import compute_dtype
 
 
@@ -51,7 +52,7 @@ def run(
     """What leaves the network, as it is."""
     dtype = compute_dtype(transformer, family)
     time = torch.as_tensor(sigma, dtype=torch.float32, device=x.device).expand(len(x)) * 1000
-    cond, state = dict(cond), x
+    cond, state = {name: value for name, value in cond.items() if not name.startswith(AGAINST)}, x
     if family.folds:
         cells = cond.pop("img_grid")[0].tolist()
         state = folded(x, cells, family.patch_of(transformer))
@@ -130,6 +131,53 @@ def place(
     return cond
 
 
+@torch.no_grad()
+def encode_edits(
+    pipe: DiffusionPipeline,
+    prompts: list[str],
+    pictures: Pictures,
+    *,
+    guidance: float | None = None,
+    max_sequence_length: int | None = None,
+    device: str | torch.device | None = None,
+    second: bool = False,
+) -> Cond:
+    """Conditioning of instructions for these images to edit, which stand beside x; what is drawn has their size. With
+    `second` it has that of the empty instruction too, where the text encoder sees the image (`AGAINST`).
+
+    Raises:
+        ValueError: the family has no editing model that is carried.
+    """
+    family = family_of(pipe.transformer)
+    edit = editing(family)
+
+    def text(words: list[str]) -> Cond:
+        if edit.encode is None:
+            return encode_text(pipe, words, max_sequence_length, device)
+        return edit.encode(pipe, words, pictures, device)
+
+    height, width = pictures.shape[1:3]
+    where: dict[str, Any] = {"height": height, "width": width, "guidance": guidance, "family": family}
+    to = pipe.transformer.device
+    cond = place(pipe, {name: value.to(to) for name, value in text(prompts).items()}, **where)
+    cond |= edit.places(cond, *_cells(pipe, family, height, width, 1))
+    cond["img_beside"] = encode_images(pipe, pictures, family).to(to)
+    if second and edit.encode is not None:
+        empty = {name: value.to(to) for name, value in text([""] * len(prompts)).items()}
+        cond |= {AGAINST + name: value for name, value in empty.items()}
+    return cond
+
+
+def editing(family: Family) -> Edit:
+    """How the family's editing models read an image. Raises ValueError if none is carried."""
+    if family.edit is None:
+        known = ", ".join(one.name for one in FAMILIES if one.edit)
+        raise ValueError(
+            f"{family.name} has no editing model that is carried: expected one of {known}; leave data.sources off"
+        )
+    return family.edit
+
+
 def noise(
     pipe: DiffusionPipeline, seeds: list[int], height: int, width: int, frames: int = 1, family: Family | None = None
 ) -> Float[Tensor, "batch tokens width"]:
@@ -178,6 +226,11 @@ def _to_uint8(
     return (rearrange(unit, "b c ... -> b ... c").cpu().numpy() * 255).round().astype(np.uint8)
 
 
+def check_size(pipe: DiffusionPipeline, height: int, width: int, frames: int = 1) -> None:
+    """Whether the model draws images, or videos, of this size. Raises ValueError if it does not."""
+    _cells(pipe, family_of(pipe.transformer), height, width, frames)
+
+
 def _cells(pipe: DiffusionPipeline, family: Family, height: int, width: int, frames: int) -> tuple[int, ...]:
     """Tokens along each side: in rows and columns, or frames, rows and columns."""
     compression, patch = family.compression(pipe), family.patch_of(pipe.transformer)
@@ -186,6 +239,8 @@ def _cells(pipe: DiffusionPipeline, family: Family, height: int, width: int, fra
         raise ValueError(f"image size {height} x {width}: both must be multiples of {down} for this pipeline.")
     cells = (height // down, width // across)
     if not family.video:
+        if frames != 1:
+            raise ValueError(f"{frames} frames: {family.name} draws images; expected 1, leave the frames out.")
         return cells
     each = compression[0]
     if frames < 1 or (frames - 1) % (each * patch[0]):

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from arcflow import paper
-from arcflow.config import Data, Distill, Model, Optim, Run
+from arcflow.config import Data, Distill, Model, Optim, Run, Sources
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +33,10 @@ class Row:
     height: int = 1024
     width: int = 1024
     frames: int = 1
+    guidance: float = paper.GUIDANCE
+    """That the network embeds, where it embeds one."""
+    sources: Sources = "none"
+    """Of an editing model."""
     micro_batch: int = 2
     checkpointing: bool = True
 
@@ -104,6 +108,22 @@ ROWS: dict[str, Row] = {
         teacher_cfg=4.0,
         why="4.0 is its pipeline's own. Prompts are read as they are written, without its prompt writer.",
     ),
+    "flux-kontext": Row(
+        base="black-forest-labs/FLUX.1-Kontext-dev",
+        teacher_cfg=1.0,
+        guidance=2.5,
+        why="2.5 is what its authors draw with; one call a step, as FLUX.1. The image to edit doubles the tokens.",
+        sources="files",
+        micro_batch=1,
+    ),
+    "qwen-image-edit": Row(
+        base="Qwen/Qwen-Image-Edit-2511",
+        teacher_cfg=paper.TRUE_GUIDANCE,
+        why="2509 has another base, Qwen/Qwen-Image-Edit-2509, and the same settings. Its text encoder sees the image "
+        "to edit, with the empty instruction too.",
+        sources="files",
+        micro_batch=1,
+    ),
     "wan21": Row(
         base="Wan-AI/Wan2.1-T2V-14B-Diffusers",
         teacher_cfg=5.0,
@@ -139,9 +159,12 @@ def recipe(name: str) -> Callable[[], Run]:
             save_every=250,
             log_every=10,
             model=Model(base=row.base, dtype="bfloat16", gradient_checkpointing=row.checkpointing),
-            distill=Distill(decay=paper.QWEN_DECAY, teacher_cfg=row.teacher_cfg, shift=row.shift),
+            distill=Distill(
+                decay=paper.QWEN_DECAY, teacher_cfg=row.teacher_cfg, guidance=row.guidance, shift=row.shift
+            ),
             data=Data(
-                prompts="prompts.txt",
+                prompts="prompts.txt" if row.sources == "none" else "edits.jsonl",
+                sources=row.sources,
                 held_out_count=16,
                 height=row.height,
                 width=row.width,

@@ -151,7 +151,9 @@ def contents_of(data: Prompts, teacher: nn.Module | None = None, embeddings: str
     """Digests of prompts, teacher and embeddings; those of a stream are of its files, for nobody reads it whole."""
     found = {"held_out": files.text_digest(data.held_out.prompts, 16)}
     if isinstance(data, PromptData):
-        found["prompts"] = files.text_digest([[row.text, row.size, row.image] for row in data.train], 16)
+        # what older lists do not have is left out, so that their digests stay
+        listed = [[row.text, row.size, row.image, *filter(None, (row.frames, row.source))] for row in data.train]
+        found["prompts"] = files.text_digest(listed, 16)
     elif data.stream.content:
         found["prompts"] = data.stream.content
     if embeddings:

@@ -34,6 +34,7 @@ from arcflow.system.processes import OnAll, Ranks
 from arcflow.system.timing import Speed
 from arcflow.training.home import claim, contents_of, keep_held_out, prompts_of
 from arcflow.training.learner import Learner, views
+from arcflow.training.sources import with_sources
 from arcflow.training.validation import DistanceToTeacher
 
 
@@ -122,12 +123,15 @@ def open_run(
 
     pipe = load_pipe(config.model, not config.data.embeddings) if pipe is None else pipe
     family = family_of(pipe.transformer)
+    for size in data.sizes:
+        network.check_size(pipe, *size)
     encode, negative = encoder(settle(pipe, config.model, device, ranks), config, data, device, ranks)
     contents = contents_of(data, pipe.transformer, config.data.embeddings)
     claim(config, ranks, contents, write=False)
 
     learner = Learner.on(pipe.transformer, config, ranks)
     student, teacher = views(pipe.transformer, negative, config.distill.teacher_cfg)
+    encode = with_sources(pipe, teacher, encode, config, data, ranks, log)
     walks = Walks(config.distill, f"{ranks.rank}-{ranks.count}")
     checkpoints, progress = _taken_up(config, learner, walks, data, folder, log)
     before = progress.seconds
@@ -136,7 +140,7 @@ def open_run(
         config,
         teacher,
         network.noise(pipe, held_out.seeds, *held_out.size, family=family).to(device),
-        encode(held_out.prompts, held_out.size),
+        encode(held_out.prompts, held_out.size, held_out.sources),
         folder / "held_out.safetensors",
         log,
         ranks,
@@ -273,7 +277,8 @@ def prefetcher_of(
         if config.data.images:
             drawn = read_images(batch.images[mine], batch.size[:2])
             clean = network.encode_images(pipe, drawn, family=family).to(device)
-        return Sample(x, encode(batch.prompts[mine], batch.size), position, clean)
+        cond = encode(batch.prompts[mine], batch.size, batch.sources[mine])
+        return Sample(x, cond, position, clean)
 
     in_memory = config.data.cache and not config.data.embeddings
     return Prefetcher(make, device, ahead=not in_memory)
