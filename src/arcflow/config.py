@@ -133,7 +133,8 @@ class Distill:
     that of the averaged student ends, whom samplers see, for one more call of the student."""
     end: float = 0.0
     """Share of the loss that falls on the mean velocity over the whole step, the student's against that of the
-    teacher's walk; the rest falls on the velocities along it. 0, as published, leaves the end out."""
+    teacher's walk; the rest falls on the velocities along it. It counts in the segments and as long as the teacher's
+    ratio is 1: a walk that is the student's own has no end to be held against. 0, as published, leaves the end out."""
     reuse: int = 1
     """How often a walk of the teacher's is used on average: of so many iterations one asks the teacher, as long as its
     ratio is 1, and the others learn from walks that are kept. 1, as published, asks in every one."""
@@ -182,9 +183,8 @@ class Distill:
         expected = f"0 to {most}, the fewest segments"
         check(0 <= self.led <= most, "distill.led", self.led, expected, "the published value is 0")
         check(0 <= self.end <= 1, "distill.end", self.end, "a share of 0 to 1", "half is a good one, 0 leaves it out")
-        walked = not self.end or (self.led == most and not self.also_steps) or self.hold >= ALWAYS
-        remedy = f"set distill.led to distill.steps, or distill.hold to {ALWAYS}"
-        check(walked, "distill.end", self.end, "0 where the student walks a part of the way to the end", remedy)
+        leads = not self.end or self.hold > 0 or self.led > 0
+        check(leads, "distill.end", self.end, "0 where the teacher never leads", "raise distill.hold or distill.led")
 
     @property
     def all_steps(self) -> tuple[int, ...]:

@@ -335,6 +335,16 @@ def test_a_walk_that_has_an_end_is_the_teachers_to_the_end_of_the_step():
     assert first.loss < 1e-12 and second.loss < 1e-12
 
 
+def test_the_end_counts_where_the_teacher_leads_and_not_on_the_students_own_path():
+    """A first segment that is led to its end, and a second whose walk is the student's: as without the end there."""
+    v = torch.randn(WIDTH, generator=draws(3), dtype=torch.float64)
+    led = dataclasses.replace(PLAIN, led=1)
+    ended = dataclasses.replace(led, end=0.5, hold=1)
+    plain = list(distill(still(v), teacher, noise(), {}, config=led, ratio=0.0, generator=draws(), clean=noise()))
+    both = list(distill(still(v), teacher, noise(), {}, config=ended, ratio=0.0, generator=draws(), clean=noise()))
+    assert both[1].loss == plain[1].loss and both[0].loss != plain[0].loss
+
+
 def test_a_kept_walk_keeps_its_end():
     v = torch.randn(WIDTH, generator=draws(3), dtype=torch.float64)
     parts = list(distill(still(v), teacher, noise(), {}, config=ENDED, ratio=1.0, generator=draws()))
@@ -356,6 +366,6 @@ def test_the_averaged_student_is_asked_for_by_name_and_the_end_where_the_teacher
     config = dataclasses.replace(PLAIN, handover="average")
     with pytest.raises(ValueError, match="needs the averaged student"):
         next(distill(still(torch.ones(WIDTH)), teacher, noise(), {}, config=config, ratio=1.0, generator=draws()))
-    with pytest.raises(ValueError, match="set distill.led"):
+    with pytest.raises(ValueError, match="where the teacher never leads; raise distill.hold or distill.led"):
         Distill(end=0.5)
     assert Distill(end=0.5, led=2).end == 0.5

@@ -45,6 +45,14 @@ def test_the_walks_are_in_the_checkpoint(run):
     assert {name.split(".")[3] for name in walks} == {"000", "001"}  # micro-batches
 
 
+def test_every_number_of_calls_has_its_turn(tmp_path):
+    """Where every second iteration asks the teacher, the numbers of calls take turns among these."""
+    run = config(tmp_path, distill__also_steps=(1,), **KEPT | {"distill__reuse": 2, "distill__kept": 4})
+    train(run, tiny_pipe(), quiet)
+    walks = {name.split(".")[4] for name in tensors(tmp_path) if name.endswith("targets")}
+    assert walks == {"0-1", "0-2", "1-2"}  # segment and number of segments
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("starts", [2, 3])
 def test_a_run_that_was_interrupted_ends_with_the_same_bits(run, tmp_path, starts):

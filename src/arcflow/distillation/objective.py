@@ -7,9 +7,9 @@ arc's mean velocity over a short window after each state is pulled to the answer
 `handover`). No gradient crosses a segment, so each one is yielded as a `Part` for a backward pass of its own, which
 frees its graph before the next call. Source: arXiv 2602.09014, Algorithm 1, with the window of the released code.
 
-With `config.end` a share of the loss is the squared difference of the mean velocities over the whole step, that of the
-student and that of the walk: where a step ends is what a sampler sees of it, and no velocities along the way say it as
-well. Later segments may start where the averaged student arrives (`handover`), which is where a sampler starts them.
+With `config.end`, as long as the teacher leads, a share of the loss is the squared difference of the mean velocities
+over the whole step, that of the student and that of the walk: where a step ends is what a sampler sees of it, and no
+velocities along the way say it as well. Later segments may start where the averaged student arrives (`handover`), which is where a sampler starts them.
 
 The teacher's walk costs more than the student's call. A part therefore carries its `Walk`, and `rehearse` trains on
 kept walks without asking the teacher: with the teacher's share at 1 its velocities do not depend on the student.
@@ -90,12 +90,14 @@ def distill(
         roll = arc.detach()
         if config.mode_dropout:
             roll = roll.drop_modes(config.mode_dropout, generator)
+        share = 1.0 if i < config.led else ratio
+        end = config.end if share == 1 else 0.0
         times = schedule(
             segment,
             len(x),
             states=config.states,
-            window=0.0 if config.end else window,  # the walk is the teacher's to its end
-            ratio=1.0 if i < config.led else ratio,
+            window=0.0 if end else window,  # the walk is the teacher's to its end
+            ratio=share,
             generator=generator,
             spread=config.spread,
         )
@@ -107,9 +109,9 @@ def distill(
             x = start - arc.detach().at(start).displacement(0.0, length)
         a, b = (ends.to(targets) for ends in matched(times, window=window, shift=config.shift))
         error = velocity_error([arc.at(state) for state in states], targets, a, b).mean()
-        missed = end_error(arc.at(start), start, walk.end, level(length, start)).mean() if config.end else None
+        missed = end_error(arc.at(start), start, walk.end, level(length, start)).mean() if end else None
         del arc  # the caller's backward pass must be able to free it
-        yield _part(error, missed, walk, config.end)
+        yield _part(error, missed, walk, end)
         if average and config.handover == "average" and i + 1 < config.steps:
             with torch.no_grad():
                 x = start - average(start, level(sigma_src, start), cond).at(start).displacement(0.0, length)

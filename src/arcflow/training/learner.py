@@ -20,6 +20,7 @@ from arcflow import student
 from arcflow.config import Run
 from arcflow.data.batches import micro_batches
 from arcflow.data.prefetch import Sample
+from arcflow.distillation.kept import asked_before
 from arcflow.distillation.objective import Part, distill, teacher_ratio
 from arcflow.distillation.policy import Policy, Student, Teacher
 from arcflow.distillation.walk import guided, sampler_grid
@@ -144,7 +145,7 @@ def arcflow_objective(
     """ArcFlow's objective at iteration `step`: the number of calls whose turn it is, and the teacher's share then.
     `average` is the averaged student, for the handover of that name."""
     config = run.distill
-    calls = config.all_steps[step % len(config.all_steps)]
+    calls = config.all_steps[asked_before(step, config) % len(config.all_steps)]
     settings = replace(config, steps=calls, also_steps=())
     ratio = teacher_ratio(step, config.decay, config.hold)
 
