@@ -9,7 +9,8 @@ frees its graph before the next call. Source: arXiv 2602.09014, Algorithm 1, wit
 
 With `config.end`, as long as the teacher leads, a share of the loss is the squared difference of the mean velocities
 over the whole step, that of the student and that of the walk: where a step ends is what a sampler sees of it, and no
-velocities along the way say it as well. Later segments may start where the averaged student arrives (`handover`), which is where a sampler starts them.
+velocities along the way say it as well. Later segments may start where the averaged student arrives (`handover`),
+which is where a sampler starts them.
 
 The teacher's walk costs more than the student's call. A part therefore carries its `Walk`, and `rehearse` trains on
 kept walks without asking the teacher: with the teacher's share at 1 its velocities do not depend on the student.
