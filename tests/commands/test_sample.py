@@ -65,6 +65,16 @@ def test_a_retrained_adapter_is_drawn_anew_in_the_same_folder(tmp_path, capsys) 
     assert not np.array_equal(pixels(first), pixels(second))
 
 
+def test_the_folder_has_a_page_of_all_its_images(tmp_path, capsys) -> None:
+    first, _ = sample("--prompt", CAPTION, out=tmp_path, capsys=capsys)
+    second, _ = sample("--prompt", "a blue square", "--seed", 4, out=tmp_path, capsys=capsys)
+    page = (tmp_path / "index.html").read_text("utf-8")
+    assert all(f'src="{Path(file).name}"' in page for file in (first, second)) and "seed 4, 2 steps" in page
+    (tmp_path / "index.html").unlink()
+    sample("--prompt", CAPTION, out=tmp_path, capsys=capsys)
+    assert (tmp_path / "index.html").exists()
+
+
 def test_nothing_is_loaded_where_nothing_is_to_draw(tmp_path, capsys, monkeypatch) -> None:
     sample("--prompt", CAPTION, out=tmp_path, capsys=capsys)
     monkeypatch.setattr(open.Setup, "open", lambda setup: pytest.fail("a model was loaded"))

@@ -1,6 +1,7 @@
 """Sampling: the stock pipeline is what runs, seeds mean the same noise everywhere, nothing is drawn twice."""
 
 import dataclasses
+import io
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ import torch
 from PIL import Image
 
 from arcflow import attach, detach, save_adapter, student
-from arcflow.sampling.folder import Recipe, read_manifest, sample_folder
+from arcflow.sampling.folder import Recipe, parameters, png, read_manifest, sample_folder
 from arcflow.sampling.generate import euler, generate, metered, trajectory
 from tests.support.pipelines import SIDE, perturb
 
@@ -117,7 +118,21 @@ def test_an_image_carries_its_recipe(flux, tmp_path) -> None:
     with euler(flux):
         (path,) = sample_folder(flux, [recipe()], tmp_path)
     text = Image.open(path).text  # type: ignore[attr-defined]
+    assert text.pop("parameters").splitlines()[0] == recipe().prompt
     assert text == {name: str(value) for name, value in dataclasses.asdict(recipe()).items()}
+
+
+def test_an_image_has_the_text_that_viewers_read() -> None:
+    one = dataclasses.replace(
+        recipe("a caf\u00e9, at night"), negative_prompt="rain", true_cfg=4.0, adapter="me/it:two"
+    )
+    first, second, last = parameters(one).splitlines()
+    assert (first, second) == ("a caf\u00e9, at night", "Negative prompt: rain")
+    assert last.startswith(f"Steps: {one.steps}, Sampler: ArcFlow, CFG scale: 4.0, Seed: {one.seed}, Size: ")
+    assert f"{one.width}x{one.height}" in last and 'Adapter: "me/it:two"' in last
+    assert "Sampler: Euler" in parameters(dataclasses.replace(one, adapter="none"))
+    kept = Image.open(io.BytesIO(png(np.zeros((8, 8, 3), np.uint8), one))).text  # type: ignore[attr-defined]
+    assert kept["parameters"] == parameters(one)
 
 
 def test_a_deleted_image_and_a_line_cut_short_are_made_again(flux, tmp_path) -> None:

@@ -29,7 +29,8 @@ class Sharding:
 
 @dataclass(frozen=True, kw_only=True)
 class Sample:
-    """Turn prompts into PNG files in a few steps. What the folder's manifest lists already is not drawn again."""
+    """Turn prompts into PNG files in a few steps, and a page that shows them. What the folder's manifest lists already
+    is not drawn again."""
 
     prompt: UseAppendAction[tuple[str, ...]] = ()
     """A prompt; may be given several times."""
@@ -39,7 +40,7 @@ class Sample:
     seed: UseAppendAction[tuple[int, ...]] = ()
     """Seed of the noise, by default 0; may be given several times, every prompt is drawn with each of them."""
     out: Path = Path("out/samples")
-    """Folder for the images and manifest.jsonl."""
+    """Folder for the images, manifest.jsonl and index.html, which shows them all."""
     json: bool = False
     """Print what was drawn as JSON."""
     subject: Annotated[Subject, OmitArgPrefixes] = Subject()
@@ -60,6 +61,7 @@ class Sample:
             raise ValueError("--shards are written by Ray's workers: expected --ray with it, or --out FOLDER")
         setup = settle(self.subject, self.drawing, self.machine)
         recipes = setup.recipes(rows, self.seed or (0,))
+        from arcflow.reports.contact_sheet import INDEX, write_sheet
         from arcflow.sampling.folder import read_manifest, sample_folder, share_of_work, to_draw
         from arcflow.sampling.generate import euler
         from arcflow.system.owner import owned_share
@@ -70,6 +72,10 @@ class Sample:
                 pipe = setup.open()
                 with nullcontext() if setup.adapter else euler(pipe):
                     new = sample_folder(pipe, recipes, self.out, batch_size=self.machine.batch, share=share)
+        if new or not (self.out / INDEX).exists():
+            write_sheet(
+                self.out, [record for record in read_manifest(self.out) if (self.out / record["file"]).exists()]
+            )
         if self.json:
             listed = [record for record in read_manifest(self.out) if record["file"] in {one.file for one in recipes}]
             print(json.dumps({"folder": str(self.out), "new": len(new), "images": listed}, indent=2))
@@ -78,6 +84,7 @@ class Sample:
             print(path)
         wanted = len(set(recipes))
         print(f"new images: {len(new)}; in {self.out}: {wanted - len(to_draw(recipes, self.out))} of {wanted}")
+        print(f"all of them: {self.out / INDEX}", file=sys.stderr)
 
     def _rows(self) -> "list[Row]":
         """The prompts, and the sizes that their file has for them."""

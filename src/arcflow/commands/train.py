@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import shlex
 import sys
 from dataclasses import dataclass, replace
@@ -53,10 +54,25 @@ class Train:
             folder = train(self.recipe)
         except Stopped as stopped:  # the loop has said how to go on
             raise SystemExit(stopped.code) from None
+        if os.environ.get("RANK", "0") == "0":
+            _report(folder)
         if (folder / "adapter").is_dir():
             told = "" if self.recipe.model.base == SHIPPED else f" --model {self.recipe.model.base}"
             print(f"adapter: {folder / 'adapter'}")
             print(f"look at it: arcflow evaluate{told} --adapter {folder / 'adapter'}")
+
+
+def _report(folder: Path) -> None:
+    """Put a page about the training into its folder; what stands in the way of it is no reason to fail."""
+    from arcflow.reports.training import write_training
+
+    try:
+        page = write_training(folder)
+    except (OSError, ValueError) as error:
+        print(f"no report of the training: {error}", file=sys.stderr)
+        return
+    if page:
+        print(f"report: {page}")
 
 
 def _check_lists(data: config.Data) -> None:

@@ -180,6 +180,8 @@ def save_png(image: UInt8[np.ndarray, "*frames height width 3"], recipe: Recipe,
 def png(image: UInt8[np.ndarray, "*frames height width 3"], recipe: Recipe | None = None) -> bytes:
     """A PNG whose text chunks are the recipe, if there is one; of a video, an animated one."""
     chunks = PngInfo()
+    if recipe:
+        chunks.add_text("parameters", parameters(recipe))  # as text that is international where it has to be
     for name, value in (asdict(recipe) if recipe else {}).items():
         chunks.add_itxt(name, str(value))
     file = io.BytesIO()
@@ -187,3 +189,29 @@ def png(image: UInt8[np.ndarray, "*frames height width 3"], recipe: Recipe | Non
     moving: dict[str, Any] = {"save_all": True, "append_images": others, "duration": 40} if others else {}
     first.save(file, format="PNG", pnginfo=chunks, **moving)
     return file.getvalue()
+
+
+def parameters(recipe: Recipe) -> str:
+    """The recipe as viewers, Civitai and other user interfaces read it: the text that A1111 writes into its PNGs."""
+    lines = [recipe.prompt]
+    if recipe.negative_prompt is not None:
+        lines.append(f"Negative prompt: {recipe.negative_prompt}")
+    scale = recipe.guidance if recipe.true_cfg is None else recipe.true_cfg
+    said = {
+        "Steps": recipe.steps,
+        "Sampler": "Euler" if recipe.adapter == "none" else "ArcFlow",
+        "CFG scale": scale,
+        "Seed": recipe.seed,
+        "Size": f"{recipe.width}x{recipe.height}",
+        "Model": _plain(recipe.model),
+        "Model hash": recipe.model_weights[:10],
+        "Adapter": "" if recipe.adapter == "none" else _plain(recipe.adapter),
+        "Version": f"arcflow {recipe.version}",
+    }
+    lines.append(", ".join(f"{name}: {value}" for name, value in said.items() if value not in (None, "")))
+    return "\n".join(lines)
+
+
+def _plain(value: str) -> str:
+    """A value as that text has it: in quotes where it has what separates values."""
+    return json.dumps(value, ensure_ascii=False) if re.search(r"[,:\n]", value) else value
