@@ -6,6 +6,9 @@ stand on a device of their own (`model.text_device`). Libraries: bitsandbytes an
 
 import importlib
 import re
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -26,8 +29,25 @@ def load_pipe(model: Model, text: bool = True) -> DiffusionPipeline:
         from arcflow.world.teacher import teacher_folder  # only this base needs it
 
         base = str(teacher_folder())
-    with hub.explained(model.base):
+    with hub.explained(model.base), _no_bars(quiet=model.base == "world" or not sys.stderr.isatty()):
         return _load(base, model, text)
+
+
+@contextmanager
+def _no_bars(*, quiet: bool) -> Iterator[None]:
+    """Load without diffusers' and transformers' progress bars, which a small model has no use for, nor a log."""
+    from diffusers.utils import logging as ours
+    from transformers.utils import logging as theirs
+
+    if quiet:
+        ours.disable_progress_bar()
+        theirs.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if quiet:
+            ours.enable_progress_bar()
+            theirs.enable_progress_bar()
 
 
 def _load(base: str, model: Model, text: bool) -> DiffusionPipeline:

@@ -6,9 +6,7 @@ fitted to the device, the size, and the digests that tell weights apart. `Setup.
 
 import json
 import math
-import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -57,8 +55,7 @@ def open_pipe(model: str, device: str, dtype: str, lora: str | None = None) -> "
     from arcflow.system.devices import torch_device
 
     settings = config.Model(base=model, dtype=dtype_of(device, dtype), teacher_lora=lora)
-    with _no_bars(quiet=model == SHIPPED or not sys.stderr.isatty()):
-        return load_pipe(settings).to(torch_device(device))
+    return load_pipe(settings).to(torch_device(device))
 
 
 def dtype_of(device: str, dtype: str) -> config.Dtype:
@@ -104,8 +101,7 @@ class Setup:
         from arcflow.families.loading import load_pipe
 
         model = config.Model(base=self.subject.model, dtype=self.dtype, teacher_lora=self.lora)
-        with _no_bars(quiet=self.subject.model == SHIPPED or not sys.stderr.isatty()):
-            pipe = load_pipe(shortened(model, self.fit, self.device))
+        pipe = load_pipe(shortened(model, self.fit, self.device))
         return fitted(pipe, self.fit, self.device) if self.fit == "card" else pipe
 
     def open(self) -> "diffusers.DiffusionPipeline":
@@ -202,23 +198,6 @@ class Setup:
     def check_size(self, height: int, width: int) -> None:
         """Refuse a size that the model's tokens do not fill."""
         check_side(self.token, height, width)
-
-
-@contextmanager
-def _no_bars(*, quiet: bool) -> Iterator[None]:
-    """Load without diffusers' and transformers' progress bars, which a small model has no use for, nor a log."""
-    from diffusers.utils import logging as ours
-    from transformers.utils import logging as theirs
-
-    if quiet:
-        ours.disable_progress_bar()
-        theirs.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if quiet:
-            ours.enable_progress_bar()
-            theirs.enable_progress_bar()
 
 
 def settle(subject: Subject, drawing: Drawing, machine: Machine) -> Setup:
