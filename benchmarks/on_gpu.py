@@ -29,7 +29,7 @@ from arcflow.system.devices import attention
 from benchmarks.exact_step import seconds
 from benchmarks.iteration import Loop
 from benchmarks.memory import SIDE, TEXT, flux_modules
-from benchmarks.training_memory import TOKENS, conditioning, use
+from benchmarks.training_memory import conditioning, tokens, use
 
 Modules = tuple[Any, list[nn.Module], Any]
 
@@ -146,7 +146,7 @@ def training(net: Any, names: list[str], repeats: int) -> None:
         run = recipes.RECIPES[name]()
         batch = run.optim.micro_batch or run.optim.batch
         cond = conditioning(run, batch, lambda *shape: torch.randn(shape, device="cuda").bfloat16())
-        here = Loop(net, run, torch.randn(batch, TOKENS, 64, device="cuda"), cond)
+        here = Loop(net, run, torch.randn(batch, tokens(run), 64, device="cuda"), cond)
         leads, alone = 0, run.distill.hold + run.distill.decay  # iterations with the teacher's share at 1 and at 0
         here.ours(leads)
         measured = peak(partial(here.ours, alone))

@@ -21,6 +21,7 @@ from arcflow.evaluation.suites.suite import read_items
 from arcflow.sampling import folder as sample_folder
 from arcflow.sampling import open
 from arcflow.sampling.generate import euler, generate
+from arcflow.student.identity import tensors_digest
 from arcflow.system import records
 from arcflow.system.packages import About
 from arcflow.world.scene import FIRST_SEED, held_out
@@ -529,9 +530,9 @@ def test_a_list_may_grow_and_a_retrained_adapter_is_another_model(evaluate, save
     assert evaluate("world", count=3).prompts == 3
     assert saved == ["00000-0.png", "00001-0.png", "00002-0.png"]
     (tmp_path / "adapter.safetensors").write_bytes(b"one")
-    before = suite_run._weights(str(tmp_path))
+    before = tensors_digest(str(tmp_path))
     (tmp_path / "adapter.safetensors").write_bytes(b"two")
-    assert suite_run._weights(str(tmp_path)) != before
+    assert tensors_digest(str(tmp_path)) != before
 
 
 @pytest.mark.parametrize(
