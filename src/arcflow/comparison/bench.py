@@ -104,18 +104,26 @@ class Bench:
     def measure(self, end: End, reference: Reference) -> tuple[Measured, UInt8[np.ndarray, "few rows columns 3"]]:
         """What the held-out images that a sampler draws are worth, and the first of them. Latents that are not finite
         count as 0, and are counted."""
-        latents = self._each(end, self.prompts, FIRST_SEED)
+        latents = self.ends(end)
         broken = int((~latents.isfinite()).flatten(1).any(1).sum())
         latents = latents.nan_to_num(0.0, 0.0, 0.0)
         images = self.images(latents)
         alike = self._each(end, self.alike, ALIKE_SEED).nan_to_num(0.0, 0.0, 0.0)
         measured = Measured(
             distance=squared_error(latents, reference.latents).tolist(),
-            right=[check.is_right(image, text) for image, text in zip(images, self.prompts, strict=True)],
+            right=self.right(images),
             diversity=float(self._diversity(alike).mean() / reference.diversity.mean()),
             broken=broken,
         )
         return measured, images[:SHOWN]
+
+    def ends(self, end: End) -> Tensor:
+        """Final latents of all held-out prompts."""
+        return self._each(end, self.prompts, FIRST_SEED)
+
+    def right(self, images: UInt8[np.ndarray, "count rows columns 3"]) -> list[bool]:
+        """Which images of the held-out prompts show exactly what these say."""
+        return [check.is_right(image, text) for image, text in zip(images, self.prompts, strict=True)]
 
     def distance(self, end: End, reference: Reference) -> float:
         """Mean squared distance to the teacher on the first `CURVE` held-out prompts alone."""
