@@ -1,14 +1,20 @@
 """Memory to sample at 1024 x 1024 in bfloat16, computed without weights: parts, and what a call needs beside them.
 
-    python -m benchmarks.memory
+    python -m benchmarks.memory              # all models; minutes on a core
+    python -m benchmarks.memory sd3 wan
+
+Videos are of `VIDEO` pixels, and of several numbers of frames.
 
 Parts are built on the meta device and called there, while a dispatch mode counts the bytes of every tensor alive.
 Attention is counted as its inputs and its output, as fused kernels have it. `arcflow doctor --model` plans with these
 numbers.
 """
 
+import math
+import sys
 import weakref
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -16,7 +22,9 @@ import torch.nn.functional as F
 from diffusers import (
     AutoencoderKL,
     AutoencoderKLFlux2,
+    AutoencoderKLLTXVideo,
     AutoencoderKLQwenImage,
+    AutoencoderKLWan,
     Flux2Transformer2DModel,
     FluxTransformer2DModel,
     QwenImageTransformer2DModel,
@@ -27,16 +35,20 @@ from transformers import (
     AutoModel,
     CLIPTextConfig,
     CLIPTextModel,
+    CLIPTextModelWithProjection,
     MistralConfig,
     PixtralVisionConfig,
     Qwen2_5_VLConfig,
     T5Config,
     T5EncoderModel,
+    UMT5Config,
+    UMT5EncoderModel,
 )
 
 from arcflow import student
 from arcflow.families.memory import Parts
 from arcflow.student import layers
+from benchmarks.full_size import MODELS
 
 SIDE = 1024
 TEXT = 512
@@ -97,22 +109,37 @@ def tensor(*shape: int) -> Tensor:
     return torch.empty(shape, device="meta", dtype=torch.bfloat16)
 
 
-def measure(transformer: Any, text: list[nn.Module], vae: Any, inputs: dict[str, Any], latents: Tensor) -> Parts:
-    """Of one model; its transformer is a student when the step is measured."""
+def measure(
+    transformer: Any,
+    text: list[nn.Module],
+    vae: Any,
+    inputs: dict[str, Any],
+    latents: Tensor,
+    clock: str = "timestep",
+    dtype: torch.dtype = torch.bfloat16,
+) -> Parts:
+    """Of one model; its transformer is a student when the step is measured. `clock` names the argument of its time."""
     transformer, vae = transformer.to(torch.bfloat16), vae.to(torch.bfloat16)
     bare = gigabytes(transformer)
     with torch.device("cpu"):  # where a new head's first numbers are made
         student.build(transformer.eval(), modes=16, rank=256)
     for low in layers.lora_layers(transformer).values():  # as `load_adapter` leaves them
         low.bfloat16()
+    head, folds = layers.state_of(transformer).head, layers.state_of(transformer).family.folds
+
+    def step() -> None:
+        # what a network folds back is as wide as the base's
+        with head.keeping() if folds else nullcontext():
+            transformer(**inputs, **time)
+
     trained = sum(p.numel() for p in student.trainable(transformer).values())
-    time = {"timestep": torch.ones(1, device="meta", dtype=torch.bfloat16)}
+    time = {clock: torch.ones(1, device="meta", dtype=dtype)}
     return Parts(
         transformer=bare,
         adapter=2 * trained / 1e9,
         text=gigabytes(*text),
         vae=gigabytes(vae),
-        step=activations(transformer, lambda: transformer(**inputs, **time)) / 1e9,
+        step=activations(transformer, step) / 1e9,
         decode=activations(vae, lambda: vae.eval().decode(latents)) / 1e9,
     )
 
@@ -153,30 +180,33 @@ def flux() -> Parts:
         return measure(*flux_modules(), inputs, tensor(1, 16, SIDE // 8, SIDE // 8))
 
 
+def qwen25() -> nn.Module:
+    """Qwen2.5-VL of seven billion parameters."""
+    config = Qwen2_5_VLConfig(
+        text_config={
+            "hidden_size": 3584,
+            "intermediate_size": 18944,
+            "num_hidden_layers": 28,
+            "num_attention_heads": 28,
+            "num_key_value_heads": 4,
+            "vocab_size": 152064,
+        },
+        vision_config={"depth": 32, "hidden_size": 1280, "intermediate_size": 3420, "out_hidden_size": 3584},
+    )
+    return AutoModel.from_config(config)
+
+
 def qwen_image() -> Parts:
     """Qwen-Image."""
     side = SIDE // 16
     with torch.device("meta"):
-        text = Qwen2_5_VLConfig(
-            text_config={
-                "hidden_size": 3584,
-                "intermediate_size": 18944,
-                "num_hidden_layers": 28,
-                "num_attention_heads": 28,
-                "num_key_value_heads": 4,
-                "vocab_size": 152064,
-            },
-            vision_config={"depth": 32, "hidden_size": 1280, "intermediate_size": 3420, "out_hidden_size": 3584},
-        )
         inputs = {
             "hidden_states": tensor(1, side**2, 64),
             "encoder_hidden_states": tensor(1, TEXT, 3584),
             "img_shapes": [[(1, side, side)]],
         }
         latents = tensor(1, 16, 1, SIDE // 8, SIDE // 8)
-        return measure(
-            QwenImageTransformer2DModel(), [AutoModel.from_config(text)], AutoencoderKLQwenImage(), inputs, latents
-        )
+        return measure(QwenImageTransformer2DModel(), [qwen25()], AutoencoderKLQwenImage(), inputs, latents)
 
 
 def flux2() -> Parts:
@@ -204,17 +234,114 @@ def flux2() -> Parts:
         return measure(Flux2Transformer2DModel(), text, AutoencoderKLFlux2(), inputs, latents)
 
 
-def parts_of_all() -> dict[str, Parts]:
-    """By the names of `arcflow.memory.MODELS`."""
-    return {"flux": flux(), "qwen_image": qwen_image(), "flux2": flux2()}
+def t5(multilingual: bool = False) -> nn.Module:
+    """T5 of eleven billion parameters, its encoder; of many languages too."""
+    sizes: dict[str, Any] = {"d_model": 4096, "d_ff": 10240, "d_kv": 64, "num_heads": 64, "num_layers": 24}
+    if multilingual:
+        return UMT5EncoderModel(UMT5Config(**sizes, feed_forward_proj="gated-gelu", vocab_size=256384))
+    return T5EncoderModel(T5Config(**sizes, feed_forward_proj="gated-gelu"))
 
 
-def main() -> None:
-    names = list(Parts.__dataclass_fields__)
-    print(f"{'GB':<12}" + "".join(f"{name:>13}" for name in names))
-    for name, parts in parts_of_all().items():
-        print(f"{name:<12}" + "".join(f"{getattr(parts, field):>13.2f}" for field in names))
+def shifted_autoencoder() -> Any:
+    """FLUX.1's, which others have too; that of Stable Diffusion 3 has the same sizes."""
+    return flux_modules()[2]
+
+
+def sd3() -> Parts:
+    """Stable Diffusion 3.5 large."""
+    with torch.device("meta"):
+        small = CLIPTextConfig(hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12)
+        large = CLIPTextConfig(
+            hidden_size=1280, intermediate_size=5120, num_hidden_layers=32, num_attention_heads=20, projection_dim=1280
+        )
+        text = [t5(), CLIPTextModelWithProjection(small), CLIPTextModelWithProjection(large)]
+        inputs = {
+            "hidden_states": tensor(1, 16, SIDE // 8, SIDE // 8),
+            "encoder_hidden_states": tensor(1, 333, 4096),
+            "pooled_projections": tensor(1, 2048),
+        }
+        latents = tensor(1, 16, SIDE // 8, SIDE // 8)
+        return measure(MODELS["SD3.5 large"](), text, shifted_autoencoder(), inputs, latents)
+
+
+def chroma() -> Parts:
+    """Chroma."""
+    tokens = (SIDE // 16) ** 2
+    with torch.device("meta"):
+        inputs = {
+            "hidden_states": tensor(1, tokens, 64),
+            "encoder_hidden_states": tensor(1, TEXT, 4096),
+            "attention_mask": tensor(1, TEXT + tokens),
+            "img_ids": tensor(tokens, 3),
+            "txt_ids": tensor(TEXT, 3),
+        }
+        latents = tensor(1, 16, SIDE // 8, SIDE // 8)
+        return measure(MODELS["Chroma"](), [t5()], shifted_autoencoder(), inputs, latents)
+
+
+def wan(frames: int = 81) -> Parts:
+    """Wan 2.1 14B."""
+    rows, columns = VIDEO
+    size = ((frames - 1) // 4 + 1, rows // 8, columns // 8)
+    with torch.device("meta"):
+        inputs = {"hidden_states": tensor(1, 16, *size), "encoder_hidden_states": tensor(1, TEXT, 4096)}
+        return measure(
+            MODELS["Wan 2.1 14B"](),
+            [t5(multilingual=True)],
+            AutoencoderKLWan(),
+            inputs,
+            tensor(1, 16, *size),
+            dtype=torch.float32,
+        )
+
+
+def ltx(frames: int = 81) -> Parts:
+    """LTX-Video."""
+    rows, columns = VIDEO
+    size = ((frames - 1) // 8 + 1, rows // 32, columns // 32)
+    with torch.device("meta"):
+        inputs = {
+            "hidden_states": tensor(1, math.prod(size), 128),
+            "encoder_hidden_states": tensor(1, 128, 4096),
+            "encoder_attention_mask": tensor(1, 128),
+            **dict(zip(("num_frames", "height", "width"), size, strict=True)),
+        }
+        return measure(MODELS["LTX-Video"](), [t5()], AutoencoderKLLTXVideo(), inputs, tensor(1, 128, *size))
+
+
+VIDEO = (480, 832)
+"""Rows and columns of pixels of a video."""
+
+IMAGES: dict[str, Callable[[], Parts]] = {
+    "flux": flux,
+    "qwen_image": qwen_image,
+    "flux2": flux2,
+    "sd3": sd3,
+    "chroma": chroma,
+}
+
+VIDEOS: dict[str, Callable[[int], Parts]] = {"wan": wan, "ltx": ltx}
+
+COUNTS = (17, 49, 81, 121)
+"""Frames that are computed."""
+
+
+def parts_of_all(*names: str) -> dict[str, Parts | dict[int, Parts]]:
+    """By the names of `arcflow.families.memory.MODELS`, and of videos by frames of `arcflow.families.memory.VIDEOS`."""
+    images = {name: make() for name, make in IMAGES.items() if not names or name in names}
+    videos = {name: {n: make(n) for n in COUNTS} for name, make in VIDEOS.items() if not names or name in names}
+    return {**images, **videos}
+
+
+def main(names: list[str]) -> None:
+    fields = list(Parts.__dataclass_fields__)
+    print(f"{'GB':<16}" + "".join(f"{name:>13}" for name in fields))
+    for name in names or [*IMAGES, *VIDEOS]:
+        (found,) = parts_of_all(name).values()
+        rows = {name: found} if isinstance(found, Parts) else {f"{name}, {n} frames": one for n, one in found.items()}
+        for title, parts in rows.items():
+            print(f"{title:<16}" + "".join(f"{getattr(parts, field):>13.2f}" for field in fields), flush=True)
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

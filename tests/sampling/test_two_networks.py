@@ -2,14 +2,18 @@
 
 import copy
 
+import numpy as np
 import pytest
 import torch
+from diffusers import WanImageToVideoPipeline, WanTransformer3DModel
+from PIL import Image
 
 import arcflow
 from arcflow import student
+from arcflow.commands.export import Export
 from arcflow.families import network
-from arcflow.student import adapter
-from tests.support.families import FRAMES, loud, wan
+from arcflow.student import adapter, layers
+from tests.support.families import FRAMES, euler, loud, wan
 from tests.support.pipelines import perturb
 
 
@@ -47,11 +51,18 @@ def adapters(made, tmp_path):
     return folders
 
 
-def draw(pipe):
+@pytest.fixture
+def both(adapters, tmp_path):
+    """One file with the two."""
+    each = {"transformer": adapters[0], "transformer_2": adapters[1]}
+    return adapter.join_adapters(each, tmp_path / "both.safetensors")
+
+
+def draw(pipe, **more):
     generator = torch.Generator("cpu").manual_seed(0)
     size = {"height": 32, "width": 32, "num_frames": FRAMES["wan"], "max_sequence_length": 16}
     how = {"num_inference_steps": 2, "guidance_scale": 1.0, "output_type": "latent"}
-    return pipe(prompt="a red cube", generator=generator, **size, **how).frames
+    return pipe(**{"prompt": "a red cube", **more}, generator=generator, **size, **how).frames
 
 
 def test_each_takes_a_step_of_the_grid_with_its_own_student(two, adapters):
@@ -81,3 +92,86 @@ def test_an_adapter_for_the_other_network_is_told(two, adapters):
     with pytest.raises(ValueError, match="component is 'vae'"):
         arcflow.attach(two, adapters[0], component="vae")
     assert torch.equal(draw(two), before)
+
+
+def test_one_file_has_both(two, adapters, both):
+    """It draws what the two draw, one after the other, and one of them may be taken of it."""
+    before = draw(two)
+    arcflow.attach(two, adapters[0])
+    arcflow.attach(two, adapters[1], component="transformer_2")
+    drawn = draw(two)
+    arcflow.detach(two)
+    arcflow.attach(two, both)
+    assert torch.equal(draw(two), drawn)
+    arcflow.attach(two, both, fuse=True)
+    torch.testing.assert_close(draw(two), drawn, rtol=1e-3, atol=1e-4)
+    arcflow.detach(two)
+    assert torch.equal(draw(two), before)
+    arcflow.attach(two, both, component="transformer_2")
+    assert not layers.is_student(two.transformer) and layers.is_student(two.transformer_2)
+
+
+def test_a_file_of_both_is_refused_where_it_does_not_fit(two, adapters, both, tmp_path):
+    with pytest.raises(ValueError, match="holds adapters for 'transformer' and 'transformer_2': expected one of them"):
+        adapter.load_adapter(two.transformer, both)
+    single = copy.copy(two)
+    single.transformer_2 = None
+    with pytest.raises(ValueError, match="has no transformer_2: expected a pipeline of both networks"):
+        arcflow.attach(single, both)
+    with pytest.raises(ValueError, match="both adapters are for the same network"):
+        adapter.join_adapters({"transformer": adapters[0], "transformer_2": adapters[0]}, tmp_path / "b.safetensors")
+    with pytest.raises(ValueError, match="expected one for each of transformer, transformer_2"):
+        adapter.join_adapters({"transformer": adapters[0]}, tmp_path / "b.safetensors")
+    crossed = {"transformer": adapters[1], "transformer_2": adapters[0]}
+    swapped = adapter.join_adapters(crossed, tmp_path / "s.safetensors")
+    before = draw(two)
+    with pytest.raises(ValueError, match="made for another base of the same sizes"):
+        arcflow.attach(two, swapped)
+    assert torch.equal(draw(two), before)
+
+
+def test_a_changed_byte_in_a_file_of_both_is_told(two, both):
+    content = bytearray(both.read_bytes())
+    content[-5] ^= 1
+    both.write_bytes(content)
+    with pytest.raises(ValueError, match="checksums .SHA-256. differ|not finite"):
+        arcflow.attach(two, both)
+
+
+def test_both_networks_of_image_to_video_take_theirs(two, tmp_path):
+    """The first frame and its mask stand in more channels beside x."""
+    config = {name: value for name, value in two.transformer.config.items() if not name.startswith("_")}
+    networks, folders = {}, {}
+    for seed, name in enumerate(("transformer", "transformer_2")):
+        torch.manual_seed(seed)
+        networks[name] = loud(WanTransformer3DModel(**{**config, "in_channels": 12}))
+        net = student.build(copy.deepcopy(networks[name]), modes=3, rank=2)
+        perturb(net)
+        folders[name] = adapter.save_adapter(net, tmp_path / name)
+    parts = {name: getattr(two, name) for name in ("vae", "text_encoder", "tokenizer")}
+    unseen = {"scheduler": euler(), "image_encoder": None, "image_processor": None}
+    pipe = WanImageToVideoPipeline(**parts, **unseen, **networks, boundary_ratio=0.875)
+    pipe.set_progress_bar_config(disable=True)
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 255, (32, 32, 3), dtype=np.uint8))
+    embeds = network.encode_text(two, ["a red cube"], 16)["encoder_hidden_states"]
+    told = {"image": image, "prompt": None, "prompt_embeds": embeds}
+    before = draw(pipe, **told)
+    arcflow.attach(pipe, folders["transformer"])
+    arcflow.attach(pipe, folders["transformer_2"], component="transformer_2")
+    drawn = draw(pipe, **told)
+    assert not torch.allclose(drawn, before, atol=1e-3)
+    arcflow.detach(pipe)
+    arcflow.attach(pipe, adapter.join_adapters(folders, tmp_path / "both.safetensors"))
+    assert torch.equal(draw(pipe, **told), drawn)
+    arcflow.detach(pipe)
+    assert torch.equal(draw(pipe, **told), before)
+
+
+def test_export_makes_the_file_of_both(two, adapters, tmp_path):
+    high, low = map(str, adapters)
+    Export(adapter=high, second=low, layout="file", out=tmp_path / "out").run()
+    assert sorted(file.name for file in (tmp_path / "out").iterdir()) == ["README.md", "adapter.safetensors"]
+    arcflow.attach(two, tmp_path / "out/adapter.safetensors")
+    assert layers.is_student(two.transformer) and layers.is_student(two.transformer_2)
+    with pytest.raises(ValueError, match="--second goes into one file with --adapter: expected --layout file"):
+        Export(adapter=high, second=low, out=tmp_path / "other").run()

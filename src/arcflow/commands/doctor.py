@@ -104,14 +104,18 @@ def _devices() -> Iterator[Finding]:
 
 def fit(model: str, say: Callable[[str], object]) -> None:
     """Say how a large model is sampled on cards of several sizes."""
-    from arcflow.families.memory import CARDS, MODELS, ways
+    from arcflow.families.memory import CARDS, MODELS, VIDEOS, best, ways
 
-    parts = MODELS[model]
-    say(f"{model}, two steps at 1024 x 1024: computed peak of each way (docs/memory.md says how to write it)")
+    parts, counts = MODELS[model], VIDEOS.get(model, {})
+    drawn = next((f"{frames} frames of 480 x 832" for frames, own in counts.items() if own == parts), "1024 x 1024")
+    say(f"{model}, two steps at {drawn}: computed peak of each way (docs/memory.md says how to write it)")
     for way in ways(parts):
         say(f"  {way.gigabytes:5.1f} GB  {way.name}")
     for card in CARDS:
         say(f"card of {card} GB: {_way(parts, card)}")
+    for frames, own in counts.items():
+        fits = ", ".join(f"{card} GB --fit {way.fit}" for card in CARDS if (way := best(own, card)))
+        say(f"{frames} frames: {next(ways(own)).gigabytes:.1f} GB with everything on the card; {fits}")
 
 
 def _way(parts: "Parts", gigabytes: int | float) -> str:
@@ -135,8 +139,8 @@ def _assets() -> Iterator[Finding]:
 class Doctor:
     """Report versions, devices and memory, and say what is missing and how to get it."""
 
-    model: Literal["flux", "qwen-image", "qwen_image", "flux2"] | None = None
-    """Say instead how this large model fits cards of 12 to 80 GB."""
+    model: Literal["flux", "qwen-image", "qwen_image", "flux2", "sd3", "chroma", "wan", "ltx"] | None = None
+    """Say instead how this large model fits cards of 12 to 80 GB; of a video model, by frames too."""
     json: bool = False
     """Print the report as JSON."""
 

@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Literal
 
 from arcflow import config
@@ -26,6 +27,8 @@ class Export:
     authors' code reads (float16). Two need no arcflow to be used: "lora" is the student at the least number of steps it
     was trained for, as a plain LoRA, "merged" the base's whole folder with the student in it: stock classes alone, but
     for a mixture, which brings its scheduler as a file (`trust_remote_code=True`)."""
+    second: str | None = None
+    """Adapter for the pipeline's other network, where it has two (Wan 2.2): "file" then holds both."""
     keys: Literal["diffusers", "comfyui", "kohya"] = "diffusers"
     """Names in a plain LoRA's file: "diffusers" is what diffusers reads; "comfyui" what ComfyUI reads for every family,
     and Forge and stable-diffusion.cpp for FLUX.1; "kohya" the other ones that ComfyUI and kin know for FLUX.1."""
@@ -73,12 +76,27 @@ class Export:
                 results=self.results,
                 name=self.push or str(self.out),
             )
+        if self.second:
+            self._join(adapter_of(SHIPPED, self.second) or self.second)
         print(f"adapter and card: {self.out}")
         if self.push:
             print(f"pushed: {model_card.push(self.out, self.push, private=self.private)}")
 
+    def _join(self, second: str) -> None:
+        """Put the other network's adapter into the file that is there, without what is not published either."""
+        from arcflow.reports import model_card
+        from arcflow.student.adapter import join_adapters
+        from arcflow.student.formats import FILES
+
+        name = FILES["arcflow"][0]
+        with TemporaryDirectory(dir=self.out) as draft:
+            model_card.export(second, Path(draft), layout="file")
+            join_adapters({"transformer": self.out / name, "transformer_2": Path(draft) / name}, self.out / name)
+
     def _check_options(self) -> None:
         """Refuse options that do not go together, before anything is read."""
+        if self.second and self.layout != "file":
+            raise ValueError(f"--second goes into one file with --adapter: expected --layout file, not {self.layout}")
         if self.results and not self.results.is_file():
             raise ValueError(f"no file {self.results}: expected a results.json of `arcflow evaluate`; check --results")
         if self.out.exists() and not self.out.is_dir():

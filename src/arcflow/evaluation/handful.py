@@ -8,7 +8,6 @@ adapter was distilled from it.
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 from diffusers import DiffusionPipeline
 from torch import Tensor
 
@@ -116,11 +115,6 @@ def _interval(values: Tensor, images: int) -> tuple[float | None, float | None]:
         return None, None
     found = bootstrap(means)
     return found.low, found.high
-
-
-def still(image: np.ndarray) -> np.ndarray:
-    """An image as it is; of a video, the frame in the middle."""
-    return image if image.ndim == 3 else image[len(image) // 2]
 
 
 def keep(samples: dict[str, Samples], folder: Path) -> None:

@@ -32,10 +32,30 @@ class Way:
     """Value of the option `--fit` that asks for this way."""
 
 
+VIDEOS = {
+    "wan": {
+        17: Parts(transformer=28.58, adapter=0.80, text=11.36, vae=0.25, step=0.98, decode=4.08),
+        49: Parts(transformer=28.58, adapter=0.80, text=11.36, vae=0.25, step=2.53, decode=4.16),
+        81: Parts(transformer=28.58, adapter=0.80, text=11.36, vae=0.25, step=4.09, decode=4.24),
+        121: Parts(transformer=28.58, adapter=0.80, text=11.36, vae=0.25, step=6.03, decode=4.34),
+    },
+    "ltx": {
+        17: Parts(transformer=3.85, adapter=0.31, text=9.52, vae=0.84, step=0.10, decode=0.69),
+        49: Parts(transformer=3.85, adapter=0.31, text=9.52, vae=0.84, step=0.23, decode=1.97),
+        81: Parts(transformer=3.85, adapter=0.31, text=9.52, vae=0.84, step=0.35, decode=3.24),
+        121: Parts(transformer=3.85, adapter=0.31, text=9.52, vae=0.84, step=0.51, decode=4.84),
+    },
+}
+"""Of video models, by frames of 480 x 832 pixels."""
+
 MODELS = {
     "flux": Parts(transformer=23.80, adapter=1.30, text=9.77, vae=0.17, step=0.49, decode=1.61),
     "qwen_image": Parts(transformer=40.86, adapter=1.92, text=15.49, vae=0.25, step=0.50, decode=3.63),
     "flux2": Parts(transformer=64.45, adapter=3.01, text=46.61, vae=0.17, step=1.67, decode=1.61),
+    "sd3": Parts(transformer=16.11, adapter=0.97, text=11.16, vae=0.17, step=0.35, decode=1.61),
+    "chroma": Parts(transformer=17.80, adapter=1.26, text=9.52, vae=0.17, step=0.51, decode=1.61),
+    "wan": VIDEOS["wan"][81],
+    "ltx": VIDEOS["ltx"][121],
 }
 """As `python -m benchmarks.memory` prints them."""
 

@@ -7,8 +7,9 @@ smaller; whole they lie in the folder beside it.
 from collections.abc import Sequence
 from pathlib import Path
 
-from arcflow.evaluation.handful import WAYS, still
+from arcflow.evaluation.handful import WAYS
 from arcflow.evaluation.results import Handful, Way
+from arcflow.metrics.motion import strip
 from arcflow.reports.page import write_page
 from arcflow.reports.side_by_side import PART_TITLES, Row, Shown, calls
 from arcflow.reports.table import Line, Table
@@ -38,7 +39,7 @@ def write_handful(path: Path, results: Handful, samples: dict[str, Samples], pro
         nearer=rounded(euler.mse_to_teacher / student.mse_to_teacher) if student.mse_to_teacher else "\u221e",
         distance=rounded(student.mse_to_teacher),
         interval=f"{rounded(student.low)}, {rounded(student.high)}" if known else "",
-        moving=" Of a video, its middle frame is shown." if results.frames > 1 else "",
+        moving=" Of a video four frames are shown, from the first to the last." if results.frames > 1 else "",
         drawn=[_line(results, samples, prompt, place) for place, prompt in enumerate(prompts[:ROWS])],
         numbers=numbers(results),
         about=results.about,
@@ -54,8 +55,8 @@ def rounded(value: float | None) -> str:
 
 def _line(results: Handful, samples: dict[str, Samples], prompt: str, place: int) -> Row:
     def shown(name: str) -> Shown:
-        image, ours = still(samples[name].images[place]), name == "student"
-        under = still(samples["teacher"].images[place]) if ours else None
+        image, ours = strip(samples[name].images[place]), name == "student"
+        under = strip(samples["teacher"].images[place]) if ours else None
         return Shown(TITLES[name], calls(results.rows[name].nfe), image, ours, under=under)
 
     return Row(prompt, [shown(name) for name in WAYS])

@@ -8,6 +8,7 @@ guidance, slices, a change of layout) is right as it stands.
 
 import inspect
 import warnings
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +18,10 @@ from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from arcflow.families import family_of
 from arcflow.sampling.scheduler import ArcFlowScheduler
 from arcflow.student import layers
-from arcflow.student.adapter import draft_adapter, read_info
+from arcflow.student.adapter import draft_adapter, found_at, networks_at
 from arcflow.student.build import exchange, remove
-from arcflow.student.formats import AdapterInfo
+from arcflow.student.formats import PARTS, AdapterInfo
 from arcflow.student.span import Meant
-
-NETWORKS = ("transformer", "transformer_2")
-"""Parts of a pipeline that may carry a student; Wan 2.2 has two, one for each range of noise levels."""
 
 
 def attach(
@@ -36,38 +34,72 @@ def attach(
     most students have learned a guided teacher already, it brings a warning unless `guidance` says that it is meant.
     Where a LoRA was part of the teacher, it has to be on the pipeline before; without one there is a warning.
     `component` is the network that it goes on, where a pipeline has two: each takes an adapter of its own, and both
-    walk one grid.
+    walk one grid. A file that holds adapters for both (`student.adapter.join_adapters`) puts each on its network.
 
     Raises:
         ValueError: the adapter does not fit, or cannot be put on this pipeline as it is now. Nothing is changed then.
     """
-    transformer, info = _transformer(pipe, component), read_info(path)
-    _check_grid(pipe, transformer, info)
+    held = networks_at(path)
+    names = held if held and component == PARTS[0] else (component,)
+    lacking = [name for name in names if len(names) > 1 and getattr(pipe, name, None) is None]
+    if lacking:
+        raise ValueError(
+            f"{path} holds adapters for {' and '.join(held)}, and this {type(pipe).__name__} has no {lacking[0]}: "
+            f"expected a pipeline of both networks"
+        )
+    drafts = list[_Draft]()
+    for name in names:
+        drafts.append(_draft(pipe, path, name, name if held else "", guidance, alone=len(names) == 1))
+    for draft in drafts:
+        _put_on(pipe, draft, fuse)
+    return pipe
+
+
+@dataclass(frozen=True)
+class _Draft:
+    """A student that is ready to be put on its network."""
+
+    transformer: ModelMixin
+    state: layers.State
+    info: AdapterInfo
+
+
+def _draft(pipe: object, path: str | Path, component: str, network: str, guidance: bool, alone: bool) -> _Draft:
+    """The student of an adapter, which fits the pipeline's network `component` as both are now. `network` is whose it
+    is in a file of several."""
+    transformer, info = _transformer(pipe, component), found_at(path, network).info
+    if alone:
+        _check_grid(pipe, transformer, info)
     if info.teacher_lora and not layers.other_adapters(transformer):
         warnings.warn(
             f"{path} was distilled from its base with a LoRA on it, which this pipeline does not have (unless fused): "
             f"pipe.load_lora_weights({info.teacher_lora!r}) before attach, to draw what its teacher draws",
-            stacklevel=2,
+            stacklevel=3,
         )
     try:
-        state = draft_adapter(transformer, path)
+        state = draft_adapter(transformer, path, network=network)
     except ValueError as error:
-        raise _for_the_other(pipe, path, component) or error from None
+        raise (None if network else _for_the_other(pipe, path, component)) or error from None
     state.head.integrates = True
     state.meant = _meant(pipe, transformer, info, guidance)
+    return _Draft(transformer, state, info)
+
+
+def _put_on(pipe: Any, draft: _Draft, fuse: bool) -> None:
+    """Let a network be the student that was drafted for it, and the scheduler walk its grid."""
+    transformer, info = draft.transformer, draft.info
     scheduler = ArcFlowScheduler(info.modes, info.shift, info.final_step_scale, info.pixels, trained_steps=info.fewest)
     scheduler.stock = _stock(pipe.scheduler, transformer)
-    exchange(transformer, state, fused=fuse)
+    exchange(transformer, draft.state, fused=fuse)
     transformer.eval()
     transformer.__dict__["_arcflow_stock"] = scheduler.stock
     pipe.scheduler = scheduler
     pipe.save_pretrained = layers.refuse_to_save  # before it writes the other parts
-    return pipe
 
 
 def detach(pipe: Any) -> Any:
     """The pipeline as it was before `attach`, bit for bit; LoRAs that were loaded meanwhile stay."""
-    transformers = [_transformer(pipe, name) for name in NETWORKS if getattr(pipe, name, None) is not None]
+    transformers = [_transformer(pipe, name) for name in PARTS if getattr(pipe, name, None) is not None]
     transformer = next((one for one in transformers if hasattr(one, "_arcflow_stock")), transformers[0])
     if not isinstance(pipe.scheduler, ArcFlowScheduler) and not hasattr(transformer, "_arcflow_stock"):
         raise ValueError("no adapter is attached to this pipeline; arcflow.attach(pipe, path) puts one on.")
@@ -83,7 +115,7 @@ def detach(pipe: Any) -> Any:
 
 def _check_grid(pipe: Any, transformer: ModelMixin, info: AdapterInfo) -> None:
     """Refuse an adapter for one of two networks that walks another grid than that of the other one."""
-    others = [layers.uncompiled(one) for name in NETWORKS if (one := getattr(pipe, name, None)) is not None]
+    others = [layers.uncompiled(one) for name in PARTS if (one := getattr(pipe, name, None)) is not None]
     now = pipe.scheduler
     if not isinstance(now, ArcFlowScheduler) or not any(
         layers.is_student(one) for one in others if one is not transformer
@@ -98,7 +130,7 @@ def _check_grid(pipe: Any, transformer: ModelMixin, info: AdapterInfo) -> None:
 
 def _for_the_other(pipe: object, path: str | Path, component: str) -> ValueError | None:
     """What to say if an adapter does not fit one network of a pipeline, and fits the other one."""
-    for name in NETWORKS:
+    for name in PARTS:
         other = getattr(pipe, name, None)
         if name == component or other is None:
             continue
@@ -115,8 +147,8 @@ def _for_the_other(pipe: object, path: str | Path, component: str) -> ValueError
 
 def _transformer(pipe: object, component: str = "transformer") -> ModelMixin:
     """A pipeline's transformer, under `torch.compile`."""
-    if component not in NETWORKS:
-        raise ValueError(f"component is {component!r}; expected one of {', '.join(map(repr, NETWORKS))}.")
+    if component not in PARTS:
+        raise ValueError(f"component is {component!r}; expected one of {', '.join(map(repr, PARTS))}.")
     transformer = getattr(pipe, component, None)
     if transformer is None or getattr(pipe, "scheduler", None) is None:
         raise ValueError(

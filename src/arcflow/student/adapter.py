@@ -6,6 +6,7 @@ is wrong is one ValueError that names it. `sampling.attach` puts the adapter on 
 import dataclasses
 import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -19,6 +20,7 @@ from arcflow.student.build import check_takes_one, draft, exchange
 from arcflow.student.formats import (
     FILES,
     PAIRS,
+    PARTS,
     SINGLE,
     Found,
     Layout,
@@ -26,10 +28,13 @@ from arcflow.student.formats import (
     few,
     find,
     fingerprint_of,
+    joined,
     metadata_of,
+    networks_in,
     published_config,
     published_tensors,
     sizes_of,
+    tensors_of,
 )
 from arcflow.student.layers import trainable
 from arcflow.student.record import AdapterInfo
@@ -47,10 +52,11 @@ def load_adapter(transformer: nn.Module, folder: str | Path, *, dtype: torch.dty
 
 
 def draft_adapter(
-    transformer: ModelMixin, folder: str | Path, *, dtype: torch.dtype | None = None
+    transformer: ModelMixin, folder: str | Path, *, dtype: torch.dtype | None = None, network: str = ""
 ) -> student_layers.State:
-    """The student that an adapter describes, ready to be put on this transformer, which is left alone."""
-    found = found_at(folder)
+    """The student that an adapter describes, ready to be put on this transformer, which is left alone. `network` is
+    whose adapter is taken of a file that holds several."""
+    found = found_at(folder, network)
     info = found.info
     check_takes_one(transformer)
     tensors = checked_tensors(transformer, found)
@@ -128,18 +134,52 @@ def _leave_one(folder: Path, layout: Layout) -> None:
             (folder / name).unlink(missing_ok=True)
 
 
-def found_at(path: str | Path) -> Found:
-    """The adapter in a folder, in a file, or on the Hub: its files and what it says about itself."""
+def join_adapters(adapters: Mapping[str, str | Path], path: str | Path) -> Path:
+    """One file with the adapters of both networks of a pipeline, by the names that these have there: what
+    `arcflow.attach` takes for the whole pipeline.
+
+    Raises:
+        ValueError: it is not these two networks, or their adapters do not walk one grid.
+    """
+    if set(adapters) != set(PARTS) or Path(path).suffix != SINGLE:
+        raise ValueError(
+            f"adapters for {sorted(adapters)} into {str(path)!r}: expected one for each of {', '.join(PARTS)}, and a "
+            f"name that ends in {SINGLE}"
+        )
+    found = {network: found_at(adapters[network]) for network in PARTS}
+    one, other = (found[network].info for network in PARTS)
+    if (one.shift, one.final_step_scale) != (other.shift, other.final_step_scale):
+        raise ValueError(
+            f"the adapters were trained at the shifts {one.shift:g} and {other.shift:g}: both networks walk one grid; "
+            f"expected the same shift"
+        )
+    if one.fingerprint and one.fingerprint == other.fingerprint:
+        raise ValueError(
+            f"both adapters are for the same network: expected one for each; give another than {adapters[PARTS[1]]}"
+        )
+    held = {name: (tensors_of(one), dataclasses.replace(one.info, sha256={})) for name, one in found.items()}
+    files.write_tensors(Path(path), *joined(held))
+    return Path(path)
+
+
+def networks_at(path: str | Path) -> tuple[str, ...]:
+    """Networks whose adapters a file holds together; none of any other adapter."""
+    return networks_in(_local(path))
+
+
+def found_at(path: str | Path, network: str = "") -> Found:
+    """The adapter in a folder, in a file, or on the Hub: its files and what it says about itself. `network` is whose
+    adapter is taken of a file that holds several."""
     if not isinstance(path, str | Path):
         raise ValueError(
             f"{path!r} names no adapter: expected a folder, a file, or owner/name on the Hugging Face Hub."
         )
-    return find(_local(path))
+    return find(_local(path), network)
 
 
 def read_info(path: str | Path) -> AdapterInfo:
-    """What the adapter in a folder (or on the Hub) says about itself."""
-    return found_at(path).info
+    """What the adapter in a folder (or on the Hub) says about itself; of a file with several, what the first does."""
+    return found_at(path, next(iter(networks_at(path)), "")).info
 
 
 def describe(transformer: ModelMixin, info: AdapterInfo | None = None) -> AdapterInfo:

@@ -5,7 +5,10 @@
     published   diffusion_pytorch_model.safetensors (float16) + config.json, the layout of the paper's authors, which
                 leaves out alpha (= rank), shift, steps, guidance and the base
 
-The names of the tensors are the same in both (`proj_out_means.weight`, `<module>.lora_A.weight`, ...)."""
+The names of the tensors are the same in both (`proj_out_means.weight`, `<module>.lora_A.weight`, ...).
+
+One file may hold an adapter for each network of a pipeline that has two: names then begin with the network's
+(`transformer_2.proj_out_means.weight`), and the metadata has a record for each, by that name."""
 
 import dataclasses
 import hashlib
@@ -50,6 +53,9 @@ PREFIX = "transformer."
 SINGLE = ".safetensors"
 """How the name of a file ends that is an adapter by itself."""
 
+PARTS = ("transformer", "transformer_2")
+"""Parts of a pipeline that may carry a student; Wan 2.2 has two, one for each range of noise levels."""
+
 RECORD = "arcflow"
 """Entry of a tensor file's metadata that holds the record, so that the file is an adapter by itself."""
 
@@ -57,26 +63,44 @@ CONTENT = "content"
 """Name under which such a record has the SHA-256 of itself and the tensors, in whose file it stands."""
 
 
+NETWORKS = "arcflow_networks"
+"""Entry of the metadata of a file that holds several adapters: a record for each, by its network's name."""
+
+
 class Found(NamedTuple):
     weights: Path
     info: AdapterInfo
     layout: Layout
+    network: str = ""
+    """Of a file that holds several adapters, whose this one is."""
 
 
-def find(path: Path) -> Found:
-    """The adapter in a folder, or in a file by itself, and what it says.
+def networks_in(path: Path) -> tuple[str, ...]:
+    """Networks whose adapters a file holds together; none of any other adapter."""
+    return tuple(sorted(_records(path))) if path.is_file() else ()
+
+
+def find(path: Path, network: str = "") -> Found:
+    """The adapter in a folder, or in a file by itself, and what it says; that of one network, in a file of several.
 
     Raises:
         ValueError: there is none, or its record is not what a record must be.
     """
     if path.is_file():
-        own = _own_record(path)
+        held = networks_in(path)
+        if held and network not in held:
+            raise ValueError(
+                f"{path} holds adapters for {' and '.join(map(repr, held))}: expected one of them, not {network!r}; "
+                f"arcflow.attach(pipe, path) puts each on its network"
+            )
+        network = network if held else ""
+        own = _own_record(path, network)
         if own is None:
             raise ValueError(
                 f"{path} has no record of an adapter in it; expected a file that arcflow saved, or a folder that holds "
                 f"{PAIRS}. Give the folder, or save the adapter again."
             )
-        return Found(path, own, "arcflow")
+        return Found(path, own, "arcflow", network)
     for layout in ("arcflow", "published"):
         weights, told = (path / name for name in FILES[layout])
         if not (weights.is_file() and told.is_file()):
@@ -94,16 +118,39 @@ def find(path: Path) -> Found:
     raise ValueError(f"no adapter in {str(path)!r}: expected {PAIRS}, found {inside or 'nothing'}.{hint}")
 
 
-def _own_record(weights: Path) -> AdapterInfo | None:
+def _own_record(weights: Path, network: str = "") -> AdapterInfo | None:
     """The record that a tensor file carries in its metadata, if it does."""
-    content = _own_content(weights)
+    content = _own_content(weights, network)
     return None if content is None else record.info_of(content, weights)
 
 
-def _own_content(weights: Path) -> dict[str, object] | None:
+def _own_content(weights: Path, network: str = "") -> dict[str, object] | None:
+    if network:
+        return _records(weights)[network]
     with _opened(weights) as file:
         text = (file.metadata() or {}).get(RECORD)
     return None if text is None else record.parse(text, weights)
+
+
+def _records(weights: Path) -> dict[str, dict[str, object]]:
+    """What a file of several adapters says of each, not yet checked; nothing of any other file."""
+    with _opened(weights) as file:
+        text = (file.metadata() or {}).get(NETWORKS)
+    told = {} if text is None else record.parse(text, weights)
+    wrong = [name for name, content in told.items() if name not in PARTS or not isinstance(content, dict)]
+    if wrong:
+        raise ValueError(
+            f"{weights} names the networks {few(sorted(told))}: expected {' and '.join(map(repr, PARTS))}, with a "
+            f"record each. The file was changed or damaged: fetch or save it again."
+        )
+    return {name: content for name, content in told.items() if isinstance(content, dict)}
+
+
+def joined(adapters: dict[str, tuple[dict[str, Tensor], AdapterInfo]]) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and metadata of a file that holds the adapters of several networks, by the networks' names."""
+    tensors = {f"{network}.{name}": t for network, (own, _) in adapters.items() for name, t in own.items()}
+    records = {network: json.loads(metadata_of(own, info)[RECORD]) for network, (own, info) in adapters.items()}
+    return tensors, {NETWORKS: json.dumps(records)}
 
 
 def metadata_of(tensors: dict[str, Tensor], info: AdapterInfo) -> dict[str, str]:
@@ -130,7 +177,8 @@ def _published_info(content: dict[str, object], told: Path, weights: Path) -> Ad
             f"{told} describes {shown(repr(name))}, with num_gaussians {shown(repr(content.get('num_gaussians')))}; "
             f"expected one of {', '.join(families)} with a number of modes. Is this an ArcFlow adapter?"
         )
-    ranks = [t.shape[0] for key, t in _header(weights).items() if key.endswith(".lora_A.weight") and len(t.shape) == 2]
+    stored = _header(Found(weights, AdapterInfo(), "published"))
+    ranks = [t.shape[0] for key, t in stored.items() if key.endswith(".lora_A.weight") and len(t.shape) == 2]
     steps = re.search(r"(\d{1,3})steps?\b", told.parent.name)
     fields = {
         "family": families[name].name,
@@ -146,11 +194,11 @@ def _published_info(content: dict[str, object], told: Path, weights: Path) -> Ad
 
 def checked_tensors(transformer: ModelMixin, found: Found) -> dict[str, Tensor]:
     """The adapter's tensors by name, once base, names and shapes are as they should be."""
-    weights, info, _ = found
+    weights, info = found.weights, found.info
     family = family_of(transformer)
     _check_base(transformer, family, found)
     expected = student_layers.shapes(transformer, info.modes, info.rank, info.targets, info.form)
-    present = _header(weights)
+    present = _header(found)
     missing, unknown = sorted(set(expected) - set(present)), sorted(set(present) - set(expected))
     both = sorted(set(expected) & set(present))
     misshapen = [
@@ -181,8 +229,8 @@ def tensors_of(found: Found) -> dict[str, Tensor]:
     if of_file and told.get(weights.name) != files.digest(weights):
         raise _changed(weights)
     with _opened(weights) as file:
-        tensors = {key: file.get_tensor(key) for key in file.keys()}
-    own = None if of_file else _own_content(weights)
+        tensors = {name: file.get_tensor(key) for name, key in _names(file, found.network).items()}
+    own = None if of_file else _own_content(weights, found.network)
     if own is not None and own.get("sha256") != {CONTENT: _content_digest(tensors, own)}:
         raise _changed(weights)
     broken = sorted(name for name, tensor in tensors.items() if not tensor.isfinite().all())
@@ -241,14 +289,21 @@ class _Stored(NamedTuple):
     dtype: str
 
 
-def _header(weights: Path) -> dict[str, _Stored]:
-    """Names, shapes and types in a safetensors file, without reading the tensors.
+def _names(file: safe_open, network: str) -> dict[str, str]:
+    """Names of an adapter's tensors, and those that they have in the file."""
+    before = f"{network}." if network else ""
+    return {key.removeprefix(before): key for key in file.keys() if key.startswith(before)}
+
+
+def _header(found: Found) -> dict[str, _Stored]:
+    """Names, shapes and types of an adapter's tensors, without reading these.
 
     Raises:
-        ValueError: it cannot be read, or holds a tensor twice, with and without a prefix.
+        ValueError: the file cannot be read, or holds a tensor twice, with and without a prefix.
     """
+    weights = found.weights
     with _opened(weights) as file:
-        slices = {key: file.get_slice(key) for key in file.keys()}
+        slices = {name: file.get_slice(key) for name, key in _names(file, found.network).items()}
         stored = {key: _Stored(tuple(one.get_shape()), one.get_dtype()) for key, one in slices.items()}
     names = [_bare(key) for key in stored]
     doubled = sorted({name for name in names if names.count(name) > 1}) if len(set(names)) < len(names) else []
