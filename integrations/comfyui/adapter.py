@@ -15,15 +15,17 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from . import families
 from .portable import SHIFT, Grids, step_grid
 
 PREFIX = "transformer."
 
-HEAD = ("proj_out_means", "proj_out_logweights", "proj_out_loggamma")
-"""The packed head's Linears, in packed order."""
+PACKED = ("means", "logweights", "loggamma")
+"""The packed head's Linears, in packed order: what stands behind the last layer's name."""
 
-BENDS = "proj_out_bends"
-"""What bends the path of a student in coefficients, whose last layer is the base's with a LoRA."""
+BENDS = "bends"
+"""The same for what bends the path of a student in coefficients, whose last layer is the base's with a LoRA."""
+
 
 LARGEST = 1 << 20
 """Bytes of the largest record that is read."""
@@ -32,9 +34,6 @@ MARKS = {"time_guidance_embed.": "flux2", "single_transformer_blocks.": "flux", 
 """What tells a family by the names of its layers, where no record does."""
 
 PUBLISHED = {"ArcFluxTransformer2DModel": "flux", "ArcQwenImageTransformer2DModel": "qwen_image"}
-
-GUIDANCE = {"flux": 3.5, "flux2": 4.0}
-"""Guidance embedding of adapters that do not say theirs."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,9 +71,14 @@ class Adapter:
         return [name.removesuffix(".lora_A.weight") for name in self.tensors if name.endswith(".lora_A.weight")]
 
     @property
+    def ends(self) -> families.Family:
+        """What its last layers are called."""
+        return families.FAMILIES[self.family]
+
+    @property
     def in_coefficients(self) -> bool:
         """Whether the path is in coefficients, else it is a mixture."""
-        return f"{BENDS}.weight" in self.tensors
+        return not self.pixels
 
     @property
     def grids(self) -> Grids:
@@ -83,24 +87,27 @@ class Adapter:
 
     def last(self) -> tuple[int, int]:
         """Width and features of the base's last layer."""
+        head = self.ends.head
         if self.in_coefficients:
-            return self.tensors["proj_out.lora_B.weight"].shape[0], self.tensors["proj_out.lora_A.weight"].shape[1]
-        rows, features = self.tensors["proj_out_means.weight"].shape
+            return self.tensors[f"{head}.lora_B.weight"].shape[0], self.tensors[f"{head}.lora_A.weight"].shape[1]
+        rows, features = self.tensors[f"{head}_means.weight"].shape
         return rows // self.modes, features
 
     def bends(self) -> tuple[Tensor, Tensor]:
         """Weight and bias of what bends the path, in float32."""
-        return self.tensors[f"{BENDS}.weight"].float(), self.tensors[f"{BENDS}.bias"].float()
+        name = f"{self.ends.head}_{BENDS}"
+        return self.tensors[f"{name}.weight"].float(), self.tensors[f"{name}.bias"].float()
 
     def packed(self) -> tuple[Tensor, Tensor]:
         """Weight and bias of the head as one Linear whose output is packed, in float32."""
-        weights, biases = ([self.tensors[f"{name}.{part}"].float() for name in HEAD] for part in ("weight", "bias"))
+        names = [f"{self.ends.head}_{one}" for one in PACKED]
+        weights, biases = ([self.tensors[f"{name}.{part}"].float() for name in names] for part in ("weight", "bias"))
         return torch.cat(weights), torch.cat(biases)
 
     def norm(self) -> tuple[Tensor, Tensor | None]:
-        """Weight and bias of the last norm's Linear, in diffusers' order (scale, shift), in float32."""
-        bias = self.tensors.get("norm_out.linear.bias")
-        return self.tensors["norm_out.linear.weight"].float(), None if bias is None else bias.float()
+        """Weight and bias of the last norm's Linear, in diffusers' order, in float32."""
+        bias = self.tensors.get(f"{self.ends.norm}.bias")
+        return self.tensors[f"{self.ends.norm}.weight"].float(), None if bias is None else bias.float()
 
 
 def read(path: str | Path) -> Adapter:
@@ -111,25 +118,26 @@ def read(path: str | Path) -> Adapter:
     """
     path = Path(path)
     tensors, metadata = _opened(path)
-    if not {"proj_out_means.weight", f"{BENDS}.weight"} & set(tensors):
+    if not any(name.endswith(("_means.weight", f"_{BENDS}.weight")) for name in tensors):
         raise ValueError(
             f"{path.name} holds no ArcFlow adapter (no tensor of its last layer). Is it an ordinary LoRA? Then "
             f"load it with the node 'Load LoRA'."
         )
-    _check_names(path, tensors)
-    bent = f"{BENDS}.weight" in tensors
-    modes, pixels = (_bent_modes(path, tensors), 0) if bent else _sizes(path, tensors)
     record = _record(path, metadata)
+    settings = {"family": _family(path, tensors), "scale": 1.0} if record is None else _settings(path, record)
+    family = families.named(settings["family"], path.name)
+    bent = f"{family.head}_{BENDS}.weight" in tensors
+    _check_names(path, tensors, family, bent)
+    modes, pixels = (_bent_modes if bent else _sizes)(path, tensors, family.head)
     known = {"name": path.name, "modes": modes, "pixels": pixels, "tensors": tensors}
     if record is None:
-        family = _family(path, tensors)
-        return Adapter(**known, family=family, scale=1.0, guidance=GUIDANCE.get(family))
+        return Adapter(**known, **settings, guidance=family.guidance)
     if record.get("modes") != modes or not (bent or record.get("pixels", 4) == pixels):
         raise ValueError(
             f"the record of {path.name} says {record.get('modes')} modes of {record.get('pixels', 4)} pixels, its "
             f"tensors have {modes} of {pixels}. It was changed or damaged: fetch or save it again."
         )
-    return Adapter(**known, **_settings(path, record))
+    return Adapter(**known, **settings)
 
 
 def _opened(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -151,33 +159,35 @@ def _finite(tensor: Tensor) -> bool:
     return bool(tensor.isfinite().all())
 
 
-def _sizes(path: Path, tensors: Mapping[str, Tensor]) -> tuple[int, int]:
-    """Modes and pixels, from the shapes: K P logits and (K - 1) P momentum factors."""
-    rows = [tensors[f"{name}.weight"].shape[0] if f"{name}.weight" in tensors else -1 for name in HEAD]
+def _sizes(path: Path, tensors: Mapping[str, Tensor], head: str) -> tuple[int, int]:
+    """Modes and pixels of a mixture, from the shapes: K P logits and (K - 1) P momentum factors."""
+    rows = [tensors[f"{head}_{name}.weight"].shape[0] for name in PACKED]
     velocities, logits, factors = rows
     pixels = logits - factors
-    if min(rows) < 0 or pixels < 1 or logits % pixels or velocities % logits:
+    if pixels < 1 or logits % pixels or velocities % logits:
         raise ValueError(
-            f"the last layer of {path.name} has {rows} rows in {', '.join(HEAD)}; expected K*D, K*P and (K-1)*P with P "
-            f"dividing D. It is damaged, or was written by a newer arcflow: fetch it again, or update these nodes."
+            f"the last layer of {path.name} has {rows} rows in {', '.join(PACKED)}; expected K*D, K*P and (K-1)*P with "
+            f"P dividing D. It is damaged, or was written by a newer arcflow: fetch it again, or update these nodes."
         )
     return logits // pixels, pixels
 
 
-def _bent_modes(path: Path, tensors: Mapping[str, Tensor]) -> int:
-    """Number of coefficients, from the shapes."""
-    rows, width = tensors[f"{BENDS}.weight"].shape[0], tensors["proj_out.lora_B.weight"].shape[0]
+def _bent_modes(path: Path, tensors: Mapping[str, Tensor], head: str) -> tuple[int, int]:
+    """Number of coefficients, from the shapes, and 0."""
+    rows, width = tensors[f"{head}_{BENDS}.weight"].shape[0], tensors[f"{head}.lora_B.weight"].shape[0]
     if rows % width:
         raise ValueError(f"{path.name} has {rows} rows of bends for a width of {width}. It is damaged: fetch it again.")
-    return rows // width + 1
+    return rows // width + 1, 0
 
 
-def _check_names(path: Path, tensors: Mapping[str, Tensor]) -> None:
+def _check_names(path: Path, tensors: Mapping[str, Tensor], family: families.Family, bent: bool) -> None:
     ends = (".lora_A.weight", ".lora_B.weight")
-    heads = (BENDS,) if f"{BENDS}.weight" in tensors else HEAD
-    wanted = {f"{name}.{part}" for name in heads for part in ("weight", "bias")}
-    wanted |= {f"proj_out{end}" for end in ends} if heads == (BENDS,) else {"norm_out.linear.weight"}
-    allowed = wanted | {"norm_out.linear.bias"}
+    wanted = {f"{family.head}_{name}.{part}" for name in ((BENDS,) if bent else PACKED) for part in ("weight", "bias")}
+    if bent:
+        wanted |= {family.head + end for end in ends}
+    elif family.norm:
+        wanted.add(f"{family.norm}.weight")
+    allowed = wanted | {f"{family.norm}.bias"}
     missing = sorted(wanted - set(tensors))
     unknown = sorted(name for name in tensors if name not in allowed and not name.endswith(ends))
     halves = sorted(
@@ -243,7 +253,7 @@ def _settings(path: Path, record: Mapping[str, Any]) -> dict[str, Any]:
         "final_step_scale": number("final_step_scale", 1.0),
         "steps": (int(number("steps", 2)), *(int(one) for one in also)),
         "guidance": None if guidance is None else number("guidance", 0.0, -1.0),
-        "guided": not isinstance(cfg, int | float) or cfg > 1 or family in GUIDANCE,
+        "guided": not isinstance(cfg, int | float) or cfg > 1 or guidance is not None,
         "teacher_lora": str(lora) if lora else None,
         "fingerprint": tuple(float(one) for one in prints),
     }

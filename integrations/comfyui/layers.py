@@ -22,6 +22,7 @@ class Head(nn.Module):
         super().__init__()
         self.weight, self.bias = base.weight, base.bias
         self.modes, self.pixels, self.name = adapter.modes, adapter.pixels, adapter.name
+        self.patch_first = adapter.ends.patch_first
         weight, bias = adapter.packed()
         self.packed = _linear(weight, bias)
         self.spans: dict[torch.device, Tensor] = {}
@@ -40,44 +41,23 @@ class Head(nn.Module):
                 f"{self.name} was called outside of a sampler, which says how far a step goes. Use KSampler."
             )
         mixture = split(_applied(self.packed, features), self.modes, self.pixels)
-        return mean_velocity(*mixture, 0.0, span).to(features.dtype)
+        mean = mean_velocity(*mixture, 0.0, span)
+        if self.patch_first:  # a path says the channel first
+            mean = mean.unflatten(-1, (-1, self.pixels)).mT.flatten(-2)
+        return mean.to(features.dtype)
 
 
-class FluxLast(nn.Module):
-    """The last norm and head of FLUX.1 and FLUX.2."""
+class Tuned(nn.Module):
+    """The last norm's Linear with the adapter's weights, beside the base's own."""
 
-    def __init__(self, base: nn.Module, adapter: Adapter) -> None:
+    def __init__(self, base: nn.Module, weight: Tensor, bias: Tensor | None) -> None:
         super().__init__()
-        self.norm_final, self.linear, self.adaLN_modulation = base.norm_final, base.linear, base.adaLN_modulation
-        self.modulation = _linear(*adapter.norm())
-        self.head = Head(base.linear, adapter)
+        self.weight, self.bias = base.weight, base.bias
+        self.tuned = _linear(weight, bias)
 
-    def forward(self, x: Tensor, vec: Tensor, modulation_dims: list[tuple[int, int, int]] | None = None) -> Tensor:
-        """Mean velocities of `x` (batch, tokens, features), modulated by `vec` (batch, features), or (batch, n,
-        features) with `modulation_dims` that say from which token to which each of the n holds."""
-        vec = vec if vec.ndim == 3 else vec[:, None]
-        scale, shift = _applied(self.modulation, F.silu(vec.float())).chunk(2, -1)
-        normed = F.layer_norm(x.float(), x.shape[-1:], eps=1e-6)
-        if modulation_dims is None:
-            return self.head(torch.addcmul(shift, normed, 1 + scale)).to(x.dtype)
-        for first, last, row in modulation_dims:
-            part = normed[:, first:last]
-            normed[:, first:last] = torch.addcmul(shift[:, row : row + 1], part, 1 + scale[:, row : row + 1])
-        return self.head(normed).to(x.dtype)
-
-
-class QwenNorm(nn.Module):
-    """The last norm of Qwen-Image."""
-
-    def __init__(self, base: nn.Module, adapter: Adapter) -> None:
-        super().__init__()
-        self.linear, self.norm = base.linear, base.norm
-        self.modulation = _linear(*adapter.norm())
-
-    def forward(self, x: Tensor, conditioning: Tensor) -> Tensor:
-        """`x` (batch, tokens, features), modulated by `conditioning` (batch, features), in float32."""
-        scale, shift = _applied(self.modulation, F.silu(conditioning.float()))[:, None].chunk(2, -1)
-        return torch.addcmul(shift, F.layer_norm(x.float(), x.shape[-1:], eps=1e-6), 1 + scale)
+    def forward(self, x: Tensor) -> Tensor:
+        """In float32, so that what it scales and shifts, and the head behind, are computed in that too."""
+        return _applied(self.tuned, x)
 
 
 class Bent(nn.Module):

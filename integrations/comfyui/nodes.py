@@ -21,9 +21,7 @@ class ArcFlowApply(io.ComfyNode):
             category="loaders/arcflow",
             description="A model that draws in 2 to 4 steps. Sample it with KSampler: euler, simple, cfg 1.",
             inputs=[
-                io.Model.Input(
-                    "model", tooltip="FLUX.1, FLUX.2 or Qwen-Image, in any precision, with or without LoRAs."
-                ),
+                io.Model.Input("model", tooltip="The adapter's base, in any precision, with or without LoRAs."),
                 io.Combo.Input(
                     "adapter",
                     options=folder_paths.get_filename_list("loras"),

@@ -7,6 +7,7 @@ and warns of grids and guidance that the adapter was not distilled for.
 
 import logging
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import comfy.lora
@@ -14,9 +15,10 @@ import torch
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor, nn
 
+from . import families
 from .adapter import PREFIX, Adapter
-from .layers import Bent, FluxLast, Head, QwenNorm, bent
-from .portable import flux2_name, unshift_sigma
+from .layers import Bent, Head, Tuned, bent
+from .portable import comfyui_name, unshift_sigma
 
 LOGGER = logging.getLogger(__name__)
 
@@ -25,14 +27,11 @@ KEY = "arcflow"
 NET = "diffusion_model"
 """Where a MODEL has its network."""
 
-MODELS = {"Flux": "flux", "Flux2": "flux2", "QwenImage": "qwen_image"}
-"""ComfyUI's class of a model -> the family that adapters name."""
-
-LAST = {"flux": "final_layer.linear", "flux2": "final_layer.linear", "qwen_image": "proj_out"}
-"""Name of the last Linear."""
-
 EULER = ("sample_euler",)
 """Samplers that take plain Euler steps ('ddim' is this one in ComfyUI)."""
+
+Place = str | tuple[Any, ...]
+"""Where a weight is: its name; or that with (axis, first row, rows), and with a function that reorders its rows."""
 
 OFF = 0.05
 """Raw time by which a grid may miss the even one before a warning."""
@@ -44,21 +43,18 @@ def patched(model: Any, adapter: Adapter, strength: float = 1.0) -> Any:
     Raises:
         ValueError: the adapter is for another model, does not load whole, or there is one already.
     """
-    _check(model, adapter)
+    places = _places(model, adapter)
+    linear = _layer(places[adapter.ends.head])
+    _check(model, adapter, linear)
     clone = model.clone()
-    _add_lora(clone, adapter, strength)
-    linear = f"{NET}.{LAST[adapter.family]}"
-    if adapter.in_coefficients:
-        head = bent(clone.get_model_object(linear), adapter)
-        clone.add_object_patch(linear, head)
-    elif adapter.family == "qwen_image":
-        head = Head(clone.get_model_object(f"{NET}.proj_out"), adapter)
-        clone.add_object_patch(f"{NET}.norm_out", QwenNorm(clone.get_model_object(f"{NET}.norm_out"), adapter))
-        clone.add_object_patch(f"{NET}.proj_out", head)
-    else:
-        last = FluxLast(clone.get_model_object(f"{NET}.final_layer"), adapter)
-        head = last.head
-        clone.add_object_patch(f"{NET}.final_layer", last)
+    _add_lora(clone, adapter, places, strength)
+    base = clone.get_model_object(linear)
+    head = bent(base, adapter) if adapter.in_coefficients else Head(base, adapter)
+    clone.add_object_patch(linear, head)
+    if adapter.ends.norm and not adapter.in_coefficients:
+        norm = _layer(places[adapter.ends.norm])
+        weights = _reordered(places[adapter.ends.norm], *adapter.norm())
+        clone.add_object_patch(norm, Tuned(clone.get_model_object(norm), *weights))
     clone.add_object_patch("model_sampling", _sampling(clone, adapter.shift))
     run = _Run(adapter, head)
     clone.add_wrapper_with_key(WrappersMP.SAMPLER_SAMPLE, KEY, run.watched)
@@ -77,26 +73,61 @@ def adapter_of(model: Any) -> Adapter | None:
     return model.get_attachment(KEY)
 
 
-def _check(model: Any, adapter: Adapter) -> None:
-    kind = type(model.model).__name__
-    if MODELS.get(kind) != adapter.family:
-        known = {family: name for name, family in MODELS.items()}
-        wanted = known.get(adapter.family)
+def _places(model: Any, adapter: Adapter) -> dict[str, Place]:
+    """Where ComfyUI has each layer that the adapter changes, by diffusers' name.
+
+    Raises:
+        ValueError: the adapter is for another model, or a layer is nowhere in this one.
+    """
+    own = families.of(model.model)
+    if own != adapter.family:
+        shown = f"for {own!r}" if own else f"ComfyUI's {type(model.model).__name__}, which none of them is for"
         raise ValueError(
-            f"{adapter.name} is for {adapter.family!r}, the model is ComfyUI's {kind}. "
-            + (f"Load a model of ComfyUI's {wanted}." if wanted else f"These nodes know {', '.join(known)}.")
+            f"{adapter.name} is for {adapter.family!r}, the model is {shown}. Load the base that it was made for, or "
+            f"an adapter of this model: there are {', '.join(families.FAMILIES)}."
         )
+    known = comfy.lora.model_lora_keys_unet(model.model, {})
+    names = {*adapter.linears(), adapter.ends.head, adapter.ends.norm} - {""}
+    found: dict[str, Place] = {}
+    for name in names:
+        plain = comfyui_name(name, adapter.family)
+        if plain == name and f"{PREFIX}{name}" in known:
+            found[name] = known[f"{PREFIX}{name}"]
+        elif f"{NET}.{plain}" in known:  # as every version has all of a model's layers by ComfyUI's own names
+            found[name] = known[f"{NET}.{plain}"]
+    if len(found) < len(names):
+        raise ValueError(
+            f"{len(found)} of the {len(names)} layers of {adapter.name} found their place in this model; missing is "
+            f"{min(names - set(found))!r}. Adapter and model do not belong together, or this ComfyUI names layers in "
+            f"another way: update both."
+        )
+    return found
+
+
+def _layer(place: Place) -> str:
+    """Name of the layer whose weight stands there."""
+    return (place if isinstance(place, str) else place[0]).removesuffix(".weight")
+
+
+def _reordered(place: Place, *weights: Tensor | None) -> list[Tensor | None]:
+    """Weights in the order of ComfyUI's rows."""
+    change = place[2] if isinstance(place, tuple) and len(place) > 2 else None
+    return [weight if weight is None or change is None else change(weight) for weight in weights]
+
+
+def _check(model: Any, adapter: Adapter, name: str) -> None:
+    """Whether the last layer of this name is that of the adapter's base."""
     if adapter_of(model) is not None:
         raise ValueError(f"the model has the ArcFlow adapter {adapter_of(model).name} already; apply one alone.")
     # not `model.model.diffusion_model`: clones share it, and another one may have its own layers in it now
-    linear = model.get_model_object(f"{NET}.{LAST[adapter.family]}")
+    linear = model.get_model_object(name)
     width, features = adapter.last()
     if (linear.out_features, linear.in_features) != (width, features):
         raise ValueError(
             f"{adapter.name} was made for a last layer from {features} to {width}, the model's goes from "
             f"{linear.in_features} to {linear.out_features}. Load the base it was made for."
         )
-    kept = model.backup.get(f"{NET}.{LAST[adapter.family]}.weight")  # while a LoRA is in the weight itself
+    kept = model.backup.get(f"{name}.weight")  # while a LoRA is in the weight itself
     weight = (linear.weight if kept is None else kept.weight).detach()
     theirs = torch.tensor(adapter.fingerprint)
     plain = weight.dtype in (torch.float32, torch.bfloat16, torch.float16) and weight.shape == (width, features)
@@ -109,20 +140,27 @@ def _check(model: Any, adapter: Adapter) -> None:
             )
 
 
-def _add_lora(model: Any, adapter: Adapter, strength: float) -> None:
+def _add_lora(model: Any, adapter: Adapter, places: Mapping[str, Place], strength: float) -> None:
     """Every pair of the adapter's LoRA as a weight patch: one that is left out would be noise in each picture."""
     lora = {f"{PREFIX}{name}": tensor for name, tensor in adapter.lora().items()}
-    places = comfy.lora.model_lora_keys_unet(model.model, {})
-    if adapter.family == "flux2":  # whose names not every version has, and none has all
-        own = {name: flux2_name(name) for name in adapter.linears()}
-        places |= {f"{PREFIX}{name}": f"{NET}.{other}.weight" for name, other in own.items() if other != name}
-    patches = comfy.lora.load_lora(lora, {name: place for name, place in places.items() if name.startswith(PREFIX)})
+    patches = comfy.lora.load_lora(lora, {f"{PREFIX}{name}": places[name] for name in adapter.linears()})
+    wrong = [name for name in adapter.linears() if not _fits(model, adapter, name, places[name])]
     added = model.add_patches(patches, strength * adapter.scale)
-    if not len(patches) == len(added) == len(lora) // 2:
+    if wrong or not len(patches) == len(added) == len(lora) // 2:
         raise ValueError(
-            f"{len(added)} of the {len(lora) // 2} LoRA layers of {adapter.name} found their place in this model. "
+            f"{len(added) - len(wrong)} of the {len(lora) // 2} LoRA layers of {adapter.name} fit this model. "
             f"Adapter and model do not belong together, or this ComfyUI names layers in another way: update both."
         )
+
+
+def _fits(model: Any, adapter: Adapter, name: str, place: Place) -> bool:
+    """Whether a LoRA is as large as its layer, or its part of one: of others ComfyUI says so in the log alone."""
+    linear = model.get_model_object(_layer(place))
+    rows, columns = getattr(linear, "out_features", None), getattr(linear, "in_features", None)
+    if isinstance(place, tuple) and place[1] is not None:
+        rows = place[1][2]
+    down, up = (adapter.tensors[f"{name}.lora_{side}.weight"].shape for side in "AB")
+    return rows is None or (up[0], down[1]) == (rows, columns)
 
 
 def _sampling(model: Any, shift: float) -> nn.Module:

@@ -22,19 +22,48 @@ BLOCK = 1024
 ROUNDING = 1e-4
 """Noise levels this near are the same point of a grid."""
 
-FLUX2 = (
-    (r"^transformer_blocks\.(\d+)\.ff\.linear_in$", r"double_blocks.\1.img_mlp.0"),
-    (r"^transformer_blocks\.(\d+)\.ff\.linear_out$", r"double_blocks.\1.img_mlp.2"),
-    (r"^transformer_blocks\.(\d+)\.ff_context\.linear_in$", r"double_blocks.\1.txt_mlp.0"),
-    (r"^transformer_blocks\.(\d+)\.ff_context\.linear_out$", r"double_blocks.\1.txt_mlp.2"),
-    (r"^single_transformer_blocks\.(\d+)\.attn\.to_qkv_mlp_proj$", r"single_blocks.\1.linear1"),
-    (r"^single_transformer_blocks\.(\d+)\.attn\.to_out$", r"single_blocks.\1.linear2"),
-    (r"^time_guidance_embed\.timestep_embedder\.linear_1$", "time_in.in_layer"),
-    (r"^time_guidance_embed\.timestep_embedder\.linear_2$", "time_in.out_layer"),
-    (r"^time_guidance_embed\.guidance_embedder\.linear_1$", "guidance_in.in_layer"),
-    (r"^time_guidance_embed\.guidance_embedder\.linear_2$", "guidance_in.out_layer"),
-)
-"""Layers of FLUX.2 by their names in diffusers and in its authors' files, which ComfyUI keeps."""
+COMFYUI: dict[str, tuple[tuple[str, str], ...]] = {
+    "flux2": (
+        (r"^transformer_blocks\.(\d+)\.ff\.linear_in$", r"double_blocks.\1.img_mlp.0"),
+        (r"^transformer_blocks\.(\d+)\.ff\.linear_out$", r"double_blocks.\1.img_mlp.2"),
+        (r"^transformer_blocks\.(\d+)\.ff_context\.linear_in$", r"double_blocks.\1.txt_mlp.0"),
+        (r"^transformer_blocks\.(\d+)\.ff_context\.linear_out$", r"double_blocks.\1.txt_mlp.2"),
+        (r"^single_transformer_blocks\.(\d+)\.attn\.to_qkv_mlp_proj$", r"single_blocks.\1.linear1"),
+        (r"^single_transformer_blocks\.(\d+)\.attn\.to_out$", r"single_blocks.\1.linear2"),
+        (r"^time_guidance_embed\.timestep_embedder\.linear_1$", "time_in.in_layer"),
+        (r"^time_guidance_embed\.timestep_embedder\.linear_2$", "time_in.out_layer"),
+        (r"^time_guidance_embed\.guidance_embedder\.linear_1$", "guidance_in.in_layer"),
+        (r"^time_guidance_embed\.guidance_embedder\.linear_2$", "guidance_in.out_layer"),
+    ),
+    "longcat_image": (
+        (r"^time_embed\.timestep_embedder\.linear_1$", "time_in.in_layer"),
+        (r"^time_embed\.timestep_embedder\.linear_2$", "time_in.out_layer"),
+    ),
+    "lumina2": (
+        (r"^time_caption_embed\.timestep_embedder\.linear_1$", "t_embedder.mlp.0"),
+        (r"^time_caption_embed\.timestep_embedder\.linear_2$", "t_embedder.mlp.2"),
+        (r"\.feed_forward\.linear_([123])$", r".feed_forward.w\1"),
+        (r"\.norm1\.linear$", ".adaLN_modulation.1"),
+        (r"\.attn\.to_out\.0$", ".attention.out"),
+        (r"^norm_out\.linear_1$", "final_layer.adaLN_modulation.1"),
+        (r"^norm_out\.linear_2$", "final_layer.linear"),
+    ),
+    "wan": (
+        (r"^condition_embedder\.time_embedder\.linear_1$", "time_embedding.0"),
+        (r"^condition_embedder\.time_embedder\.linear_2$", "time_embedding.2"),
+        (r"\.attn1\.to_([qkv])$", r".self_attn.\1"),
+        (r"\.attn2\.to_([qkv])$", r".cross_attn.\1"),
+        (r"\.attn1\.to_out\.0$", ".self_attn.o"),
+        (r"\.attn2\.to_out\.0$", ".cross_attn.o"),
+        (r"\.ffn\.net\.0\.proj$", ".ffn.0"),
+        (r"\.ffn\.net\.2$", ".ffn.2"),
+        (r"^proj_out$", "head.head"),
+    ),
+    "ltx": ((r"^time_embed\.emb\.", "adaln_single.emb."),),
+}
+"""Layers by their names in diffusers and in ComfyUI, which keeps those of a model's authors: of each family those that
+no version of ComfyUI finds by diffusers' name, or some do not. Where the authors join the parts of attention the parts
+keep diffusers' names."""
 
 Time = TypeVar("Time", float, Tensor)
 
@@ -207,8 +236,8 @@ def contract(
     return torch.addcmul(own, first.unflatten(-1, pixels), total, out=out)
 
 
-def flux2_name(name: str) -> str:
-    """The authors' name of a layer of FLUX.2 by diffusers' own; attention, whose parts they join, keeps the latter."""
-    for pattern, replacement in FLUX2:
+def comfyui_name(name: str, family: str) -> str:
+    """ComfyUI's name of a layer by diffusers' own: the same one where ComfyUI knows that too."""
+    for pattern, replacement in COMFYUI.get(family, ()):
         name = re.sub(pattern, replacement, name)
     return name

@@ -147,7 +147,7 @@ def test_comfyui_has_its_own_names_for_layers_of_flux2():
     factors = Factors(torch.zeros(1, 2), torch.zeros(2, 1))
     names = ["time_guidance_embed.timestep_embedder.linear_1", "single_transformer_blocks.3.attn.to_out", "proj_out"]
     others = ["diffusion_model.time_in.in_layer", "diffusion_model.single_blocks.3.linear2", "transformer.proj_out"]
-    named_ones = named(dict.fromkeys(names, factors), "comfyui")
+    named_ones = named(dict.fromkeys(names, factors), "comfyui", "flux2")
     assert set(named_ones) == {f"{name}.lora_{side}.weight" for name in others for side in "AB"}
 
 
@@ -184,7 +184,7 @@ def test_factors_of_unequal_ranks_and_scales_become_plain_ones():
     for name, (down, up) in found.items():
         product = tensors[f"{name}.lora_B.weight"] @ tensors[f"{name}.lora_A.weight"]
         torch.testing.assert_close(up @ down, 0.5 * product)
-    assert float(named(found, "kohya")["lora_transformer_b.alpha"]) == 4  # scale alpha / rank = 1
+    assert float(named(found, "kohya", "flux")["lora_transformer_b.alpha"]) == 4  # scale alpha / rank = 1
 
 
 @pytest.mark.parametrize(("steps", "shift", "scale"), [(1, 3.2, 1.0), (2, 3.2, 1.0), (4, 2.0, 1.0), (2, 3.2, 0.5)])

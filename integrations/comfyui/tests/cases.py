@@ -16,16 +16,17 @@ import comfy.supported_models
 import comfy.utils
 import host
 import torch
-from einops import rearrange
 from torch import Tensor, nn
 
 from arcflow import student
 from arcflow.config import Form
 from arcflow.families import family_of
 from arcflow.families.conditioning import Cond
+from arcflow.families.network import unfolded
 from arcflow.path import step_grid
-from arcflow.portable import flux2_name
+from arcflow.portable import comfyui_name
 from arcflow.student.adapter import save_adapter
+from arcflow.student.views import teacher_velocity
 from tests.support import pipelines
 
 TEXT = 512
@@ -47,16 +48,14 @@ class Case:
     cond: Cond
     noise: Tensor
     """As ComfyUI has it."""
-
-    @property
-    def patch(self) -> int:
-        """Side of a token in latent pixels."""
-        return 2 if family_of(self.net).packs else 1
+    prompt: list | None = None
+    """The same, where it is not what FLUX and Qwen-Image have."""
 
     def tokens(self, latents: Tensor) -> Tensor:
         """Latents as our own path has them."""
-        flat = latents.squeeze(2) if latents.ndim == 5 else latents
-        return rearrange(flat, "b c (h p) (w q) -> b (h w) (c p q)", p=self.patch, q=self.patch)
+        family = family_of(self.net)
+        flat = latents if family.video or latents.ndim == 4 else latents.squeeze(2)
+        return unfolded(flat, family.patch_of(self.net) if family.packs else (1, 1))
 
     @torch.no_grad()
     def ours(self, x: Tensor, grid: Tensor, more: Callable[[Tensor, float], dict[str, Any]] | None = None) -> Tensor:
@@ -76,10 +75,12 @@ class Case:
     @torch.no_grad()
     def teacher(self, x: Tensor, sigma: float) -> Tensor:
         """The base's velocity."""
-        return student.teacher_velocity(self.net, x, sigma, self.cond)
+        return teacher_velocity(self.net, x, sigma, self.cond)
 
     def conditioning(self, seed: int | None = None) -> list:
         """The prompt as ComfyUI has it; another one with a seed."""
+        if self.prompt is not None:
+            return self.prompt
         text = self.cond["encoder_hidden_states"]
         more: dict[str, Any] = {"pooled_output": self.cond.get("pooled_projections", torch.zeros(1, 1))}
         if self.name != "qwen_image":
@@ -257,7 +258,7 @@ def _renamed(
 def _plain(key: str) -> str:
     """Names that ComfyUI's map leaves out."""
     layer, _, end = key.rpartition(".")
-    return f"{flux2_name(layer)}.{end}".replace(".linear.weight", ".lin.weight")
+    return f"{comfyui_name(layer, 'flux2')}.{end}".replace(".linear.weight", ".lin.weight")
 
 
 def _known(sizes: dict[str, Any]) -> dict[str, Any]:

@@ -106,7 +106,7 @@ def export(
     elif layout == "lora":
         factors, lost = _plain(found, transformer, bound, measure)
         out.mkdir(parents=True, exist_ok=True)
-        files.write_tensors(out / LORA[keys], named(factors, keys), {"format": "pt"})
+        files.write_tensors(out / LORA[keys], named(factors, keys, info.family), {"format": "pt"})
         files.write_json(out / "scheduler" / "scheduler_config.json", stock_scheduler(info))
         use = Use("lora", lost)
     elif found.layout == own == "arcflow":
@@ -169,7 +169,7 @@ def _plain(
     factors = linearized(tensors, info, bases)
     with TemporaryDirectory() as draft:
         file = Path(draft) / LORA["diffusers"]
-        files.write_tensors(file, named(factors, "diffusers"), {"format": "pt"})
+        files.write_tensors(file, named(factors, "diffusers", info.family), {"format": "pt"})
         lost = measure(file)
     if not lost <= bound:
         raise ValueError(

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from arcflow.families import named as named_family
 from arcflow.momentum import Mixture
 from arcflow.path import step_grid, tau_grid
-from arcflow.portable import flux2_name
+from arcflow.portable import comfyui_name
 from arcflow.student.record import AdapterInfo
 
 Keys = Literal["diffusers", "comfyui", "kohya"]
@@ -28,6 +28,13 @@ LORA = {
     "kohya": "lora_kohya.safetensors",
 }
 """Name of the file: the one that diffusers looks for, and two that say what they hold."""
+
+
+FLUX = ("flux", "flux2", "longcat_image")
+"""Families of FLUX's network: the halves of their last norm are in one order in diffusers, in the other elsewhere."""
+
+UNMAPPED = ("z_image", "lumina2", "wan", "ltx")
+"""Families of which some version of ComfyUI knows no layer by diffusers' name."""
 
 
 class Factors(NamedTuple):
@@ -97,19 +104,19 @@ def _low_rank(change: Float[Tensor, "width features"], rank: int) -> Factors:
     return _widened((root[:, None] * v[:rank]).contiguous(), (u[:, :rank] * root).contiguous(), rank)
 
 
-def named(factors: Mapping[str, Factors], keys: Keys) -> dict[str, Tensor]:
+def named(factors: Mapping[str, Factors], keys: Keys, family: str) -> dict[str, Tensor]:
     """The tensors of a LoRA file: `transformer.<name>.lora_A.weight` as diffusers writes it; the same for ComfyUI and
-    kin, with the authors' names for what they do not know by diffusers' (layers of FLUX.2, and the last norm of both
+    kin, with the authors' names for what they do not know by diffusers' (`portable.COMFYUI`, and the last norm of
     FLUX, whose halves they have in the other order); or `lora_transformer_<name>.lora_down.weight` with an alpha,
     kohya's way with diffusers' names (FLUX.1)."""
     tensors: dict[str, Tensor] = {}
-    swaps = any(name.startswith("single_transformer_blocks.") for name in factors)
     for name, (down, up) in factors.items():
         if keys != "kohya":
-            other = flux2_name(name) if keys == "comfyui" else name
-            if keys == "comfyui" and swaps and name == "norm_out.linear":
+            other = comfyui_name(name, family) if keys == "comfyui" else name
+            if keys == "comfyui" and family in FLUX and name == "norm_out.linear":
                 other, up = "final_layer.adaLN_modulation.1", torch.cat(up.chunk(2)[::-1])
-            place = f"transformer.{name}" if other == name else f"diffusion_model.{other}"
+            known = keys == "diffusers" or (other == name and family not in UNMAPPED)
+            place = f"transformer.{name}" if known else f"diffusion_model.{other}"
             tensors[f"{place}.lora_A.weight"] = down.contiguous()
             tensors[f"{place}.lora_B.weight"] = up.contiguous()
         else:
