@@ -11,7 +11,7 @@ whatever batch asks for it); a large one encodes every batch.
 import unicodedata
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Generator
@@ -20,6 +20,7 @@ from arcflow.config import Data, Optim, Sources
 from arcflow.data.prompts import BLOCK, Row, read_prompts
 from arcflow.data.stream import Stream
 from arcflow.system.seeds import seed_of
+from arcflow.system.text import Json
 
 Size = tuple[int, ...]
 """Height and width in pixels, and the frames of a video."""
@@ -107,7 +108,7 @@ class PromptData:
         self.seed, self.count = seed, batch
         self.train, held_out, self.message = prompt_sets(config, seed)
         self.held_out, self.sizes = _held_out(held_out, config, seed), _sizes(config, self.train)
-        self._plans: dict[tuple[Any, ...], list[int]] = {}
+        self._plans: dict[tuple[int, str, tuple[int, ...]], list[int]] = {}
         self._places = {size: [] for size in self.sizes}
         for i, row in enumerate(self.train):
             frames = row.frames if config.buckets else None
@@ -165,7 +166,7 @@ class PromptData:
 
     def _order(self, count: int, purpose: str, epoch: int, *which: int) -> list[int]:
         """A random order, the epoch's own. Those of the last two epochs are kept: a batch may span both."""
-        key = (epoch, purpose, *which)
+        key = (epoch, purpose, which)
         if key not in self._plans:
             shuffle = Generator().manual_seed(seed_of(self.seed, purpose, epoch, *which))
             self._plans = {known: order for known, order in self._plans.items() if known[0] >= epoch - 1}
@@ -176,7 +177,7 @@ class PromptData:
         """Nothing: the number of the iteration says all."""
         return {}
 
-    def load(self, state: dict[str, Any]) -> None:
+    def load(self, state: Json) -> None:
         pass
 
 
@@ -242,7 +243,7 @@ class PromptStream:
         waiting = [[size, list(texts)] for size, texts in self.waiting.items()]
         return {"step": self.step, "stream": self.stream.state(), "waiting": waiting, "ready": list(self.ready)}
 
-    def load(self, state: dict[str, Any]) -> None:
+    def load(self, state: Json) -> None:
         """Go on from there."""
         self.step = state["step"]
         self.stream.load(state["stream"])
@@ -265,9 +266,9 @@ def prompt_sets(config: Data, seed: int) -> tuple[list[Row], list[Row], str | No
     if config.held_out:
         held_out = _read(config, config.held_out)[0][: config.held_out_count]
     if config.prompts == "world":
-        from arcflow.world.scene import sample_prompts  # the grammar is needed here only
+        from arcflow.world.scene import Split, sample_prompts  # the grammar is needed here only
 
-        def drawn(count: int, split: Any) -> list[Row]:
+        def drawn(count: int, split: Split) -> list[Row]:
             return [Row(prompt.text) for prompt in sample_prompts(count, seed, split=split)]
 
         return drawn(config.count, "train"), held_out or drawn(config.held_out_count, "test"), None

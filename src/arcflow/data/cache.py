@@ -30,6 +30,7 @@ from tqdm import tqdm
 from arcflow.families.conditioning import Cond
 from arcflow.system import files
 from arcflow.system.owner import owned_share
+from arcflow.system.text import Json
 
 Stored = Literal["float32", "bfloat16", "float16", "float8"]
 
@@ -58,7 +59,7 @@ def make(
     encode: Callable[[list[str]], Cond],
     prompts: Sequence[str],
     *,
-    about: dict[str, Any],
+    about: Json,
     dtype: Stored = "bfloat16",
     shard: int = 1024,
     batch: int = 16,
@@ -161,7 +162,7 @@ class Cache:
         ValueError: no cache in the folder, one of something else, or one that is damaged.
     """
 
-    def __init__(self, folder: Path, about: dict[str, Any], device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(self, folder: Path, about: Json, device: torch.device, dtype: torch.dtype) -> None:
         self.folder, self.device, self.dtype = folder, device, dtype
         there, flaw = _about(folder)
         if there is None:
@@ -298,8 +299,8 @@ def _fits(folder: Path, texts: int, rows: int, tensors: int) -> None:
 
 @contextmanager
 def _claimed(
-    folder: Path, about: dict[str, Any], dtype: Stored, shard: int, prompts: list[str], log: Callable[[str], None]
-) -> Iterator[dict[str, Any]]:
+    folder: Path, about: Json, dtype: Stored, shard: int, prompts: list[str], log: Callable[[str], None]
+) -> Iterator[Json]:
     """What the cache in the folder is of; if there is none, it becomes one of these prompts and settings.
 
     A damaged `cache.json` is written again. If there was none and the block fails before a shard is made, it goes
@@ -341,7 +342,7 @@ def _unknown(there: Mapping[str, object], wanted: Mapping[str, object]) -> list[
     return ["model"] if known else ["encoder"]
 
 
-def _about(folder: Path) -> tuple[dict[str, Any] | None, str]:
+def _about(folder: Path) -> tuple[Json | None, str]:
     """What a cache is of; or None, and what is wrong with `cache.json`.
 
     Raises:
@@ -470,7 +471,7 @@ def _check(folder: Path, names: Sequence[str], bond: Bond) -> None:
             files.write_text(folder / CHECKED, json.dumps(dict(zip(names, states, strict=True))) + "\n")
 
 
-def _read_checked(folder: Path) -> dict[str, Any]:
+def _read_checked(folder: Path) -> Json:
     try:
         found = json.loads((folder / CHECKED).read_text("utf-8"))
     except (OSError, ValueError, RecursionError):

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import torch
 from diffusers import DiffusionPipeline
@@ -17,6 +17,7 @@ from arcflow.families import family_of, network
 from arcflow.families.conditioning import Cond
 from arcflow.families.identity import encoder_digest
 from arcflow.system.processes import Ranks
+from arcflow.system.text import Json
 
 
 @runtime_checkable
@@ -70,7 +71,7 @@ def encoder(
     return encode, encode(against, data.held_out.size) if against else None
 
 
-def embedded(model: str, max_sequence_length: int | None) -> dict[str, Any]:
+def embedded(model: str, max_sequence_length: int | None) -> Json:
     """What embeddings depend on, beside the prompt. The text encoders are known by their weights where they are on this
     machine, else by the model's name alone."""
     return {"model": model, "max_sequence_length": max_sequence_length, "encoder": encoder_digest(model)}

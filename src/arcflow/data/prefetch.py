@@ -9,12 +9,12 @@ this.
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from arcflow.families.conditioning import Cond
+from arcflow.system.text import Json
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Sample:
 
     x: Tensor
     cond: Cond
-    position: dict[str, Any]
+    position: Json
     """Where a streamed data set stands after it."""
     clean: Tensor | None = None
     """Latents of images, where training depends on them."""

@@ -5,13 +5,13 @@ import time
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 from huggingface_hub import HfFileSystem
 
 from arcflow.data.prompts import Raw, Row, Sieve, extra, need_extra
 from arcflow.families.identity import files_digest
 from arcflow.system.files import text_digest
+from arcflow.system.text import Json
 
 WAITS = (1.0, 5.0, 25.0, 125.0)
 """Seconds to wait for a connection that broke off, one after the other, before giving up."""
@@ -100,7 +100,7 @@ class Stream:
             self.place += 1
             yield Raw(self.place, row.get(self.column), row.get("height"), row.get("width"))
 
-    def _go(self, epoch: int, place: int, rows: dict[str, Any]) -> None:
+    def _go(self, epoch: int, place: int, rows: Json) -> None:
         self.epoch, self.place = epoch, place
         self._at = rows  # `datasets` tells it only once a row is read
         self.rows.load_state_dict(copy.deepcopy(rows))
@@ -110,7 +110,7 @@ class Stream:
         """Where the next block begins; goes into JSON."""
         return {"epoch": self.epoch, "place": self.place, "rows": copy.deepcopy(self._at)}
 
-    def load(self, state: dict[str, Any]) -> None:
+    def load(self, state: Json) -> None:
         """Go on from there."""
         self._go(**state)
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from huggingface_hub import HfApi, ModelCard, ModelCardData
@@ -33,6 +33,7 @@ from arcflow.student.formats import FILES, AdapterInfo, Found, tensors_of
 from arcflow.student.merged import change_of, write_merged
 from arcflow.student.plain_lora import LORA, Factors, Keys, factors_of, linearized, named, raw_times, stock_scheduler
 from arcflow.system import files, records
+from arcflow.system.text import Json
 from arcflow.world.scene import SIZE
 
 LICENSES: dict[str, dict[str, str]] = {
@@ -202,8 +203,8 @@ def card(
         use: what the folder is; by default an adapter of ours.
     """
     use, info = use or Use(), public(info)
-    license: dict[str, Any] = LICENSES.get(info.base, {})
-    based: dict[str, Any] = {"base_model": info.base, "base_model_relation": "adapter"} if is_hub(info.base) else {}
+    license: Json = LICENSES.get(info.base, {})
+    based: Json = {"base_model": info.base, "base_model_relation": "adapter"} if is_hub(info.base) else {}
     data = ModelCardData(
         **based,
         library_name="diffusers",
@@ -256,7 +257,7 @@ def _facts(info: AdapterInfo) -> Table:
     return Table(["", ""], [Line.of(name, prose(value)) for name, value in rows.items()])
 
 
-def _training(settings: dict[str, Any], progress: dict[str, Any]) -> str:
+def _training(settings: Json, progress: Json) -> str:
     """What the record knows of its training, as Markdown; empty if nothing."""
     data, optim = settings.get("data", {}), settings.get("optim", {})
     step, batch, seconds, distance = (
@@ -276,14 +277,14 @@ def _training(settings: dict[str, Any], progress: dict[str, Any]) -> str:
     return Table(["", ""], known).markdown() if known else ""
 
 
-def _number(record: dict[str, Any], name: str) -> float | None:
+def _number(record: Json, name: str) -> float | None:
     value = record.get(name)
     if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < 1e15:
         return None
     return float(value)
 
 
-def _command(settings: dict[str, Any]) -> str | None:
+def _command(settings: Json) -> str | None:
     """The command of a run, in a span of code; None of a record that does not tell it, or would end the span."""
     if "model" not in settings:
         return None

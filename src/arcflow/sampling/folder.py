@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from diffusers import DiffusionPipeline
@@ -21,6 +20,7 @@ from tqdm import tqdm
 
 from arcflow.sampling.generate import generate
 from arcflow.system import files
+from arcflow.system.text import Json
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,7 +147,7 @@ def batches(recipes: Sequence[Recipe], most: int) -> list[list[Recipe]]:
     return [some[start : start + most] for some in alike for start in range(0, len(some), most)]
 
 
-def read_manifest(folder: Path) -> list[dict[str, Any]]:
+def read_manifest(folder: Path) -> list[Json]:
     """One record for each image that a folder's manifests list. A last line cut short by a kill is left out, and so
     is a damaged one: its image is drawn again."""
     lines = [line for file in sorted(folder.glob("manifest*.jsonl")) for line in files.whole_lines(file)]
@@ -155,7 +155,7 @@ def read_manifest(folder: Path) -> list[dict[str, Any]]:
     return list({record["file"]: record for record in records}.values())
 
 
-def _listed(line: str) -> dict[str, Any] | None:
+def _listed(line: str) -> Json | None:
     """The record of an image; None if a line is none."""
     try:
         record = json.loads(line)
@@ -186,7 +186,7 @@ def png(image: UInt8[np.ndarray, "*frames height width 3"], recipe: Recipe | Non
         chunks.add_itxt(name, str(value))
     file = io.BytesIO()
     first, *others = [Image.fromarray(frame) for frame in (image[None] if image.ndim == 3 else image)]
-    moving: dict[str, Any] = {"save_all": True, "append_images": others, "duration": 40} if others else {}
+    moving: Json = {"save_all": True, "append_images": others, "duration": 40} if others else {}
     first.save(file, format="PNG", pnginfo=chunks, **moving)
     return file.getvalue()
 

@@ -10,10 +10,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from arcflow import config
 from arcflow.sampling.options import Drawing, Machine, Subject
+from arcflow.system.text import Json
 
 if TYPE_CHECKING:
     import diffusers
@@ -180,7 +181,7 @@ class Setup:
         ]
 
     @property
-    def recorded(self) -> dict[str, Any]:
+    def recorded(self) -> Json:
         """What all images have in common, as recipes keep it."""
         return {
             "steps": self.steps,
@@ -377,7 +378,7 @@ def token_of(folder: Path) -> int:
     return 2 * 2 ** (len(vae["block_out_channels"]) - 1) if "block_out_channels" in vae else 16
 
 
-def _config(folder: Path, part: str) -> dict[str, Any]:
+def _config(folder: Path, part: str) -> Json:
     """The configuration of a part of a pipeline's folder; empty if there is none."""
     path = folder / part / "config.json"
     return json.loads(path.read_text("utf-8")) if path.is_file() else {}

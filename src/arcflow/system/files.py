@@ -8,12 +8,12 @@ import re
 import secrets
 from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
-from typing import Any
 
 from safetensors.torch import save_file
 from torch import Tensor
 
 from arcflow.system.errors import on_full_disk
+from arcflow.system.text import Json
 
 DRAFT = re.compile(r"\.([0-9a-f]{8}|\d+)\.tmp$")
 """How names of temporary files end; those of before had the process number there."""
@@ -96,7 +96,7 @@ def whole_lines(path: Path) -> list[str]:
     return lines
 
 
-def read_lines(path: Path) -> list[dict[str, Any]]:
+def read_lines(path: Path) -> list[Json]:
     """The records of a file of JSON lines; a last one that is cut short is left out."""
     return [json.loads(line) for line in whole_lines(path)]
 

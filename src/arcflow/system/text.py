@@ -1,6 +1,10 @@
-"""Text that comes from a file: what of it may be shown on a terminal."""
+"""What comes from a file: an object of JSON, and what of a text may be shown on a terminal."""
 
 import unicodedata
+from typing import Any
+
+Json = dict[str, Any]
+"""An object of JSON, of which its reader alone knows what it holds."""
 
 CONTROLS = ("Cc", "Cf", "Cs", "Zl", "Zp")
 """Unicode's categories of what steers a terminal or hides in a line: escapes, marks of direction, line separators."""

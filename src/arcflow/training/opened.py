@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from diffusers import DiffusionPipeline
@@ -31,6 +30,7 @@ from arcflow.system.devices import memory
 from arcflow.system.errors import first_line, sentence
 from arcflow.system.packages import need
 from arcflow.system.processes import OnAll, Ranks
+from arcflow.system.text import Json
 from arcflow.system.timing import Speed
 from arcflow.training.home import claim, contents_of, keep_held_out, prompts_of
 from arcflow.training.learner import Learner, views
@@ -87,7 +87,7 @@ class Training:
         if self.journal:
             self.journal.write(step, **measured, **(self.validation.known() if step == 0 else {}))
 
-    def mark(self) -> dict[str, Any] | None:
+    def mark(self) -> Json | None:
         """How far the log has come, for a checkpoint; the time spent is brought up to date."""
         self.progress.seconds = self.before + time.monotonic() - self.started
         return self.journal.sync() if self.journal else None
@@ -227,7 +227,7 @@ def _check_room(
     log(f"kept walks: up to {config.distill.kept} batches, {size / 1e9:.2g} GB, in checkpoints too")
 
 
-def take_up(data: Prompts, position: dict[str, Any], folder: Path) -> None:
+def take_up(data: Prompts, position: Json, folder: Path) -> None:
     """Let a data set go on from a position that a checkpoint holds."""
     try:
         data.load(position)
@@ -285,7 +285,7 @@ def prefetcher_of(
 
 
 def open_log(
-    config: Run, ranks: Ranks, folder: Path, step: int, log: Callable[[str], None], mark: dict[str, Any] | None
+    config: Run, ranks: Ranks, folder: Path, step: int, log: Callable[[str], None], mark: Json | None
 ) -> Log | None:
     """The log of a run that stands at iteration `step`, and its tracker, on the first process."""
     opened = list[Log]()

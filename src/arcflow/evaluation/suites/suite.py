@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+from arcflow.system.text import Json
 from arcflow.world.scene import FIRST_SEED, HELD_OUT, held_out, parse
 
 T = TypeVar("T")
@@ -146,7 +147,7 @@ def read_lines(path: Path) -> list[tuple[int, str]]:
         return [(place, line.strip()) for place, line in enumerate(stream, 1) if line.strip()]
 
 
-def read_records(path: Path) -> list[dict[str, Any]]:
+def read_records(path: Path) -> list[Json]:
     """The objects in the lines of a file. Raises ValueError with the line that is none."""
     found = []
     for place, line in read_lines(path):
