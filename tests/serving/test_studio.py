@@ -1,17 +1,24 @@
 """What a studio is made of, and what decides an image in it."""
 
+import json
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+import arcflow
 from arcflow import student
+from arcflow.families import WAN
 from arcflow.sampling import open as opening
+from arcflow.sampling.generate import generate
 from arcflow.serving import studio as studios
 from arcflow.serving.images import within
 from arcflow.serving.order import Order, Piece
 from arcflow.serving.studio import Setup, Studio, Texts, Watch
 from arcflow.student.adapter import save_adapter
+from tests.support.families import MORE
 from tests.support.pipelines import SIDE, fresh, perturb
 
 
@@ -71,6 +78,44 @@ def test_what_is_read_beside_the_text_is_no_larger_than_what_is_drawn():
     picture = Image.new("LA", (400, 100))
     assert within(picture, 64 * 64).size == (128, 32)
     assert within(picture, 10**6).size == (400, 100) and within(picture, 10**6).mode == "RGB"
+
+
+@pytest.mark.parametrize("name", ["sd3", "z_image", "krea2", "ovis_image"])
+def test_the_newer_families_are_served_as_they_are_sampled(name, tmp_path, monkeypatch):
+    """The server's image is that of the stock pipeline; guided, too, and an image on the way is one."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        pipe = MORE[name]()
+    pipe.transformer.save_pretrained(tmp_path / "base/transformer")
+    told = {"_class_name": type(pipe).__name__, "transformer": ["diffusers", type(pipe.transformer).__name__]}
+    (tmp_path / "base/model_index.json").write_text(json.dumps(told))
+    net = student.build(fresh(pipe).transformer, modes=4, rank=2)
+    perturb(net)
+    adapter = save_adapter(net, tmp_path / "adapter")
+    served = fresh(pipe)
+    monkeypatch.setattr(opening.Setup, "base", lambda self: served)
+    monkeypatch.setattr(studios, "size_of", lambda *asked: (SIDE, SIDE))
+    studio = Studio(Setup(model=str(tmp_path / "base"), adapters={"two": str(adapter)}, device="cpu", max_batch=2))
+    arcflow.attach(pipe, adapter, guidance=True, fuse=True)
+    prompts = ["a red cube", "two blue ball"]
+    for scale in (None, 3.0):
+        order = Order(height=SIDE, width=SIDE, steps=2, model="two", negative=scale)
+        shown = []
+        pieces = [Piece(prompt=prompt, seed=seed, negative="a ball") for seed, prompt in enumerate(prompts)]
+        together = studio.draw(
+            order, pieces, Watch(partial={1: lambda step, image, shown=shown: shown.append(image.shape)})
+        )
+        assert shown == ([] if name == "z_image" else [(SIDE, SIDE, 3)])
+        how = {} if scale is None else {"negative": "a ball", "true_cfg": scale}
+        for piece, drawn in zip(pieces, together, strict=True):
+            alone = generate(pipe, [piece.prompt], [piece.seed], steps=2, height=SIDE, width=SIDE, **how)
+            assert np.abs(alone.images[0].astype(int) - drawn.image).max() <= 1
+
+
+def test_a_video_is_not_served(setup, monkeypatch):
+    monkeypatch.setattr(studios, "settle", lambda *asked: replace(opening.settle(*asked), family=WAN))
+    with pytest.raises(ValueError, match="draws videos, and the server draws images: .*arcflow sample --frames"):
+        Studio(setup)
 
 
 def test_a_family_that_is_not_served_is_refused_before_it_is_loaded(setup, monkeypatch):

@@ -24,7 +24,8 @@ from torch import Tensor, nn
 
 from arcflow import config
 from arcflow.families import family_of, network
-from arcflow.families.conditioning import Cond
+from arcflow.families.conditioning import Cond, masked
+from arcflow.families.family import Family
 from arcflow.families.fit import fitted
 from arcflow.sampling.attach import attach, detach
 from arcflow.sampling.generate import euler
@@ -58,8 +59,9 @@ READS_IMAGES = ("Kontext", "Edit", "Flux2")
 """In the names of pipelines that read images beside the text."""
 
 
-SERVED = ("flux", "flux2", "qwen_image")
-"""Families whose pipelines give latents as tokens and embed text as `EMBEDDINGS` says."""
+SERVED = ("flux", "flux2", "qwen_image", "sd3", "z_image", "krea2", "ovis_image")
+"""Families whose pipelines call back after every step, and take embedded text as `EMBEDDINGS` says, or as a list where
+they know no mask."""
 
 LENGTH = 64
 """Text that is padded to the longest of its batch (Qwen-Image's) is padded to multiples of this instead, and drawn with
@@ -192,6 +194,11 @@ class Studio:
         self.base = next(iter(settled.values()))
         if self.base.fit == "group" and len(settled) > 1:
             raise ValueError("--fit group holds every layer by a hook of its own, so adapters cannot change: serve one")
+        if self.base.family.video:
+            raise ValueError(
+                f"{setup.model} draws videos, and the server draws images: expected one of {', '.join(SERVED)}; draw "
+                f"it with arcflow sample --frames"
+            )
         if self.base.family.name not in SERVED:
             raise ValueError(
                 f"{setup.model} is of the family {self.base.family.name!r}, which the server does not draw yet: "
@@ -305,7 +312,7 @@ class Studio:
                 batch=len(pieces),
                 calls=calls,
                 text_tokens=tokens,
-                image_tokens=latents.shape[1],
+                image_tokens=self._tokens(latents).shape[1],
             )
             for image in images
         ]
@@ -355,12 +362,12 @@ class Studio:
         texts: Sequence[tuple[Cond, ...]],
         width: int,
         watch: Watch,
-    ) -> tuple[Float[Tensor, "width tokens channels"], int, float]:
+    ) -> tuple[Float[Tensor, "width *tokens size"], int, float]:
         """Latents, the calls that they took, and the seconds that went into images on the way."""
         pieces = [*pieces, *[pieces[-1]] * (width - len(pieces))]
         texts = [*texts, *[texts[-1]] * (width - len(texts))]
         last = list[Tensor]()
-        glimpse = _Glimpse()
+        glimpse = _Glimpse(self.family)
         spent = 0.0
 
         def after(
@@ -372,7 +379,8 @@ class Studio:
                 raise Gone
             if watch.partial and glimpse.clean is not None and glimpse.steps_left(pipe, step):
                 start = now()
-                clean = glimpse.clean[:, : tensors["latents"].shape[1]]
+                # a batch that is doubled for guidance has the prompt's own half last
+                clean = glimpse.clean[-len(tensors["latents"]) :, : tensors["latents"].shape[1]]
                 for place, show in watch.partial.items():
                     show(step + 1, self._decode(pipe, clean[place : place + 1], order))
                 spent += now() - start
@@ -397,7 +405,11 @@ class Studio:
         return last[0], glimpse.calls, spent
 
     def _decode(self, pipe: DiffusionPipeline, latents: Tensor, order: Order) -> UInt8[np.ndarray, "height width 3"]:
-        return network.decode(pipe, latents.clone(), order.height, order.width)[0]
+        return network.decode(pipe, self._tokens(latents).clone(), order.height, order.width)[0]
+
+    def _tokens(self, latents: Tensor) -> Float[Tensor, "batch tokens channels"]:
+        """Latents of a pipeline, which some have as images."""
+        return latents if latents.ndim == 3 else network.unfolded(latents, self.family.patch_of(self.pipe.transformer))
 
     # --- words
 
@@ -414,9 +426,13 @@ class Studio:
         if order.task == "edit":  # its encoder may read the images too
             negative = {} if order.negative is None else {"negative_prompt": pieces[0].negative}
             return {"prompt": pieces[0].prompt, **negative}
-        words: Words = {}
+        # some pipelines have an empty text there, which would stand beside the embeddings
+        words: Words = {"negative_prompt": None} if "negative_prompt" in _known(self.pipe) else {}
         for which, before in enumerate(("", "negative_")[: len(texts[0])]):
             conds = [text[which] for text in texts]
+            if "encoder_hidden_states_mask" in conds[0] and "prompt_embeds_mask" not in _known(self.pipe):
+                words[f"{before}prompt_embeds"] = [row for cond in conds for row in masked(cond)]
+                continue
             words |= {before + EMBEDDINGS[name]: torch.cat([cond[name] for cond in conds]) for name in conds[0]}
         return words
 
@@ -495,19 +511,21 @@ class Studio:
 class _Glimpse:
     """A forward hook that keeps what the image would be if the path went straight on from here."""
 
-    def __init__(self) -> None:
+    def __init__(self, family: Family) -> None:
+        self.family = family
         self.clean: Tensor | None = None
         self.calls = 0
 
     def __call__(
-        self, module: nn.Module, args: tuple[object, ...], kwargs: Mapping[str, object], output: Sequence[Tensor]
+        self, module: nn.Module, args: tuple[object, ...], kwargs: Mapping[str, object], output: Sequence[object]
     ) -> None:
         self.calls += 1
         if self.clean is None:  # a second call in a step is the negative prompt's
-            x, time = kwargs["hidden_states"], kwargs["timestep"]
-            assert isinstance(x, Tensor) and isinstance(time, Tensor)
-            velocity = output[0].float()
-            sigma = time.float().reshape(-1, 1, 1)
+            x, time, velocity = kwargs.get("hidden_states"), kwargs.get("timestep"), output[0]
+            if not isinstance(x, Tensor) or not isinstance(time, Tensor) or not isinstance(velocity, Tensor):
+                return  # a network that takes a list: nothing is shown on the way
+            velocity, (start, slope) = self.family.sign * velocity.float(), self.family.time
+            sigma = ((time.float() - start) / slope).reshape(-1, *[1] * (x.ndim - 1))
             self.clean = x.float()[:, : velocity.shape[1]] - sigma * velocity
 
     def steps_left(self, pipe: DiffusionPipeline, step: int) -> bool:
@@ -554,7 +572,7 @@ def _guided(pipe: DiffusionPipeline, order: Order) -> dict[str, float]:
             guided["guidance_scale"] = order.guidance
     elif order.guidance is not None or "negative_prompt_embeds" in known:
         scale = order.negative if order.negative is not None else order.guidance
-        guided["guidance_scale"] = 1.0 if scale is None else scale
+        guided["guidance_scale"] = family_of(pipe.transformer).off if scale is None else scale
     return guided
 
 
