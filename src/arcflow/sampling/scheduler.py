@@ -224,9 +224,9 @@ class ArcFlowScheduler(SchedulerMixin, ConfigMixin):
         return 0 if timestep is None else self._found(timestep)
 
     def _found(self, timestep: float | Tensor) -> int | None:
-        at = float(torch.as_tensor(timestep).flatten()[0])
-        apart = (self.timesteps.cpu() - at).abs()
-        index = int(apart.argmin())
+        at = float(timestep.flatten()[0] if isinstance(timestep, Tensor) else timestep)
+        apart = [abs(t - at) for t in self.timesteps.tolist()]
+        index = min(range(len(apart)), key=apart.__getitem__)
         return index if apart[index] <= ROUNDING * at else None
 
     def _closed(self, values: np.ndarray, name: str) -> Tensor:

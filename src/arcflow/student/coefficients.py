@@ -37,11 +37,16 @@ class CoefficientHead(nn.Module):
             for parameter in self.parameters():
                 parameter.zero_()
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the weights."""
+        return self.bends.weight.dtype
+
     def forward(
         self, features: Float[Tensor, "*batch features"], straight: Float[Tensor, "*batch width"]
     ) -> Float[Tensor, "*batch packed"]:
         """All coefficients on the last axis, the first, `straight`, in front; float32."""
-        return torch.cat([straight.to(self.bends.weight.dtype), self.bends(features)], -1)
+        return torch.cat([straight.to(self.dtype), self.bends(features)], -1)
 
     def mean_velocity(
         self,

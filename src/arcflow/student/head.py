@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from arcflow import paper
 from arcflow.momentum import unpack
-from arcflow.portable import BLOCK, contract, phi
+from arcflow.portable import BLOCK, phi
 
 
 class Affine(nn.Module):
@@ -62,6 +62,11 @@ class MomentumHead(nn.Module):
         self.logweights = Affine(features, modes * pixels, device=device)
         self.loggamma = Affine(features, (modes - 1) * pixels, device=device)
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the weights."""
+        return self.means.weight.dtype
+
     @classmethod
     def from_linear(
         cls, base: nn.Linear, modes: int, pixels: int = 4, generator: torch.Generator | None = None
@@ -104,19 +109,26 @@ class PackedHead(nn.Module):
     """A `MomentumHead` as one product, not trainable.
 
     Its outputs stand as a step wants them: v_0, what the other velocities differ from it (so that equal ones come out
-    equal), then gates and momentum factors with the modes last.
+    equal), gates and momentum factors. The first mode has a factor too, of logarithm 0 whatever the features, so that
+    all modes are weighed in one go.
     """
 
     def __init__(self, head: MomentumHead) -> None:
         super().__init__()
         self.modes, self.pixels = head.modes, head.pixels
-        self.sizes = (head.width, (head.modes - 1) * head.width, head.modes * head.pixels)
+        every = head.modes * head.pixels
+        self.sizes = (head.width, (head.modes - 1) * head.width, every, every)
         weight, bias = (self._rows(head, name) for name in ("weight", "bias"))
         self.all = Affine(weight.shape[1], weight.shape[0], device=weight.device).to(weight.dtype)
         with torch.no_grad():
             self.all.weight.copy_(weight)
             self.all.bias.copy_(bias)
         self.requires_grad_(False)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the weights."""
+        return self.all.weight.dtype
 
     @staticmethod
     def _rows(head: MomentumHead, name: str) -> Tensor:
@@ -125,41 +137,38 @@ class PackedHead(nn.Module):
             getattr(part, name).detach() for part in (head.means, head.logweights, head.loggamma)
         )
         v = means.unflatten(0, (head.modes, head.width))
-        logits = logits.unflatten(0, (head.modes, head.pixels)).transpose(0, 1)
-        log_gamma = log_gamma.unflatten(0, (head.modes - 1, head.pixels)).transpose(0, 1)
-        return torch.cat([v[0], (v[1:] - v[0]).flatten(0, 1), logits.flatten(0, 1), log_gamma.flatten(0, 1)])
-
-    def _parts(self, features: Float[Tensor, "*batch features"]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """v_0 (*batch, D), differences (*batch, K - 1, D), logits (*batch, P, K), log factors (*batch, P, K - 1)."""
-        outputs = self.all(features)
-        first, differences, logits, log_gamma = outputs.split([*self.sizes, outputs.shape[-1] - sum(self.sizes)], -1)
-        return (
-            first,
-            differences.unflatten(-1, (self.modes - 1, first.shape[-1])),
-            logits.unflatten(-1, (self.pixels, self.modes)),
-            log_gamma.unflatten(-1, (self.pixels, self.modes - 1)),
-        )
+        none = torch.zeros_like(logits[: head.pixels])
+        return torch.cat([v[0], (v[1:] - v[0]).flatten(0, 1), logits, none, log_gamma])
 
     def forward(self, features: Float[Tensor, "*batch features"]) -> Float[Tensor, "*batch packed"]:
-        first, differences, logits, log_gamma = self._parts(features)
-        others = (differences + first[..., None, :]).flatten(-2)
-        return torch.cat([first, others, logits.mT.flatten(-2), log_gamma.mT.flatten(-2)], -1)
+        outputs = self._outputs(features.reshape(-1, features.shape[-1]))
+        first, differences, logits, log_gamma = outputs.t().reshape(*features.shape[:-1], -1).split(self.sizes, -1)
+        others = (differences.unflatten(-1, (self.modes - 1, self.sizes[0])) + first[..., None, :]).flatten(-2)
+        return torch.cat([first, others, logits, log_gamma[..., self.pixels :]], -1)
 
     def mean_velocity(
         self, features: Float[Tensor, "*batch features"], span: Float[Tensor, ""]
     ) -> Float[Tensor, "*batch width"]:
         """Mean velocity over a step of length `span`. On a CPU it goes by blocks of tokens, which fit its cache."""
-        rows = features.unsqueeze(0).flatten(0, -2)
-        blocks = rows.split(BLOCK) if rows.device.type == "cpu" else (rows,)
-        return torch.cat([self._mean(block, span) for block in blocks]).view(*features.shape[:-1], -1)
+        rows = features.reshape(-1, features.shape[-1])
+        if rows.device.type == "cpu" and len(rows) > BLOCK:
+            mean = torch.cat([self._mean(block, span) for block in rows.split(BLOCK)], -1)
+        else:
+            mean = self._mean(rows, span)
+        return mean.t().contiguous().view(*features.shape[:-1], self.sizes[0])
 
-    def _mean(self, rows: Float[Tensor, "tokens features"], span: Float[Tensor, ""]) -> Float[Tensor, "tokens width"]:
-        first, differences, logits, log_gamma = self._parts(rows)
-        dtype = torch.promote_types(first.dtype, torch.float32)
-        gates = logits.to(dtype).softmax(-1)
-        bent = gates[..., 1:] * phi(log_gamma.to(dtype) * span)
-        total = (gates[..., 0] + bent.sum(-1))[:, None]
-        return contract(total, bent, first.to(dtype), differences.to(dtype)).flatten(-2)
+    def _outputs(self, rows: Float[Tensor, "tokens features"]) -> Float[Tensor, "outputs tokens"]:
+        return torch.addmm(self.all.bias[:, None], self.all.weight, rows.t())
+
+    def _mean(self, rows: Float[Tensor, "tokens features"], span: Float[Tensor, ""]) -> Float[Tensor, "width tokens"]:
+        """With the tokens last, so that what is weighed lies together: in a fourth less time than with them first."""
+        outputs = self._outputs(rows)
+        outputs = outputs.to(torch.promote_types(outputs.dtype, torch.float32))
+        first, differences, logits, log_gamma = outputs.split(self.sizes)
+        modes, pixels, channels = self.modes, self.pixels, self.sizes[0] // self.pixels
+        w = logits.view(modes, pixels, -1).softmax(0) * phi(log_gamma.view(modes, pixels, -1) * span)
+        bent = (w[1:, None] * differences.view(modes - 1, channels, pixels, len(rows))).sum(0)
+        return torch.addcmul(bent, first.view(channels, pixels, -1), w.sum(0)).flatten(0, 1)
 
 
 def start_gains(modes: int) -> Float[Tensor, " modes_less_one"]:

@@ -92,12 +92,17 @@ class Tuned(nn.Linear):
         """The base's."""
         return self.frozen.bias
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the tuned weights."""
+        return self.tuned.weight.dtype  # type: ignore[return-value]
+
     def forward(self, input: Tensor) -> Tensor:
         if self.teacher:
             return self.frozen(input)
         # the twin is float32 also over a bfloat16 base, and gives float32 to what follows
         with as_wide_as_it_is(input):
-            return self.tuned(input.to(next(self.tuned.parameters()).dtype))
+            return self.tuned(input.to(self.dtype))
 
     def named_modules(
         self, memo: set[nn.Module] | None = None, prefix: str = "", remove_duplicate: bool = True
@@ -132,6 +137,8 @@ def as_wide_as_it_is(like: Tensor) -> AbstractContextManager[object]:
     """Without autocast: the student's own weights are float32, and its path is integrated in float32."""
     if like.is_meta:  # shapes alone, for which there is no autocast
         return nullcontext()
+    if not torch.compiler.is_compiling() and not torch.is_autocast_enabled(like.device.type):
+        return nullcontext()  # a quarter of the time
     return torch.autocast(like.device.type, enabled=False)
 
 
@@ -151,11 +158,16 @@ class Head(Tuned):
         self.whole: MomentumHead | CoefficientHead | None = None
         """The trainable head, while a faster one stands in for it."""
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the tuned weights."""
+        return self.tuned.dtype  # type: ignore[return-value]
+
     def forward(self, input: Tensor) -> Tensor:
         if self.teacher:
             return self.frozen(input)
         head: MomentumHead | PackedHead = self.tuned  # type: ignore[assignment]
-        features = input.to(next(head.parameters()).dtype)
+        features = input.to(self.dtype)
         with as_wide_as_it_is(features):
             if not self.integrates:
                 return self._kept(head(features))
@@ -192,7 +204,7 @@ class BentHead(Head):
         if self.teacher:
             return straight
         head: CoefficientHead = self.tuned  # type: ignore[assignment]
-        features = input.to(head.bends.weight.dtype)
+        features = input.to(self.dtype)
         with as_wide_as_it_is(features):
             if self.integrates:
                 return head.mean_velocity(features, straight, *heard(features))
@@ -225,6 +237,10 @@ class _Extras(nn.Module):
     """Holds the LoRA of the Linears of a block."""
 
 
+Place = tuple[nn.Module | None, str, nn.Module]
+"""A module, its name, and what it is in; None for the network itself, which nothing of a student holds."""
+
+
 @dataclass
 class State:
     """What a student consists of; hangs on its transformer as `_arcflow`."""
@@ -249,6 +265,8 @@ class State:
     attentions: list[nn.Module] = field(default_factory=list)
     """Attentions whose Linears, with a LoRA, can be joined."""
     fused: bool = False
+    places: list[Place] = field(default_factory=list)
+    """Where all of it was when it was last looked at part by part: still there, it is whole."""
     trainable_before: list[nn.Parameter] = field(default_factory=list)
     training_before: bool = False
 
@@ -276,6 +294,7 @@ def put_on(transformer: nn.Module, state: State) -> None:
     names = [name.rpartition(".")[0] for name in state.lows]
     around = (transformer.get_submodule(name) for name in dict.fromkeys(names))
     state.attentions = [module for module in around if hasattr(module, "fuse_projections")]
+    state.places = []
     transformer._arcflow = state  # type: ignore[assignment]
     transformer.register_forward_pre_hook(_watch, with_kwargs=True)
     norm = _norm_of(transformer, state.family)
@@ -369,10 +388,11 @@ def _widened(
     norm: nn.Module, inputs: tuple[object, ...], named: dict[str, object]
 ) -> tuple[tuple[object, ...], dict[str, object]]:
     """Before the norm: its inputs in the dtype of the tuned weights, as these are wider than the base's."""
-    tuned = next((module for module in norm.modules() if isinstance(module, Tuned)), None)
+    tuned = next((module for module in norm._modules.values() if isinstance(module, Tuned)), None)
+    tuned = tuned or next((module for module in norm.modules() if isinstance(module, Tuned)), None)
     if tuned is None or tuned.teacher:
         return inputs, named
-    dtype = next(tuned.tuned.parameters()).dtype
+    dtype = tuned.dtype
     return tuple(_cast(x, dtype) for x in inputs), {name: _cast(x, dtype) for name, x in named.items()}
 
 
@@ -628,6 +648,11 @@ def _check_head_free(transformer: nn.Module, head: str) -> None:
 
 def _check_whole(transformer: nn.Module, state: State) -> None:
     """What was put on is still there, and nothing was merged in a place where the student has weights of its own."""
+    if state.places and all(
+        (transformer if around is None else around)._modules.get(name) is module
+        for around, name, module in state.places
+    ):
+        return
     gone = [name for name, low in state.lows.items() if low not in _lows_of(base_linear(transformer, name))]
     gone += [name for name, tuned in state.tuned.items() if tuned is not _under_lora(module_of(transformer, name))]
     if gone:
@@ -641,6 +666,24 @@ def _check_whole(transformer: nn.Module, state: State) -> None:
             f"a LoRA is merged into {few(merged)}, where the student has weights of its own: it would not be seen. "
             f"Call pipe.unfuse_lora() and draw with it unmerged, or merge it before arcflow.attach."
         )
+    state.places = _places(transformer, state)
+
+
+def _places(transformer: nn.Module, state: State) -> list[Place]:
+    """Every step of the way to what the student consists of; none while a user's LoRA lies around one of its own
+    Linears, which may be merged at any time."""
+    if any(isinstance(module_of(transformer, name), BaseTunerLayer) for name in state.tuned):
+        return []
+    places: dict[tuple[int, str], Place] = {}
+    for name in (*state.lows, *state.tuned):
+        module = transformer
+        for part in name.split("."):
+            around, module = module, module_of(module, part)
+            places[id(around), part] = (None if around is transformer else around, part, module)
+        while isinstance(module, BaseTunerLayer):
+            around, module = module, _inside(module)
+            places[id(around), "base_layer"] = (around, "base_layer", module)
+    return list(places.values())
 
 
 def _lows_of(linear: nn.Module) -> tuple[LowRank | None, ...]:

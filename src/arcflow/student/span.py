@@ -81,7 +81,7 @@ class Meant:
     def level(self, timestep: Tensor) -> float:
         """Noise level of a call. Of a time for each token it is the greatest: parts of a video may be clean already."""
         start, rate = self.time
-        return float(((timestep.float() - start) / rate).max())
+        return (float(timestep.max() if rate > 0 else timestep.min()) - start) / rate
 
 
 def announce(steps: Steps) -> None:
@@ -213,4 +213,5 @@ def heard(features: Tensor) -> tuple[Tensor, Tensor]:
     else:
         numbers = THREAD.step
         assert numbers is not None, "the head of a student was called without its network"
-    return numbers[0], numbers[1]
+    span, start = numbers.unbind()
+    return span, start
