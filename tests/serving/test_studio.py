@@ -16,7 +16,8 @@ from arcflow.sampling.generate import generate
 from arcflow.serving import studio as studios
 from arcflow.serving.images import within
 from arcflow.serving.order import Order, Piece
-from arcflow.serving.studio import Setup, Studio, Texts, Watch
+from arcflow.serving.studio import Setup, Studio, Watch
+from arcflow.serving.texts import Texts
 from arcflow.student.adapter import save_adapter
 from tests.support.families import MORE
 from tests.support.pipelines import SIDE, fresh, perturb

@@ -13,7 +13,8 @@ from arcflow.serving.app import Limits, create_app
 from arcflow.serving.engine import Engine
 from arcflow.serving.host import Server
 from arcflow.serving.order import Drawn, Order, Piece
-from arcflow.serving.studio import Gone, Offer, Setup, Studio, Texts, Watch
+from arcflow.serving.studio import Gone, Offer, Setup, Studio, Watch
+from arcflow.serving.texts import Texts
 
 OFFER = Offer(
     model="toy",

@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from PIL import Image
 
 from arcflow.serving import schema
+from arcflow.serving.arguments import taken
 from arcflow.serving.engine import Engine, NotReady
 from arcflow.serving.errors import Refused
 from arcflow.serving.images import fitted, holes, within
 from arcflow.serving.order import Order, Piece, Task
-from arcflow.serving.studio import TEACHER, Offer, taken
+from arcflow.serving.studio import TEACHER, Offer
 
 NEGATIVE = 2.0
 """Guidance against a negative prompt, where a request does not say."""

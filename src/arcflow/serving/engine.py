@@ -24,7 +24,8 @@ from jaxtyping import UInt8
 
 from arcflow.serving.metrics import Metrics
 from arcflow.serving.order import Drawn, Order, Piece
-from arcflow.serving.studio import TEACHER, Gone, Offer, Texts, Watch
+from arcflow.serving.studio import TEACHER, Gone, Offer, Watch
+from arcflow.serving.texts import Texts
 
 LOGGER = logging.getLogger(__name__)
 

@@ -8,9 +8,6 @@ One thread may use a studio, the one that opened it.
 """
 
 import copy
-import inspect
-import math
-from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
@@ -22,7 +19,7 @@ from diffusers import DiffusionPipeline
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
-from arcflow import config
+from arcflow import config, paper
 from arcflow.families import family_of, network
 from arcflow.families.conditioning import Cond, masked
 from arcflow.families.family import Family
@@ -31,7 +28,9 @@ from arcflow.sampling.attach import attach, detach
 from arcflow.sampling.generate import euler
 from arcflow.sampling.open import SHIPPED, settle, size_of
 from arcflow.sampling.options import Drawing, Machine, Subject
+from arcflow.serving.arguments import Words, guidance_of, inputs_of, known_to
 from arcflow.serving.order import Drawn, Order, Piece, Task
+from arcflow.serving.texts import Lengths, Texts, lengths_of, rounded, together
 from arcflow.serving.widths import agreeing, padded
 from arcflow.student import views
 from arcflow.student.record import AdapterInfo
@@ -39,8 +38,6 @@ from arcflow.system.timing import now
 
 TEACHER = "teacher"
 """Name of the base without a student."""
-
-TEACHER_STEPS = 50
 
 PARTS = ("text", "transformer", "vae")
 """Of an image's time."""
@@ -62,19 +59,6 @@ READS_IMAGES = ("Kontext", "Edit", "Flux2")
 SERVED = ("flux", "flux2", "qwen_image", "sd3", "z_image", "krea2", "ovis_image")
 """Families whose pipelines call back after every step, and take embedded text as `EMBEDDINGS` says, or as a list where
 they know no mask."""
-
-LENGTH = 64
-"""Text that is padded to the longest of its batch (Qwen-Image's) is padded to multiples of this instead, and drawn with
-its like alone: an image shall not depend on how long others' prompts are."""
-
-Lengths = tuple[int, ...]
-"""Tokens of a prompt, and of the negative one if there is any."""
-
-Styles = tuple[tuple[str, float], ...]
-"""Names and strengths of LoRAs."""
-
-Words = dict[str, object]
-"""What a pipeline is told by name; each takes words of its own."""
 
 
 class Gone(Exception):
@@ -135,34 +119,6 @@ class Watch:
         """The same for some of the batch."""
         partial = {new: self.partial[old] for new, old in enumerate(places) if old in self.partial}
         return Watch(wanted=self.wanted, partial=partial)
-
-
-class Texts:
-    """Encoded prompts, the ones used last; bounded in bytes."""
-
-    def __init__(self, megabytes: int) -> None:
-        self.limit, self.bytes = megabytes << 20, 0
-        self.hits, self.misses = 0, 0
-        self.kept = OrderedDict[tuple[str, Styles], Cond]()
-
-    def of(self, prompt: str, encode: Callable[[str], Cond], styles: Styles = ()) -> Cond:
-        """What the text encoders make of a prompt; a style may be on them too."""
-        key = (prompt, styles)
-        if key in self.kept:
-            self.hits += 1
-            self.kept.move_to_end(key)
-            return self.kept[key]
-        self.misses += 1
-        cond = encode(prompt)
-        self.kept[key] = cond
-        self.bytes += _bytes(cond)
-        while self.bytes > self.limit and len(self.kept) > 1:
-            self.bytes -= _bytes(self.kept.popitem(last=False)[1])
-        return cond
-
-
-def _bytes(cond: Cond) -> int:
-    return sum(tensor.nbytes for tensor in cond.values())
 
 
 class Studio:
@@ -246,14 +202,14 @@ class Studio:
         return Offer(
             model=self.setup.model,
             models=(*self.paths, TEACHER),
-            steps={**steps, TEACHER: TEACHER_STEPS},
+            steps={**steps, TEACHER: paper.TEACHER_STEPS},
             guidance={**guidance, TEACHER: None},
             styles=tuple(self.setup.styles),
             height=height,
             width=width,
             multiple=2 * self.pipe.vae_scale_factor,
             tasks=tasks,
-            negative="negative_prompt_embeds" in _known(self.pipe),
+            negative="negative_prompt_embeds" in known_to(self.pipe),
         )
 
     # --- one batch
@@ -270,7 +226,7 @@ class Studio:
             start = now()
             texts = [() if order.task == "edit" else self._texts(order, piece) for piece in pieces]
             spent = (now() - start) / len(pieces)
-            for alike in _alike(texts):
+            for alike in together(texts):
                 widths = self._widths(plain, order, pieces[alike[0]], texts[alike[0]])
                 for first in range(0, len(alike), widths[-1]):
                     places = alike[first : first + widths[-1]]
@@ -343,7 +299,7 @@ class Studio:
         """Batch sizes for orders of this shape and text of this length, tried out when the first one comes."""
         if order.task == "edit" or self._most(order) == 1:
             return (1,)
-        key = (_shape(order), _lengths(text))
+        key = (_shape(order), lengths_of(text))
         if key not in self.widths:
             steps = 1 if order.model == TEACHER else min(order.steps, 2)
             base = replace(order, task="generate", steps=steps, strength=1.0)
@@ -397,8 +353,8 @@ class Studio:
                 output_type="latent",
                 callback_on_step_end=after,
                 **self._words(order, pieces, texts),
-                **_guided(pipe, order),
-                **_inputs(pipe, order, pieces),
+                **guidance_of(pipe, order),
+                **inputs_of(pipe, order, pieces),
             )
         finally:
             hook.remove()
@@ -417,7 +373,7 @@ class Studio:
         """Conditioning of the prompt, and of the negative one if there is any."""
 
         def encode(prompt: str) -> Cond:
-            return _rounded(network.encode_text(self.pipe, [prompt]))
+            return rounded(network.encode_text(self.pipe, [prompt]))
 
         wanted = [piece.prompt] if order.negative is None else [piece.prompt, piece.negative]
         return tuple(self.texts.of(prompt, encode, order.styles) for prompt in wanted)
@@ -427,10 +383,10 @@ class Studio:
             negative = {} if order.negative is None else {"negative_prompt": pieces[0].negative}
             return {"prompt": pieces[0].prompt, **negative}
         # some pipelines have an empty text there, which would stand beside the embeddings
-        words: Words = {"negative_prompt": None} if "negative_prompt" in _known(self.pipe) else {}
+        words: Words = {"negative_prompt": None} if "negative_prompt" in known_to(self.pipe) else {}
         for which, before in enumerate(("", "negative_")[: len(texts[0])]):
             conds = [text[which] for text in texts]
-            if "encoder_hidden_states_mask" in conds[0] and "prompt_embeds_mask" not in _known(self.pipe):
+            if "encoder_hidden_states_mask" in conds[0] and "prompt_embeds_mask" not in known_to(self.pipe):
                 words[f"{before}prompt_embeds"] = [row for cond in conds for row in masked(cond)]
                 continue
             words |= {before + EMBEDDINGS[name]: torch.cat([cond[name] for cond in conds]) for name in conds[0]}
@@ -537,60 +493,3 @@ def _shape(order: Order) -> Order:
     styles = tuple((name, 1.0) for name, _ in order.styles)
     negative = None if order.negative is None else 1.0
     return replace(order, task="generate", steps=1, strength=1.0, styles=styles, negative=negative, guidance=None)
-
-
-def _known(pipe: DiffusionPipeline) -> Mapping[str, inspect.Parameter]:
-    return inspect.signature(type(pipe).__call__).parameters
-
-
-def _rounded(cond: Cond) -> Cond:
-    """Text of any length, with a mask, padded to the next multiple of `LENGTH`; always by one token at least, for a
-    network without a masked token takes no mask. Text of the family's one length stays as it is."""
-    mask = cond.get("encoder_hidden_states_mask")
-    if mask is None:
-        return cond
-    more = LENGTH - mask.shape[1] % LENGTH
-    return {name: nn.functional.pad(row, (0, 0) * (row.ndim - 2) + (0, more)) for name, row in cond.items()}
-
-
-def _lengths(text: tuple[Cond, ...]) -> Lengths:
-    return tuple(cond["encoder_hidden_states"].shape[1] for cond in text)
-
-
-def _alike(texts: Sequence[tuple[Cond, ...]]) -> list[list[int]]:
-    """Places of the texts, those of equal lengths together."""
-    lengths = [_lengths(text) for text in texts]
-    return [[place for place, length in enumerate(lengths) if length == one] for one in dict.fromkeys(lengths)]
-
-
-def _guided(pipe: DiffusionPipeline, order: Order) -> dict[str, float]:
-    """Guidance, as the pipeline wants to be told."""
-    known, guided = _known(pipe), dict[str, float]()
-    if "true_cfg_scale" in known:
-        guided["true_cfg_scale"] = 1.0 if order.negative is None else order.negative
-        if order.guidance is not None:
-            guided["guidance_scale"] = order.guidance
-    elif order.guidance is not None or "negative_prompt_embeds" in known:
-        scale = order.negative if order.negative is not None else order.guidance
-        guided["guidance_scale"] = family_of(pipe.transformer).off if scale is None else scale
-    return guided
-
-
-def _inputs(pipe: DiffusionPipeline, order: Order, pieces: Sequence[Piece]) -> Words:
-    """Images and masks of the pieces."""
-    if order.task == "generate":
-        return {}
-    if order.task == "edit":
-        known = _known(pipe)
-        fixed = {"max_area": order.height * order.width, "_auto_resize": False} if "_auto_resize" in known else {}
-        images = list(pieces[0].images)
-        return {"image": images if len(images) > 1 else images[0], **fixed}
-    given: Words = {"image": [piece.images[0] for piece in pieces], "strength": order.strength}
-    if order.task == "inpaint":
-        given["mask_image"] = [piece.mask for piece in pieces]
-    return given
-
-
-def taken(order: Order) -> int:
-    """Steps that are taken of those of the grid, when an image starts from less than all noise."""
-    return order.steps - max(math.floor(order.steps - min(order.steps * order.strength, order.steps)), 0)
