@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from tyro.conf import Positional, subcommand
 
+from arcflow import paper
 from arcflow.config import Device
 from arcflow.world.scene import FIRST_SEED, held_out
 
@@ -38,7 +39,7 @@ class Render:
         with owned(self.out, "renders"):
             for i, prompt in enumerate(sample_prompts(self.count, self.seed, split=self.split)):
                 file, image = f"{i:05d}.png", Image.fromarray(render(sample_scene(prompt, rng)))
-                files.write_atomic(self.out / file, lambda draft, image=image: image.save(draft, format="PNG"))
+                files.write_image(self.out / file, image)
                 lines.append({"file": file, "prompt": prompt.text, "skill": prompt.skill})
             files.write_lines(self.out / "manifest.jsonl", lines)
         print(f"{self.count} images in {self.out}")
@@ -94,7 +95,7 @@ class Score:
     """A teacher's folder; by default the shipped one."""
     count: int = 1024
     """Held-out captions, the skills in turn."""
-    steps: int = 50
+    steps: int = paper.TEACHER_STEPS
     """Network calls per image."""
     device: Device = "auto"
     """Where to compute; auto takes cuda, then mps, then cpu."""

@@ -130,8 +130,7 @@ def bench_reference(plan: Plan, bench: Bench | None = None) -> Reference:
 
 def save_strip(images: UInt8[np.ndarray, "count rows columns 3"], path: Path) -> None:
     """Write images side by side as one PNG, whole or not at all."""
-    strip = Image.fromarray(np.concatenate(list(images), 1))
-    files.write_atomic(path, lambda draft: strip.save(draft, format="PNG"))
+    files.write_image(path, Image.fromarray(np.concatenate(list(images), 1)))
 
 
 def run(bench: Bench, reference: Reference, job: Job) -> Record:

@@ -181,7 +181,7 @@ class Log:
         path = self.folder / "pictures" / f"{step:06d}.png"
         try:
             path.parent.mkdir(exist_ok=True)
-            files.write_atomic(path, lambda temporary: Image.fromarray(image).save(temporary, "png"))
+            files.write_image(path, Image.fromarray(image))
         except OSError as error:
             self.say(f"could not write {path} ({first_line(error)}): the run goes on without it")
         self._to_curves(lambda curves: curves.add_image(HELD_OUT, image, step, dataformats="HWC"))

@@ -12,7 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from arcflow import config
+from arcflow import config, paper
 from arcflow.sampling.options import Drawing, Machine, Subject
 from arcflow.system.text import Json
 
@@ -32,7 +32,7 @@ SHIPPED = "world"
 MOST_STEPS = 1000
 """The noise levels that the large models were trained on are that many."""
 
-TEACHER_STEPS = 50
+TEACHER_STEPS = paper.TEACHER_STEPS
 """Steps of a teacher, where nobody says how many."""
 
 

@@ -9,6 +9,7 @@ import secrets
 from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 
+from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -75,6 +76,11 @@ def write_text(path: Path, text: str) -> None:
 def write_bytes(path: Path, content: bytes) -> None:
     """Write bytes, whole or not at all."""
     write_atomic(path, lambda draft: draft.write_bytes(content))
+
+
+def write_image(path: Path, image: Image.Image) -> None:
+    """Write a PNG, whole or not at all."""
+    write_atomic(path, lambda draft: image.save(draft, format="PNG"))
 
 
 def write_json(path: Path, content: object) -> None:

@@ -8,6 +8,7 @@ of the file where it has it.
 import dataclasses
 import json
 from collections.abc import Iterable
+from functools import cache
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
@@ -90,7 +91,7 @@ def _built(kind: Kind, content: object, where: str) -> Any:
 def _fields(kind: Kind, content: object, where: str) -> object:
     if not isinstance(content, dict):
         raise ValueError(f"{where.removesuffix('.')} is {content!r:.60}; expected an object with {_names(kind)}")
-    hints = get_type_hints(kind)
+    hints = _hints(kind)
     unknown, lacking = set(content) - set(hints), _required(kind) - set(content)
     if unknown or lacking:
         place = f"{where[:-1]}: " if where.endswith(".") else where
@@ -99,6 +100,12 @@ def _fields(kind: Kind, content: object, where: str) -> object:
             f"correct the file, or make it again"
         )
     return kind(**{name: _built(hints[name], part, f"{where}{name}.") for name, part in content.items()})
+
+
+@cache
+def _hints(kind: Kind) -> dict[str, Kind]:
+    """Types of the fields by name; kept, for a file has thousands of records of a few kinds."""
+    return get_type_hints(kind)
 
 
 def _names(kind: Kind) -> str:

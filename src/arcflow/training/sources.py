@@ -21,7 +21,7 @@ from arcflow.distillation.walk import euler
 from arcflow.families import family_of, network
 from arcflow.families.conditioning import Cond
 from arcflow.path import step_grid
-from arcflow.system.files import write_atomic
+from arcflow.system.files import write_image
 from arcflow.system.processes import Ranks
 from arcflow.system.seeds import seed_of
 
@@ -66,7 +66,7 @@ def with_sources(
             drawn = network.decode(pipe, euler(teacher, x, cond, sigmas), *size)
         for text, image in zip(some, drawn, strict=True):
             if ranks.first:
-                write_atomic(_place(folder, text), lambda draft, image=image: Image.fromarray(image).save(draft, "PNG"))
+                write_image(_place(folder, text), Image.fromarray(image))
     ranks.any(False)  # all wait for the first, which writes
 
     def encoded(prompts: list[str], size: Size, sources: Sequence[str] = ()) -> Cond:
