@@ -121,7 +121,12 @@ def test_a_recipe_takes_overrides() -> None:
     assert command.recipe.optim.iterations == recipes.world().optim.iterations
 
 
-@pytest.mark.parametrize("recipe", recipes.RECIPES)
+FEW = ("world", "flux", "qwen-image-48gb")
+NAMED = [name if name in FEW else pytest.param(name, marks=pytest.mark.slow) for name in recipes.RECIPES]
+"""Recipes; those that differ from the few in numbers alone are for the slow part."""
+
+
+@pytest.mark.parametrize("recipe", NAMED)
 def test_the_command_of_a_run_makes_that_run_again(recipe) -> None:
     import tyro
 

@@ -14,7 +14,12 @@ def taken(line: str):
     return cli.parsed(completed(line.split())[0])
 
 
-@pytest.mark.parametrize("name", recipes.RECIPES)
+FEW = ("world", "flux", "qwen-image-48gb")
+NAMED = [name if name in FEW else pytest.param(name, marks=pytest.mark.slow) for name in recipes.RECIPES]
+"""Recipes; those that differ from the few in numbers alone are for the slow part."""
+
+
+@pytest.mark.parametrize("name", NAMED)
 def test_the_record_of_a_run_goes_back_in(name, tmp_path) -> None:
     run, file = recipes.RECIPES[name](), tmp_path / "run.json"
     file.write_text(json.dumps(json.loads(config.to_json(run)) | {config.CONTENTS: {"prompts": "0"}}))

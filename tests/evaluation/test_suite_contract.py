@@ -1,6 +1,7 @@
 """What every benchmark keeps, whoever adds one: a reader, a layout, answers, numbers that go round."""
 
 import json
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -17,10 +18,13 @@ FROM_FILES = [name for name in SUITES if SUITES[name].file]
 ANSWERED = [name for name in SUITES if SUITES[name].answers]
 
 
-@pytest.fixture
-def items(tmp_path):
+@pytest.fixture(scope="module")
+def items(tmp_path_factory):
+    """Each suite's prompts, read once."""
+
+    @cache
     def read(name: str) -> list[Item]:
-        path = prompt_file(name, tmp_path) if SUITES[name].file else None
+        path = prompt_file(name, tmp_path_factory.mktemp(name)) if SUITES[name].file else None
         return read_items(SUITES[name], path, complete=False)
 
     return read

@@ -64,6 +64,7 @@ def test_a_damaged_record_is_named(content, evaluate, tmp_path) -> None:
         evaluate()
 
 
+@pytest.mark.slow
 def test_what_can_be_made_again_is(evaluate, tmp_path, capsys) -> None:
     out = tmp_path / "out"
     reference = tmp_path / "reference"

@@ -24,6 +24,9 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),  # of a grid given as a tensor
 ]
 
+FORMS = ["mixture", pytest.param("coefficients", marks=pytest.mark.slow)]
+"""What a student may say of its path; the second is no other for one family than for another."""
+
 WORDS = 16
 """Text tokens that are read, where a pipeline takes a number."""
 
@@ -192,7 +195,7 @@ def test_what_is_trained_has_a_gradient(pipe):
 # A student in the stock pipeline
 
 
-@pytest.mark.parametrize("form", ["mixture", "coefficients"])
+@pytest.mark.parametrize("form", FORMS)
 def test_without_gain_it_is_euler_in_two_and_four_steps(pipe, form):
     pipe.scheduler = OnOurGrid()
     euler = [draw(pipe, steps) for steps in (2, 4)]
@@ -225,7 +228,7 @@ def test_the_teachers_view_and_a_base_without_its_student_are_the_untouched_base
     assert pipe.scheduler is stock and torch.equal(draw(pipe), before)
 
 
-@pytest.mark.parametrize("form", ["mixture", "coefficients"])
+@pytest.mark.parametrize("form", FORMS)
 def test_an_adapter_goes_to_disk_and_draws_as_by_hand(pipe, tmp_path, form):
     """What the stock pipeline draws is the walk along the paths that `predict` gives; fused to rounding."""
     net = student.build(copy.deepcopy(pipe.transformer), modes=3, rank=2, form=form)
