@@ -118,6 +118,11 @@ def read(path: str | Path) -> Adapter:
     """
     path = Path(path)
     tensors, metadata = _opened(path)
+    if "arcflow_networks" in metadata:
+        raise ValueError(
+            f"{path.name} holds adapters for 'transformer' and 'transformer_2' of a pipeline, which are two MODELs "
+            f"here. Take the two adapters it was made of, each in a file of its own, and a node for each."
+        )
     if not any(name.endswith(("_means.weight", f"_{BENDS}.weight")) for name in tensors):
         raise ValueError(
             f"{path.name} holds no ArcFlow adapter (no tensor of its last layer). Is it an ordinary LoRA? Then "

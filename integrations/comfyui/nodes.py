@@ -1,5 +1,7 @@
 """The two nodes. Their ids are in people's workflows: names that are shown may change, ids may not."""
 
+import os
+
 import folder_paths
 import torch
 from comfy_api.v0_0_2 import ComfyExtension, io
@@ -38,6 +40,13 @@ class ArcFlowApply(io.ComfyNode):
             ],
             outputs=[io.Model.Output()],
         )
+
+    @classmethod
+    def fingerprint_inputs(cls, model: io.Model.Type, adapter: str, strength: float) -> tuple[int, int] | None:
+        """What changes when the file does, so that one that was replaced is read again."""
+        path = folder_paths.get_full_path("loras", adapter)
+        told = os.stat(path) if path else None
+        return told and (told.st_mtime_ns, told.st_size)
 
     @classmethod
     def execute(cls, model: io.Model.Type, adapter: str, strength: float) -> io.NodeOutput:

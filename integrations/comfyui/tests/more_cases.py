@@ -60,11 +60,12 @@ class Tiny:
     text: Callable[[Tensor], Text] = lambda text: ({"encoder_hidden_states": text}, text, {})
 
 
-def made(name: str, home: Path, form: Form = "mixture") -> Case:
+def made(name: str, home: Path, form: Form = "mixture", seed: int = 0) -> Case:
     """A case of this family, its file in a folder."""
+    home.mkdir(exist_ok=True)
     tiny = TINY[name]
     family = next(one for one in FAMILIES if one.name == FAMILY.get(name, name))
-    draw = torch.Generator().manual_seed(0)
+    draw = torch.Generator().manual_seed(seed)
     model = empty(tiny)
     net = tiny.net()
     with torch.no_grad():
