@@ -2,10 +2,11 @@
 
     python integrations/mflux/tests/check.py PACKAGES...
 
-PACKAGES are folders with `mlx` and `mlx-cpu`. mflux itself is for Macs: of it the steps need a class to inherit from,
-for which an empty one stands in.
+PACKAGES are folders with `mlx` and `mlx-cpu`, and `mflux` if its own loader of schedulers is to be tried: without it an
+empty class stands in for the one that the steps inherit from.
 """
 
+import importlib.util
 import json
 import sys
 import types
@@ -21,11 +22,13 @@ CLOSE = 1e-6
 def main() -> None:
     """Print the differences as JSON; an error if one is too large."""
     sys.path += [str(ROOT / "src"), *sys.argv[1:], str(HERE.parent)]
-    name = "mflux.models.common.schedulers.base_scheduler"
-    parts = name.split(".")
-    for end in range(1, len(parts) + 1):
-        sys.modules[".".join(parts[:end])] = types.ModuleType(".".join(parts[:end]))
-    sys.modules[name].BaseScheduler = object
+    real = importlib.util.find_spec("mflux") is not None
+    if not real:
+        name = "mflux.models.common.schedulers.base_scheduler"
+        parts = name.split(".")
+        for end in range(1, len(parts) + 1):
+            sys.modules[".".join(parts[:end])] = types.ModuleType(".".join(parts[:end]))
+        sys.modules[name].BaseScheduler = object
     import mlx.core as mx
     import numpy as np
     import torch
@@ -34,7 +37,12 @@ def main() -> None:
     from arcflow.momentum import unpack
     from arcflow.path import step_grid
 
-    found = {}
+    if real:
+        from mflux.models.common.schedulers import try_import_external_scheduler
+
+        assert try_import_external_scheduler("arcflow_mflux.ArcFlowScheduler") is ArcFlowScheduler
+
+    found: dict[str, float] = {}
     draws = torch.Generator().manual_seed(0)
     for steps in (2, 4):
         ours = ArcFlowScheduler(types.SimpleNamespace(num_inference_steps=steps))
@@ -52,7 +60,7 @@ def main() -> None:
                 found[f"step {i + 1} of {steps}, {modes} modes"] = apart
                 euler = np.array(ours.step(mx.array(y.numpy()), i, mx.array(x.numpy())))
                 found[f"Euler step {i + 1} of {steps}"] = float(np.abs(euler - (x - span * y).numpy()).max())
-    print(json.dumps(found, indent=2))
+    print(json.dumps({"loaded by mflux itself": real, **found}, indent=2))
     assert all(apart < CLOSE for apart in found.values())
 
 
