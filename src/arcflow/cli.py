@@ -12,7 +12,7 @@
     arcflow claims    the paper's claims against what came out
     arcflow export    an adapter in either layout, with a model card; on the Hub if wanted
     arcflow world     the built-in world: render, check, train and score its teacher
-    arcflow doctor    what is here, what is missing, how to get it
+    arcflow doctor    what is installed, what is missing, how to get it
     arcflow completion  names of commands and options for the shell
 
 Nothing heavy is imported before a command runs, so help is instant. What a user can put right is told in a sentence,
@@ -107,18 +107,29 @@ def did_you_mean(words: Sequence[str]) -> str | None:
 def parsed(words: Sequence[str]) -> Any:
     """The command that a line asks for. Only the one that is named reads its options, so that hints are about it."""
     name = words[0] if words else ""
-    said = io.StringIO()
+    said, shown = io.StringIO(), io.StringIO()
+    asked = "--help" in words or "-h" in words
     try:
-        with contextlib.redirect_stderr(said):
+        with contextlib.redirect_stderr(said), contextlib.redirect_stdout(shown if asked else sys.stdout):
             if name in COMMANDS:
                 kind, rest = COMMANDS[name], words[1:]
                 return tyro.cli(kind, prog=f"arcflow {name}", args=rest, config=(OmitSubcommandPrefixes,))
             return tyro.cli(Command, prog="arcflow", description=SUMMARY, args=words, config=(OmitSubcommandPrefixes,))
     except SystemExit as stop:
-        if stop.code == 0 and {"-h", "--help"} & set(words) and (shown := examples(name if name in COMMANDS else "")):
-            print(f"\n{shown}", end="")
+        print(plainly(shown.getvalue()), end="")
+        if stop.code == 0 and asked and (lines := examples(name if name in COMMANDS else "")):
+            print(f"\n{lines}", end="")
         print(in_options(said.getvalue(), name), end="", file=sys.stderr)
         raise
+
+
+def plainly(text: str) -> str:
+    """The parser's help without what only a programmer reads: `{None}|INT` is INT, and nothing is no default."""
+    usage, rest = text.partition("\n\n")[::2]
+    boxed = re.sub(r"\{None\}\|(\S+)", lambda found: found[1] + " " * 7, rest)
+    boxed = boxed.replace("[STR [STR ...]]", "STR STR ...    ").replace("[INT [INT ...]]", "INT INT ...    ")
+    boxed = boxed.replace("(default: )", " " * 11)
+    return re.sub(r"\{None\}\|", "", usage) + ("\n\n" + boxed if rest else "")
 
 
 def in_options(text: str, command: str) -> str:

@@ -294,3 +294,12 @@ def test_the_first_screen_of_a_recipe_has_its_own_defaults(capsys) -> None:
         cli.main(["train", "flux", "--help"])
     shown = capsys.readouterr().out
     assert f"(default: {recipes.flux().optim.batch})" in shown and "arcflow train flux --help-all" in shown
+
+
+def test_the_whole_help_says_nothing_in_a_parsers_words(capsys) -> None:
+    for words in (("train", "world"), ("compare",), ("export",), ("serve",)):
+        with pytest.raises(SystemExit):
+            cli.main([*words, "--help-all"])
+        shown = capsys.readouterr().out
+        assert not any(odd in shown for odd in ("{None}", "[STR [", "(default: )")), words
+    assert "--stop-after FLOAT" in cli.plainly("usage: x [--stop-after {None}|FLOAT]\n\n--stop-after {None}|FLOAT  y")

@@ -114,7 +114,7 @@ def test_an_adapter_is_fetched_once_and_is_there_offline(flux, two_steps, monkey
     arcflow.detach(flux)
     go_offline(monkeypatch)
     assert torch.equal(sample(arcflow.attach(flux, "owner/name:two-steps")), wanted)
-    with pytest.raises(ValueError, match="'owner/name' is not in the cache, at least not whole: .* HF_HUB_OFFLINE"):
+    with pytest.raises(ValueError, match="'owner/name' is not completely in the cache: .* HF_HUB_OFFLINE"):
         arcflow.attach(flux, "owner/name:four-steps")
 
 

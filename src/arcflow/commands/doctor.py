@@ -1,4 +1,4 @@
-"""`arcflow doctor`: what is here, what is missing, how to get it.
+"""`arcflow doctor`: what is installed, what is missing, how to get it.
 
 Every line that finds something wrong ends in the command that puts it right. Torch is imported only if it is there, so
 the report comes also when the installation is what is broken."""

@@ -17,7 +17,7 @@ from arcflow.recipes import models
 
 
 def world() -> Run:
-    """The shipped small teacher in two steps, as well as it goes: 75 minutes on two CPU cores, at most 90."""
+    """The shipped small teacher in two steps, the long recipe: 75 minutes on two CPU cores, at most 90."""
     return Run(
         out="runs/world",
         eval_every=500,

@@ -87,7 +87,7 @@ def _library(error: BaseException) -> str | None:
     if _named(error, "safetensors", "SafetensorError"):
         return f"a safetensors file is damaged or cannot be written ({first_line(error)}): copy, fetch or make it again"
     if isinstance(error, ImportError):
-        return f"a package is missing or broken ({first_line(error)}): `arcflow doctor` says what is here"
+        return f"a package is missing or broken ({first_line(error)}): `arcflow doctor` says what is installed"
     return None
 
 

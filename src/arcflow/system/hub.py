@@ -75,12 +75,12 @@ def _sentence(name: str, error: BaseException) -> str:
         )
     if met(OfflineModeIsEnabled):
         return (
-            f"{name!r} is not in the cache, at least not whole: expected it there, for HF_HUB_OFFLINE is set. Unset "
+            f"{name!r} is not completely in the cache: expected it there, for HF_HUB_OFFLINE is set. Unset "
             f"that, or run `hf download {name}` once without it."
         )
     if met(LocalEntryNotFoundError):
         return (
-            f"{name!r} is not in the cache, at least not whole, and the Hugging Face Hub cannot be reached. Check the "
+            f"{name!r} is not completely in the cache, and the Hugging Face Hub cannot be reached. Check the "
             f"connection and try again, or give a local folder."
         )
     said = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
