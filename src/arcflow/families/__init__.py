@@ -7,6 +7,7 @@ from arcflow.families.ernie_image import ERNIE_IMAGE
 from arcflow.families.family import Family
 from arcflow.families.flux import FLUX
 from arcflow.families.flux2 import FLUX2
+from arcflow.families.flux3 import FLUX3
 from arcflow.families.krea2 import KREA2
 from arcflow.families.longcat_image import LONGCAT_IMAGE
 from arcflow.families.ltx import LTX
@@ -33,6 +34,7 @@ FAMILIES = (
     LTX,
     OVIS_IMAGE,
     ERNIE_IMAGE,
+    FLUX3,
 )
 """Every backbone that can be a student."""
 
