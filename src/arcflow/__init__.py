@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from arcflow.sampling.scheduler import ArcFlowScheduler
     from arcflow.student.adapter import load_adapter, save_adapter
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = ["ArcFlowScheduler", "Mixture", "__version__", "attach", "detach", "load_adapter", "save_adapter"]
 
 _HOME = {
