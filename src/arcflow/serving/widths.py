@@ -29,15 +29,18 @@ def sizes(most: int) -> list[int]:
     return [*powers, most]
 
 
-def agreeing(draw: Callable[[int], Tensor], most: int) -> tuple[int, ...]:
-    """Batch sizes whose rows are the same to the last bit, in rising order. `draw(n)` gives n rows of one image."""
+def agreeing(
+    draw: Callable[[int], Tensor], most: int, clock: Callable[[], float] = time.perf_counter
+) -> tuple[int, ...]:
+    """Batch sizes whose rows are the same to the last bit, in rising order. `draw(n)` gives n rows of one image; `clock`
+    gives seconds."""
     rows, seconds = dict[int, Tensor](), dict[int, float]()
     pace = float("inf")
     for n in sizes(most):
         draw(n)  # the first call of a shape is slow
-        start = time.perf_counter()
+        start = clock()
         rows[n] = draw(n)
-        seconds[n] = time.perf_counter() - start
+        seconds[n] = clock() - start
         if seconds[n] / n > PAYS * pace:
             break  # the device is full: no larger size will pay
         pace = seconds[n] / n
