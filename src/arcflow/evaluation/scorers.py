@@ -212,7 +212,8 @@ def _environment() -> dict[str, str]:
 
 def _collect(store: Path, name: str) -> None:
     """Move good answers to the scores; strange ones stay aside, and are an error."""
-    manifest, out = store.with_suffix(".manifest"), store.with_suffix(".out")
+    manifest = store.with_suffix(".manifest")
+    out = store.with_suffix(".out")
     if not out.exists() or not manifest.exists():
         return
     if out.is_dir():

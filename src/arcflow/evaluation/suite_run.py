@@ -111,7 +111,8 @@ class Run:
         for name, load in self._features().items():
             self._timed(name, partial(measure, own / name, self.files, load, share=self.share))
             if self.reference:
-                store, files = self.reference.store / name, self.reference.files
+                store = self.reference.store / name
+                files = self.reference.files
                 self._timed(f"{name} of the reference", partial(measure, store, files, load, share=self.share))
 
         lines = self._manifest(self.images[self.share[0] :: self.share[1]])

@@ -88,7 +88,8 @@ def ideal_errors(
     path, sigmas = path.double(), sigmas.double()
     x, found = path[0], Errors([], [], 0.0, [])
     for here, there in pairwise(_borders(sigmas, steps, shift)):
-        s, part = sigmas[here] - sigmas[here : there + 1], path[here : there + 1]
+        s = sigmas[here] - sigmas[here : there + 1]
+        part = path[here : there + 1]
         u = -part.diff(dim=0) / s.diff().view(-1, *[1] * (part.ndim - 1))
         weight = measure(sigmas[here : there + 1], shift)
         arc = fit(u, s, weight / weight.sum(), modes=modes, pixels=pixels, refine=refine, cutoff=cutoff)
@@ -113,7 +114,8 @@ def fit(
     cutoff: float = CUTOFF,
 ) -> Mixture:
     """The mixture whose mean velocities between the noise levels `s` left behind are closest to `u`, float64."""
-    y, g = rearrange(u.double(), "n ... (c p) -> ... p n c", p=pixels), gains(modes).to(u.device)
+    y = rearrange(u.double(), "n ... (c p) -> ... p n c", p=pixels)
+    g = gains(modes).to(u.device)
     root = weight.double().sqrt()[:, None]
     if refine and modes > 1:
         g = _refined(y, s, root, g.repeat(*y.shape[:-2], 1), refine, cutoff)
@@ -134,13 +136,15 @@ def _refined(y: Tensor, s: Tensor, root: Tensor, g: Tensor, steps: int, cutoff: 
     leave. At the minimum over the coefficients their own slope is zero, so they may be held fixed in the gradient."""
     free = g[..., 1:].clone().requires_grad_(True)
     optimizer = torch.optim.Adam([free], lr=0.1)
-    best, least = g, torch.full(g.shape[:-1], torch.inf, dtype=g.dtype, device=g.device)
+    best = g
+    least = torch.full(g.shape[:-1], torch.inf, dtype=g.dtype, device=g.device)
     for _ in range(steps + 1):
         now = torch.cat([torch.zeros_like(free[..., :1]), free], -1)
         c = _best(y, s, root, now.detach(), cutoff)
         left = (root * (_curves(now, s) @ c - y)).square().sum((-2, -1))
         better = left.detach() < least
-        best, least = torch.where(better[..., None], now.detach(), best), torch.where(better, left.detach(), least)
+        best = torch.where(better[..., None], now.detach(), best)
+        least = torch.where(better, left.detach(), least)
         optimizer.zero_grad()
         left.sum().backward()
         optimizer.step()
@@ -149,7 +153,9 @@ def _refined(y: Tensor, s: Tensor, root: Tensor, g: Tensor, steps: int, cutoff: 
 
 def _curves(g: Float[Tensor, "*batch modes"], s: Float[Tensor, " points"]) -> Float[Tensor, "*batch intervals modes"]:
     """Mean of exp(g_k s) over every interval (eq. 4)."""
-    start, length, g = s[:-1, None].to(g), s.diff()[:, None].to(g), g[..., None, :]
+    start = s[:-1, None].to(g)
+    length = s.diff()[:, None].to(g)
+    g = g[..., None, :]
     return torch.exp(g * start) * phi(g * length)
 
 

@@ -43,7 +43,9 @@ class Gaussians:
     spread: float
 
     def __call__(self, x: Float[Tensor, "batch 1 2"], sigma: Float[Tensor, " batch"], cond: Cond) -> Tensor:
-        means, keep, sigma = self.means.to(x), 1 - sigma[:, None, None], sigma[:, None, None]
+        means = self.means.to(x)
+        keep = 1 - sigma[:, None, None]
+        sigma = sigma[:, None, None]
         variance = (keep * self.spread).square() + sigma.square()
         apart = x - keep * means
         share = (-apart.square().sum(-1, keepdim=True) / (2 * variance)).softmax(1)

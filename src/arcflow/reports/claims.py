@@ -320,7 +320,8 @@ def weak_at_one(methods: Comparison) -> Finding:
 
 def ideal(bounds: Ideal, shipped: Evaluation) -> Finding:
     """K modes can follow the teacher's path, were it not for the network."""
-    bound, ours = bounds.calls.get(2), shipped.arcflow_2.mse_to_teacher
+    bound = bounds.calls.get(2)
+    ours = shipped.arcflow_2.mse_to_teacher
     if bound is None or not {1, 16} <= bound.modes.keys():
         raise NotMeasured("the results have no mixtures of 1 and of 16 modes at 2 calls")
     modes = ", ".join(f"K = {k} {end:.1g}" for k, end in bound.modes.items())

@@ -44,7 +44,8 @@ def write_ranking(path: Path, results: Comparison, folder: Path) -> Path:
     """Write the report of `comparison.runs.compare`'s results; `folder` has the images. The tables as Markdown
     and the curves against calls as PNG go beside it."""
     rows = results.rows
-    calls, curves = main_calls(rows), calls_figure(rows, results.first)
+    calls = main_calls(rows)
+    curves = calls_figure(rows, results.first)
     others = [n for n in counts(rows) if n != calls]
     trained = any(calls in row.calls and row.calls[calls].curve for row in rows.values())
     write_page(
@@ -103,7 +104,8 @@ def _mark(apart: Mean | None, better: str = "") -> Mark:
 
 def _drawn(results: Comparison, calls: int, folder: Path) -> list[Row]:
     """The images of the first prompts, a row for each: the teacher, then every entrant of which there are some."""
-    rows, prompts = results.rows, held_out(results.about.count)[:SHOWN]
+    rows = results.rows
+    prompts = held_out(results.about.count)[:SHOWN]
     found = [("teacher", paper.TEACHER_STEPS, folder / "teacher.png", False)]
     for name in ranked(rows, calls):
         job = folder / "runs" / rows[name].calls[calls].pictures[0]
@@ -135,7 +137,8 @@ def short_table(results: Comparison) -> Table:
 
 def colors(rows: Rows) -> dict[str, str]:
     """One for each entrant, the same in every figure."""
-    trained, untrained = iter(PALETTE * len(rows)), iter(UNTRAINED * len(rows))
+    trained = iter(PALETTE * len(rows))
+    untrained = iter(UNTRAINED * len(rows))
     return {name: next(trained if row.trained else untrained) for name, row in rows.items()}
 
 

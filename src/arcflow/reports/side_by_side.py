@@ -75,7 +75,9 @@ def write_report(
     It shows the first `rows` images of `samples`, whose prompts are `prompts`, and everything else. Those that do not
     show what their prompts say, by `is_right`, are marked.
     """
-    teacher, ours, plain = results.teacher_50, results.arcflow_2, results.euler_2
+    teacher = results.teacher_50
+    ours = results.arcflow_2
+    plain = results.euler_2
     around = share_interval(ours.right, ours.prompts)
     points = (around.high - around.low) / 2
     write_page(
@@ -122,7 +124,8 @@ def _drawn(
     is_right: Callable[[Pixels, str], bool],
 ) -> list[Row]:
     def shown(row: str, place: int) -> Shown:
-        nfe, image = results.rows[row].nfe, samples[row].images[place]
+        nfe = results.rows[row].nfe
+        image = samples[row].images[place]
         wrong = not is_right(image, prompts[place])
         return Shown(_title(row), calls(nfe), image, _ours(row), wrong)
 
@@ -209,7 +212,9 @@ def _draw_way(panel: "Axes", way: Tracks) -> None:
     def flat(points: Tensor) -> np.ndarray:
         return ((points - frame[0]) @ frame[1:].T).numpy()
 
-    teacher, chords, arcs = flat(way.teacher), flat(way.chords), [flat(arc) for arc in way.arcs]
+    teacher = flat(way.teacher)
+    chords = flat(way.chords)
+    arcs = [flat(arc) for arc in way.arcs]
     calls = np.stack([arc[0] for arc in arcs])
     panel.plot(*chords.T, color=EULER, lw=1.6, ls=(0, (5, 3)), zorder=2, label="plain Euler, 2 calls")
     panel.scatter(*chords[:-1].T, color=EULER, s=42, marker="s", zorder=3)

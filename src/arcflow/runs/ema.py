@@ -52,7 +52,8 @@ class Ema:
             raise
 
     def _exchange(self, name: str) -> None:
-        net, average = local(self.parameters[name].detach()), local(self.weights[name])
+        net = local(self.parameters[name].detach())
+        average = local(self.weights[name])
         kept = net.clone()
         net.copy_(average)
         average.copy_(kept)

@@ -45,7 +45,8 @@ class Tracker:
     it that no other run has, so that it is taken up with the folder."""
 
     def __init__(self, name: str, folder: Path, settings: dict[str, object]) -> None:
-        self.name, self.library = name, need(name, asked=f"tracker = {name!r}", install=name)
+        self.name = name
+        self.library = need(name, asked=f"tracker = {name!r}", install=name)
         kept = folder / "tracker.txt"
         own = _stored_name(kept)
         if own is None:
@@ -89,8 +90,13 @@ class Lines:
 
     def __init__(self, path: Path, kept: str, log: Callable[[str], None]) -> None:
         """The file holds `kept` at first."""
-        self.path, self.say, self.waiting, self.told, self.again = path, log, b"", False, 0.0
-        self.count, self.hash = kept.count("\n"), hashlib.sha256(kept.encode())
+        self.path = path
+        self.say = log
+        self.waiting = b""
+        self.told = False
+        self.again = 0.0
+        self.count = kept.count("\n")
+        self.hash = hashlib.sha256(kept.encode())
         files.write_text(path, kept)
         self.handle = os.open(path, os.O_WRONLY | os.O_APPEND | getattr(os, "O_BINARY", 0))
 
@@ -110,7 +116,8 @@ class Lines:
         except OSError as error:
             if not self.told:
                 self.say(f"could not write to {self.path} ({first_line(error)}): the run goes on, its lines wait")
-            self.told, self.again = True, time.monotonic() + PAUSE
+            self.told = True
+            self.again = time.monotonic() + PAUSE
             return error
         self.told = False
         return None
@@ -143,14 +150,16 @@ class Log:
         `tracker` gets the curves and images too. `mark` is what the log said of itself when the checkpoint was made;
         what it lacks or has changed since is told.
         """
-        self.folder, self.say = folder, log
+        self.folder = folder
+        self.say = log
         kept = _kept(folder / "log.jsonl", step)
         if step:
             _look(folder / "log.jsonl", kept, mark, log)
         self.before = [record for _, record in kept]
         self.file = Lines(folder / "log.jsonl", _text(kept), log)
         self.clock = Lines(folder / "speed.jsonl", _text(_kept(folder / "speed.jsonl", step)), log)
-        self.curves, self.tracker = _tensorboard(folder / "tensorboard", step, log), tracker
+        self.curves = _tensorboard(folder / "tensorboard", step, log)
+        self.tracker = tracker
 
     def measured(self, step: int) -> float | None:
         """The distance that the kept part of the log has for an iteration; None if it has none."""

@@ -68,7 +68,8 @@ class Answers:
     async def _streamed(
         self, request: Request, asked: schema.Asked, order: Order, pieces: list[Piece], event: str
     ) -> StreamingResponse:
-        loop, events = asyncio.get_running_loop(), asyncio.Queue[Event]()
+        loop = asyncio.get_running_loop()
+        events = asyncio.Queue[Event]()
 
         def tell(place: int, news: News) -> None:
             try:

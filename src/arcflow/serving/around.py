@@ -106,7 +106,8 @@ class Counted:
     """Counts answers by route and status."""
 
     def __init__(self, app: ASGIApp, engine: Engine) -> None:
-        self.app, self.engine = app, engine
+        self.app = app
+        self.engine = engine
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":

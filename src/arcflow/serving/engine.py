@@ -76,7 +76,9 @@ class Job:
     """One image that is waited for. Its future ends with the image, or with what went wrong."""
 
     def __init__(self, order: Order, piece: Piece, partial: Partial | None = None) -> None:
-        self.order, self.piece, self.partial = order, piece, partial
+        self.order = order
+        self.piece = piece
+        self.partial = partial
         self.future = Future[Drawn]()
         self.since = time.monotonic()
         self.left = threading.Event()
@@ -92,7 +94,8 @@ class Engine:
 
     def __init__(self, opened: Callable[[], Draws], *, max_waiting: int = 64) -> None:
         """`opened` makes the studio; it is called in the engine's thread, which alone uses what it returns."""
-        self.opened, self.max_waiting = opened, max_waiting
+        self.opened = opened
+        self.max_waiting = max_waiting
         self.metrics = Metrics()
         self.state: State = "loading"
         self.offer: Offer | None = None
@@ -161,7 +164,8 @@ class Engine:
         with self.changed:
             if self.state in ("loading", "ready"):
                 self.state = "draining"
-            refused, self.waiting = self.waiting, []
+            refused = self.waiting
+            self.waiting = []
             self.metrics.waiting.set(0)
             self.changed.notify_all()
         for job in refused:
@@ -176,7 +180,8 @@ class Engine:
             offer = studio.offer()
         except BaseException as error:  # whoever waits for `ready` is told, whatever it was
             with self.changed:
-                self.state, self.error = "failed", error
+                self.state = "failed"
+                self.error = error
                 self.changed.notify_all()
             return
         with self.changed:

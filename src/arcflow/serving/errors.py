@@ -24,7 +24,10 @@ class Refused(Exception):
         headers: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__(message)
-        self.status, self.param, self.code, self.headers = status, param, code, dict(headers or {})
+        self.status = status
+        self.param = param
+        self.code = code
+        self.headers = dict(headers or {})
 
     @property
     def body(self) -> dict[str, object]:

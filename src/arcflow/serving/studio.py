@@ -173,7 +173,8 @@ class Studio:
         self.texts = Texts(setup.kept_text)
         self.widths = dict[tuple[Order, Lengths], tuple[int, ...]]()
         self.most = dict[Order, int]()
-        self.attached, self.worn = "", dict[int, tuple[tuple[str, float], ...]]()
+        self.attached = ""
+        self.worn = dict[int, tuple[tuple[str, float], ...]]()
         self.others = dict[tuple[int, Task], DiffusionPipeline]()
         for name in [*self.paths][::-1]:  # all of them fit, and the default is on at the end
             self._attach(name)
@@ -477,7 +478,9 @@ class _Glimpse:
     ) -> None:
         self.calls += 1
         if self.clean is None:  # a second call in a step is the negative prompt's
-            x, time, velocity = kwargs.get("hidden_states"), kwargs.get("timestep"), output[0]
+            x = kwargs.get("hidden_states")
+            time = kwargs.get("timestep")
+            velocity = output[0]
             if not isinstance(x, Tensor) or not isinstance(time, Tensor) or not isinstance(velocity, Tensor):
                 return  # a network that takes a list: nothing is shown on the way
             velocity, (start, slope) = self.family.sign * velocity.float(), self.family.time

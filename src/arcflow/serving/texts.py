@@ -22,8 +22,10 @@ class Texts:
     """Encoded prompts, the ones used last; bounded in bytes."""
 
     def __init__(self, megabytes: int) -> None:
-        self.limit, self.bytes = megabytes << 20, 0
-        self.hits, self.misses = 0, 0
+        self.limit = megabytes << 20
+        self.bytes = 0
+        self.hits = 0
+        self.misses = 0
         self.kept = OrderedDict[tuple[str, Styles], Cond]()
 
     def of(self, prompt: str, encode: Callable[[str], Cond], styles: Styles = ()) -> Cond:

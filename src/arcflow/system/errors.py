@@ -44,7 +44,8 @@ def _disk_or_path(error: BaseException) -> str | None:
     if not isinstance(error, OSError) or _named(error, "huggingface_hub") or _network(error):
         return None
     where = error.filename if error.filename is not None else "a file"
-    reason, number = error.strerror or first_line(error), error.errno
+    reason = error.strerror or first_line(error)
+    number = error.errno
     if isinstance(error, FileNotFoundError):
         return f"no file or folder {where}: check the path"
     if isinstance(error, PermissionError) or number == errno.EROFS:

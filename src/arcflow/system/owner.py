@@ -54,7 +54,9 @@ class Owner:
     """A process that has a folder to itself."""
 
     def __init__(self, folder: Path, handle: int, record: Record) -> None:
-        self.folder, self.handle, self.record = folder, handle, record
+        self.folder = folder
+        self.handle = handle
+        self.record = record
         self.taken_by: Record | None = None
         self.ended = threading.Event()
         self.thread = threading.Thread(target=self._beat, name="owner", daemon=True)

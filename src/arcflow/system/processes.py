@@ -116,7 +116,8 @@ class Ranks:
             try:
                 answer[0] = make()
             except Exception as error:
-                cause, answer[1] = error, sentence(error) or first_line(error)
+                cause = error
+                answer[1] = sentence(error) or first_line(error)
         dist.broadcast_object_list(answer, src=0, group=group or self.files)
         if answer[1] is not None:
             raise OnAll(answer[1]) from cause

@@ -92,7 +92,8 @@ def _fields(kind: Kind, content: object, where: str) -> object:
     if not isinstance(content, dict):
         raise ValueError(f"{where.removesuffix('.')} is {content!r:.60}; expected an object with {_names(kind)}")
     hints = _hints(kind)
-    unknown, lacking = set(content) - set(hints), _required(kind) - set(content)
+    unknown = set(content) - set(hints)
+    lacking = _required(kind) - set(content)
     if unknown or lacking:
         place = f"{where[:-1]}: " if where.endswith(".") else where
         raise ValueError(

@@ -38,7 +38,8 @@ class Insisted(KeyboardInterrupt):
 
     def __init__(self, number: int) -> None:
         super().__init__(signal.Signals(number).name)
-        self.number, self.code = number, 128 + number
+        self.number = number
+        self.code = 128 + number
 
 
 class Wishes(list[int]):

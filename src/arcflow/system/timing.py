@@ -24,7 +24,8 @@ class Speed:
     """Times calls of the parts it is given, and sums them up by line."""
 
     def __init__(self, device: torch.device) -> None:
-        self.device, self.spans = device, dict[str, list[tuple[Moment, Moment]]]()
+        self.device = device
+        self.spans = dict[str, list[tuple[Moment, Moment]]]()
         self.since = time.perf_counter()
 
     def of(self, part: str, call: Callable[P, T]) -> Callable[P, T]:
@@ -42,7 +43,8 @@ class Speed:
     def line(self, iterations: int, samples: int) -> dict[str, float]:
         """Since the last line: seconds per iteration, samples per second, the share of each part and of the rest,
         which is the student's, and the peak of the memory in GiB."""
-        seconds, self.since = time.perf_counter() - self.since, time.perf_counter()
+        seconds = time.perf_counter() - self.since
+        self.since = time.perf_counter()
         shares = {part: sum(_between(*span) for span in spans) / seconds for part, spans in self.spans.items()}
         for spans in self.spans.values():
             spans.clear()

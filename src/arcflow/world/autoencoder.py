@@ -153,7 +153,8 @@ def standardize(model: AutoencoderKL) -> None:
 @torch.no_grad()
 def reconstruction_accuracy(model: AutoencoderKL, count: int) -> dict[str, float]:
     """Checker accuracy of held-out scenes after encoding and decoding: what caps every later figure."""
-    prompts, rng = sample_prompts(count, seed=1, split="test"), random.Random("reconstruction")
+    prompts = sample_prompts(count, seed=1, split="test")
+    rng = random.Random("reconstruction")
     x = to_tensor(render_all([sample_scene(prompt, rng) for prompt in prompts]))
     images = [to_images(decode(model, encode(model, part))) for part in x.split(64)]
     return accuracy(np.concatenate(images), prompts)

@@ -137,7 +137,8 @@ def related(first: Object, second: Object, relation: str) -> bool:
     """The offset from `second` to `first` points along the relation more than across it."""
     dx, dy = first.x - second.x, first.y - second.y
     ux, uy = RELATIONS[relation]
-    along, across = dx * ux + dy * uy, abs(dx * uy) + abs(dy * ux)
+    along = dx * ux + dy * uy
+    across = abs(dx * uy) + abs(dy * ux)
     return along > across
 
 
@@ -188,7 +189,8 @@ def sample_scene(prompt: Prompt, rng: random.Random) -> Scene:
     background = prompt.background or rng.choice(list(BACKGROUNDS))
     kinds = []
     for noun in prompt.nouns:  # the objects of a plural are alike
-        color, size = noun.color or rng.choice(list(COLORS)), noun.size or rng.choice(list(RADII))
+        color = noun.color or rng.choice(list(COLORS))
+        size = noun.size or rng.choice(list(RADII))
         kinds += [(noun.shape, color, RADII[size])] * noun.count
     while True:
         objects = _place(kinds, rng)
@@ -208,7 +210,8 @@ def _place(kinds: list[tuple[str, str, float]], rng: random.Random) -> list[Obje
 
 
 def _clearly_related(objects: list[Object], relation: str) -> bool:
-    dx, dy = abs(objects[0].x - objects[1].x), abs(objects[0].y - objects[1].y)
+    dx = abs(objects[0].x - objects[1].x)
+    dy = abs(objects[0].y - objects[1].y)
     return abs(dx - dy) >= GAP and related(objects[0], objects[1], relation)
 
 
