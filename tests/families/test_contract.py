@@ -139,7 +139,7 @@ def without_gain(pipe, modes=4, **build):
 
 
 @pytest.mark.filterwarnings("ignore:Mismatch dtype")  # weights that are kept in float32 when they are loaded
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, pytest.param(torch.bfloat16, marks=pytest.mark.slow)])
 def test_noise_and_velocity_are_those_of_the_stock_pipeline(pipe, dtype):
     """Bit for bit, the rounding of time included."""
     pipe = copy.deepcopy(pipe).to(dtype)
