@@ -32,8 +32,12 @@ def sizes(most: int) -> list[int]:
 def agreeing(
     draw: Callable[[int], Tensor], most: int, clock: Callable[[], float] = time.perf_counter
 ) -> tuple[int, ...]:
-    """Batch sizes whose rows are the same to the last bit, in rising order. `draw(n)` gives n rows of one image; `clock`
-    gives seconds."""
+    """Batch sizes whose rows are the same to the last bit, in rising order.
+
+    Args:
+        draw: gives n rows of one image.
+        clock: gives seconds.
+    """
     rows, seconds = dict[int, Tensor](), dict[int, float]()
     pace = float("inf")
     for n in sizes(most):
