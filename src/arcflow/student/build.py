@@ -32,6 +32,7 @@ from arcflow.student.layers import (
     State,
     Tuned,
     base_linear,
+    check_at_hand,
     end_ranks,
     few,
     frozen,
@@ -152,13 +153,15 @@ def check_takes_one(transformer: nn.Module) -> None:
     A network that was made without weights, whole on the meta device, takes one: its sizes are counted that way.
 
     Raises:
-        ValueError: its work is split over processes already, or offloading has taken its weights away.
+        ValueError: its work is split over processes already, or offloading has taken its weights away, or its Linears
+            keep none that can be read.
     """
     if getattr(transformer, "_parallel_config", None) is not None:
         raise ValueError(
             "this transformer's work is split over processes already, and the student's head would not gather its "
             "share; attach the adapter first, then call enable_parallelism."
         )
+    check_at_hand(transformer)
     away = [name for name, parameter in transformer.named_parameters() if parameter.is_meta]
     # Offloading puts a hook on each module that brings its weights back for the call.
     offloaded = any(hasattr(module, "_hf_hook") for module in transformer.modules())
@@ -167,6 +170,12 @@ def check_takes_one(transformer: nn.Module) -> None:
         raise ValueError(
             f"weights of this transformer are not there ({few(away)} on the meta device), as sequential offload leaves "
             f"them: attach before offloading, or call pipe.remove_all_hooks() first."
+        )
+    if not isinstance(getattr(base_linear(transformer, family_of(transformer).head), "weight", None), torch.Tensor):
+        raise ValueError(
+            "the Linears of this transformer keep no weights that can be read, as after "
+            "torch.ao.quantization.quantize_dynamic: expected plain ones, or those of a loader of diffusers "
+            "(bitsandbytes, torchao, GGUF, quanto)."
         )
 
 
@@ -222,6 +231,7 @@ def exchange(transformer: nn.Module, state: State, *, fused: bool = False) -> No
 def remove(transformer: nn.Module) -> nn.Module:
     """The untouched base again, bit for bit."""
     state_of(transformer)
+    check_at_hand(transformer)
     unfuse(transformer)
     take_off(transformer)
     return transformer

@@ -13,8 +13,9 @@ from arcflow.student.layers import (
     State,
     add_at_calls,
     base_linear,
-    forget_compiled,
+    check_at_hand,
     separate,
+    settle,
     state_of,
 )
 
@@ -49,7 +50,7 @@ def fuse(transformer: nn.Module) -> nn.Module:
     except BaseException:
         _restore(transformer, state)
         raise
-    forget_compiled(transformer)
+    settle(transformer)
     return transformer
 
 
@@ -59,13 +60,15 @@ def unfuse(transformer: nn.Module) -> nn.Module:
     user's LoRA) is kept, to rounding."""
     state = state_of(transformer)
     if state.fused:
+        check_at_hand(transformer)
         _restore(transformer, state)
-        forget_compiled(transformer)
+        settle(transformer)
     return transformer
 
 
 def check_fusible(transformer: nn.Module, names: list[str]) -> None:
     """Whether LoRA can be added into the weights of these Linears."""
+    check_at_hand(transformer)
     linears = [base_linear(transformer, name) for name in names]
     if any(quantized(linear) for linear in linears):
         raise ValueError(

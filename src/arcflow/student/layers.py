@@ -18,6 +18,10 @@ from typing import Any, no_type_check
 
 import torch
 from diffusers import ModelMixin
+from diffusers.hooks.group_offloading import (
+    _get_top_level_group_offload_hook,
+    _maybe_remove_and_reapply_group_offloading,
+)
 from jaxtyping import Float
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
@@ -306,7 +310,7 @@ def put_on(transformer: nn.Module, state: State) -> None:
         for parameter in part.parameters():
             parameter.requires_grad_(True)
         part.train(transformer.training)
-    forget_compiled(transformer)
+    settle(transformer)
 
 
 def take_off(transformer: nn.Module) -> State:
@@ -333,7 +337,7 @@ def take_off(transformer: nn.Module) -> State:
             parameter.requires_grad_(True)
     del transformer._arcflow, transformer.save_pretrained
     transformer.train(state.training_before)
-    forget_compiled(transformer)
+    settle(transformer)
     return state
 
 
@@ -712,10 +716,26 @@ def uncompiled(transformer: nn.Module) -> ModelMixin:
     return getattr(transformer, "_orig_mod", transformer)  # type: ignore[return-value]  # a model of diffusers
 
 
-def forget_compiled(transformer: nn.Module) -> None:
-    """Compiled blocks do not notice hooks that come or go: have them compiled again."""
+def settle(transformer: nn.Module) -> None:
+    """What was made of the modules as they were is made again: compiled blocks do not notice hooks that come or go, and
+    group offloading brings the weights to a call that it knew when it was switched on."""
     if any(getattr(module, "_compiled_call_impl", None) is not None for module in transformer.modules()):
         torch.compiler.reset()
+    _maybe_remove_and_reapply_group_offloading(transformer)
+
+
+def check_at_hand(transformer: nn.Module) -> None:
+    """Whether the weights can be read: between calls, offloading to a disk leaves numbers of no meaning in their place.
+
+    Raises:
+        ValueError: they cannot.
+    """
+    hook = _get_top_level_group_offload_hook(transformer)
+    if hook is not None and hook.config.offload_to_disk_path is not None:
+        raise ValueError(
+            f"weights of this transformer are on a disk ({hook.config.offload_to_disk_path}), as group offload leaves "
+            f"them: attach, fuse and detach before enable_group_offload, or offload without offload_to_disk_path."
+        )
 
 
 def few(names: list[str], most: int = 8) -> str:
