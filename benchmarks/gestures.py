@@ -256,9 +256,26 @@ def compiled(walk: Walk, draw: random.Random) -> None:
     if walk.state.compiled:
         walk.pipe.transformer = layers.uncompiled(walk.pipe.transformer)
     else:
-        walk.pipe.transformer = torch.compile(walk.pipe.transformer, backend="eager")
+        walk.pipe.transformer = torch.compile(walk.pipe.transformer, backend=draw.choice(BACKENDS))
     walk.state.compiled = not walk.state.compiled
 
+
+def compiled_in_place(walk: Walk, draw: random.Random) -> None:
+    """Compiled under its own name, whole or block by block, or compiled no more."""
+    net = layers.uncompiled(walk.pipe.transformer)
+    only(not walk.state.offloaded and not walk.state.compiled)
+    parts = [module for module in net.modules() if getattr(module, "_compiled_call_impl", None) is not None]
+    if parts:
+        for module in parts:
+            module._compiled_call_impl = None
+    elif draw.random() < 0.5:
+        net.compile(backend=draw.choice(BACKENDS))
+    else:
+        net.compile_repeated_blocks(backend=draw.choice(BACKENDS))
+
+
+BACKENDS = ("eager", "eager", "eager", "aot_eager")
+"""What a graph is run with: what is asked here is what is traced, and when it is traced again."""
 
 GESTURES: tuple[Gesture, ...] = (
     attach, attach, detach, fuse, load, load, weigh, switch, delete, unload,
@@ -312,7 +329,7 @@ def main() -> None:
     parser.add_argument("--compiled", action="store_true", help="compile and take apart again as well (slow)")
     options = parser.parse_args()
     for family in options.family:
-        more = (compiled,) if options.compiled else ()
+        more = 2 * (compiled, compiled_in_place) if options.compiled else ()
         flaws = survey(family, options.count, options.length, options.seed, more)
         for flaw in flaws:
             print(f"{family}: {flaw}")
