@@ -126,6 +126,8 @@ def content(folder: Path) -> dict[str, object]:
             found[name] = sorted(str({key: value for key, value in r.items() if key != "seconds"}) for r in records)
         elif path.name == "results.json":
             found[name] = json.loads(path.read_text("utf-8"))["metrics"]
+        elif path.name == "index.html":
+            found[name] = sorted(path.read_text("utf-8").replace(folder.name, "").splitlines())
         elif path.suffix == ".jsonl":
             found[name] = sorted(path.read_text("utf-8").splitlines())
         else:

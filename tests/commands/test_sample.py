@@ -1,6 +1,7 @@
 """`arcflow sample` as a user types it: folders that are taken up again, recipes, names, and what is refused."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -73,6 +74,17 @@ def test_the_folder_has_a_page_of_all_its_images(tmp_path, capsys) -> None:
     (tmp_path / "index.html").unlink()
     sample("--prompt", CAPTION, out=tmp_path, capsys=capsys)
     assert (tmp_path / "index.html").exists()
+
+
+def test_what_a_killed_process_has_left_is_gone_after_the_next_one(tmp_path, capsys) -> None:
+    words = ["sample", "--prompt", "a red ring", "--out", str(tmp_path)]
+    cli.main(words)
+    draft = tmp_path / "a-red-ring.png.01234567.tmp"
+    draft.touch()
+    os.utime(tmp_path / "index.html", (0, 0))  # killed before it was written anew
+    cli.main(words)
+    assert not draft.exists() and (tmp_path / "index.html").stat().st_mtime > 0
+    assert "new images: 0" in capsys.readouterr().out
 
 
 def test_nothing_is_loaded_where_nothing_is_to_draw(tmp_path, capsys, monkeypatch) -> None:

@@ -64,18 +64,21 @@ class Sample:
         from arcflow.reports.contact_sheet import INDEX, write_sheet
         from arcflow.sampling.folder import read_manifest, sample_folder, share_of_work, to_draw
         from arcflow.sampling.generate import euler
+        from arcflow.system.files import sweep
         from arcflow.system.owner import owned_share
 
         share, new = share_of_work(), list[Path]()
-        if to_draw(recipes, self.out, share):
+        missing, sheet = to_draw(recipes, self.out, share), self.out / INDEX
+        if missing or _behind(sheet):
             with owned_share(self.out, share, "draws"):
-                pipe = setup.open()
-                with nullcontext() if setup.adapter else euler(pipe):
-                    new = sample_folder(pipe, recipes, self.out, batch_size=self.machine.batch, share=share)
-        if new or not (self.out / INDEX).exists():
-            write_sheet(
-                self.out, [record for record in read_manifest(self.out) if (self.out / record["file"]).exists()]
-            )
+                if share[1] == 1:  # of several, each would sweep the others' away
+                    sweep(self.out)
+                if missing:
+                    pipe = setup.open()
+                    with nullcontext() if setup.adapter else euler(pipe):
+                        new = sample_folder(pipe, recipes, self.out, batch_size=self.machine.batch, share=share)
+                there = [record for record in read_manifest(self.out) if (self.out / record["file"]).exists()]
+                write_sheet(self.out, there)
         if self.json:
             listed = [record for record in read_manifest(self.out) if record["file"] in {one.file for one in recipes}]
             print(json.dumps({"folder": str(self.out), "new": len(new), "images": listed}, indent=2))
@@ -131,6 +134,12 @@ class Sample:
         with alone, joined(self.fleet.address):
             new, wanted = sample_on_ray(job, rows, self.seed or (0,), self.fleet)
         print(f"new images: {new}; in {where}: {wanted} of {wanted}")
+
+
+def _behind(sheet: Path) -> bool:
+    """Whether a contact sheet is not there, or older than a manifest: who drew last was killed before writing it."""
+    manifests = [path.stat().st_mtime for path in sheet.parent.glob("manifest*.jsonl")]
+    return not sheet.exists() or sheet.stat().st_mtime < max(manifests, default=0.0)
 
 
 def _warn_of_strangers(prompts: list[str]) -> None:
