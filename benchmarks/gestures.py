@@ -184,6 +184,7 @@ def unload(walk: Walk, draw: random.Random) -> None:
 
 def merge(walk: Walk, draw: random.Random) -> None:
     only(not walk.state.off and not walk.state.offloaded and list(walk.state.active) == ["blocks"])
+    only(not walk.state.compiled)  # a stock transformer does not notice it either
     if walk.state.merged is None:
         walk.state.merged = draw.choice((0.5, 1.0))
         walk.pipe.fuse_lora(lora_scale=walk.state.merged)

@@ -1,4 +1,4 @@
-"""A compiled transformer draws what the plain one does: `python compiled.py whole` or `blocks`."""
+"""A compiled transformer draws what the plain one does: `python compiled.py whole`, `blocks` or `uneven`."""
 
 import copy
 import sys
@@ -9,7 +9,7 @@ import torch
 import arcflow
 from arcflow import student
 from arcflow.student import adapter
-from tests.support.pipelines import flux_pipeline, flux_transformer, perturb, sample
+from tests.support.pipelines import flux_pipeline, flux_transformer, perturb, qwen_pipeline, sample
 
 
 def made(pipe):
@@ -61,6 +61,17 @@ def blocks():
     assert not torch.allclose(drawn, teacher, atol=1e-2)
 
 
+def uneven():
+    """Blocks of one kind of which the last has fewer LoRA: what is compiled for one is not taken for another."""
+    pipe = qwen_pipeline()
+    two_steps = made(pipe)
+    arcflow.attach(pipe, two_steps)
+    drawn = sample(pipe)
+    pipe.transformer.compile_repeated_blocks(backend="eager")
+    for _ in range(2):
+        same(sample(pipe), drawn)
+
+
 if __name__ == "__main__":
     torch.manual_seed(0)
-    {"whole": whole, "blocks": blocks}[sys.argv[1]]()
+    {"whole": whole, "blocks": blocks, "uneven": uneven}[sys.argv[1]]()

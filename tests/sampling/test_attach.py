@@ -403,7 +403,7 @@ def test_joined_projections_draw_the_same_and_come_apart(pipe, two_steps, when):
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("story", ["whole", "blocks"])
+@pytest.mark.parametrize("story", ["whole", "blocks", "uneven"])
 def test_compiled_it_draws_the_same(story):
     """In a process of its own: what checks shapes in tests cannot be compiled."""
     program = Path(__file__).with_name("compiled.py")

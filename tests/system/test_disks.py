@@ -1,4 +1,4 @@
-"""Every command that writes, on a disk that is full and on one that may not be written to: one sentence, nothing half."""
+"""Every command that writes, on a disk that is full and on one that may only be read: one sentence, nothing half."""
 
 import subprocess
 

@@ -12,7 +12,7 @@ one can be taken off and put on again, bit for bit.
 
 import math
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from typing import Any, no_type_check
 
@@ -68,6 +68,8 @@ class LowRank(nn.Module):
 def _add_low_rank(linear: Any, inputs: tuple[Tensor, ...], out: Tensor) -> Tensor:
     """Forward hook of a Linear: its LoRA, or those of the Linears that were joined to it, side by side."""
     lows: tuple[LowRank | None, ...] = linear._arcflow_low
+    if not lows:
+        return out
     if len(lows) == 1 and lows[0] is not None:
         return lows[0](inputs[0], out)
     parts = zip(lows, out.chunk(len(lows), -1), strict=True)
@@ -293,6 +295,8 @@ def put_on(transformer: nn.Module, state: State) -> None:
             _connect(base_linear(transformer, name), low)
             extras = _extras(transformer, name)
             extras.add_module(f"{len(extras._modules)}-lora", low)  # no Linear's name: who looks for one finds it alone
+        for linear in _beside(transformer, state):
+            _connect(linear)
         for name, tuned in state.tuned.items():
             _replace(transformer, name, tuned)
     names = [name.rpartition(".")[0] for name in state.lows]
@@ -580,6 +584,20 @@ def _extras(transformer: nn.Module, name: str) -> nn.Module:
 def _connect(linear: nn.Module, *lows: LowRank | None) -> None:
     linear._arcflow_low = lows  # type: ignore[assignment]
     add_at_calls(linear, True)
+
+
+def _beside(transformer: nn.Module, state: State) -> list[nn.Module]:
+    """Linears without a LoRA in whose place other blocks have one. They get the hook all the same: blocks of one kind
+    share what is compiled, and a compiler asks what a hook reads, but not whether there is one."""
+    found: dict[int, nn.Module] = {}
+    for name in state.lows:
+        top, _, rest = name.partition(".")
+        blocks = transformer.get_submodule(top)
+        for number in range(len(blocks)) if isinstance(blocks, nn.ModuleList) else ():
+            with suppress(AttributeError):  # a block of another kind
+                linear = base_linear(transformer, f"{top}.{number}.{rest.partition('.')[2]}")
+                found[id(linear)] = linear
+    return [linear for linear in found.values() if not hasattr(linear, "_arcflow_low")]
 
 
 def _disconnect(module: nn.Module) -> None:
