@@ -98,7 +98,7 @@ def test_typing_errors_get_a_hint(words, hint, capsys) -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("sample",), "no prompt given; add --prompt TEXT"),
+        (("sample", "--model", "some/model"), "no prompt given; add --prompt TEXT"),
         (("sample", "--prompts", "nowhere.txt"), "no prompt file 'nowhere.txt'"),
         (("sample", "--prompt", "a square", "--model", "some/model"), "no adapter given for some/model; add --adapter"),
         (("world", "check", "nowhere"), "expected a folder written by `arcflow sample`"),

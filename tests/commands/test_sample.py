@@ -186,6 +186,11 @@ def test_seeds_of_sixty_four_bits_are_fine(seed, tmp_path, capsys) -> None:
     assert f"-{seed}-" in path
 
 
+def test_without_a_word_the_small_model_draws_one_of_each_skill(tmp_path, capsys) -> None:
+    assert sample(out=tmp_path, capsys=capsys)[-1].startswith("new images: 6;")
+    assert (tmp_path / "index.html").exists()
+
+
 def test_a_prompt_that_the_small_model_never_read_is_told(tmp_path, capsys) -> None:
     cli.main(["sample", "--prompt", "a dragon", "--prompt", CAPTION, "--out", str(tmp_path)])
     assert "1 of 2 prompts are no captions of the small world, 'a dragon' first" in capsys.readouterr().err

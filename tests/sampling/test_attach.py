@@ -16,7 +16,7 @@ from diffusers import FlowMatchEulerDiscreteScheduler, FluxImg2ImgPipeline, Flux
 
 import arcflow
 from arcflow import ArcFlowScheduler, student
-from arcflow.families import network
+from arcflow.families import family_of, network
 from arcflow.student import adapter, layers
 from tests.support.pipelines import SIDE, flux2_transformer, perturb, sample, save_style
 from tests.support.students import without_gain
@@ -253,6 +253,18 @@ def test_a_refused_attach_leaves_the_plain_pipeline(pipe, two_steps, monkeypatch
     assert unchanged(before, as_it_was(pipe)) and torch.equal(sample(pipe), image)
     pipe.transformer._parallel_config = object()
     with pytest.raises(ValueError, match="split over processes already"):
+        arcflow.attach(pipe, two_steps)
+    assert unchanged(before, as_it_was(pipe))
+
+
+def test_linears_without_weights_to_read_are_refused_in_a_sentence(pipe, two_steps):
+    """As `torch.ao.quantization.quantize_dynamic` leaves them: packed, behind a method of the name."""
+    linear = getattr(pipe.transformer, family_of(pipe.transformer).head)
+    weight = linear.weight
+    del linear.weight
+    linear.weight = lambda: weight
+    before = as_it_was(pipe)
+    with pytest.raises(ValueError, match="keep no weights that can be read"):
         arcflow.attach(pipe, two_steps)
     assert unchanged(before, as_it_was(pipe))
 

@@ -118,12 +118,15 @@ def _schedule(base: Mapping[str, object], words: Sequence[str]) -> tuple[dict[st
             continue
         scaled[name] = there[name] if isinstance(there.get(name), int) else max(1, length * wanted // whole)
     warmup, fall = scaled.get("optim.warmup", base["optim.warmup"]), scaled.get("optim.cooldown_iterations")
+    if "optim.warmup" in scaled and isinstance(warmup, int):
+        scaled["optim.warmup"] = warmup = min(warmup, wanted - 1)  # one iteration is left to cool down
     if isinstance(fall, int) and isinstance(warmup, int):
         scaled["optim.cooldown_iterations"] = max(1, min(fall, wanted - warmup))
     if not scaled:
         return {}, []
     told = ", ".join(f"{name.replace('_', '-')} {base[name]} -> {length}" for name, length in scaled.items())
-    return scaled, [f"{wanted} iterations instead of {whole}: the schedule is shortened with them ({told})"]
+    count = f"{wanted} iteration{'s' if wanted > 1 else ''}"
+    return scaled, [f"{count} instead of {whole}: the schedule is shortened with them ({told})"]
 
 
 def _text(words: Sequence[str], name: str) -> str | None:

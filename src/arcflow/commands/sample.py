@@ -27,6 +27,10 @@ class Sharding:
     """With --ray: images of a shard; a worker that dies loses one."""
 
 
+FEW = 6
+"""Captions of the small world that are drawn where nobody says what: one of each skill."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Sample:
     """Turn prompts into PNG files in a few steps, and a page that shows them. What the folder's manifest lists already
@@ -99,6 +103,11 @@ class Sample:
             rows += listed
             if message:
                 print(message, file=sys.stderr)
+        if not rows and self.subject.model == SHIPPED:
+            from arcflow.world.scene import held_out
+
+            print(f"no prompt given: {FEW} of the small world's; --prompt TEXT draws your own", file=sys.stderr)
+            rows = [Row(text) for text in held_out(FEW)]
         if not rows:
             raise ValueError("no prompt given; add --prompt TEXT (several times if you like) or --prompts FILE")
         if self.subject.model == SHIPPED:
