@@ -8,8 +8,8 @@ of the student in two. The teacher's weights are made half as large again, so th
 `benchmarks/results/families.json` and `families.md`; those of other families stay.
 """
 
-import json
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,8 @@ from arcflow.distillation.walk import arcs, euler, sampler_grid
 from arcflow.families import network
 from arcflow.path import step_grid
 from arcflow.runs.checkpoint import Progress
-from arcflow.system.files import write_json, write_text
+from arcflow.system import records
+from arcflow.system.files import write_text
 from arcflow.training.learner import Learner, arcflow_objective, views
 from tests.support.families import ALL, FRAMES, side
 
@@ -97,6 +98,13 @@ def measure(name: str) -> dict[str, float]:
     return errors
 
 
+@dataclass(frozen=True)
+class Measured:
+    """Mean squared distances to the teacher's end by family and way."""
+
+    errors: dict[str, dict[str, float]]
+
+
 def table(rows: dict[str, dict[str, float]]) -> str:
     """All rows, in the order of the families; the smallest error of each stands out."""
     ways = [*(f"Euler {n}" for n in STEPS), "student 2"]
@@ -118,10 +126,10 @@ def main(names: list[str]) -> None:
     kept = RESULTS.with_suffix(".json")
     for name in names or list(ALL):
         errors = measure(name)
-        rows = json.loads(kept.read_text("utf-8")) if kept.exists() else {}
-        rows[name] = errors
-        write_json(kept, rows)
-        write_text(RESULTS.with_suffix(".md"), table(rows))
+        found = records.read(Measured, kept) if kept.exists() else Measured(errors={})
+        found.errors[name] = errors
+        records.write(kept, found)
+        write_text(RESULTS.with_suffix(".md"), table(found.errors))
         print(f"{name}: " + ", ".join(f"{way} {error:.4f}" for way, error in errors.items()), flush=True)
 
 

@@ -41,10 +41,7 @@ def test_a_larger_card_takes_a_faster_way_and_every_way_has_a_guide() -> None:
     guide = (Path(__file__).parents[2] / "docs/memory.md").read_text("utf-8")
     for parts in memory.MODELS.values():
         names = [way.name for way in memory.ways(parts)]
-        sizes = [way.gigabytes for way in memory.ways(parts)]
-        assert sizes == sorted(sizes, reverse=True) and all(
-            f"## {name[0].upper()}{name[1:]}" in guide for name in names
-        )
+        assert all(f"## {name[0].upper()}{name[1:]}" in guide for name in names)
         chosen = [memory.best(parts, card) for card in memory.CARDS]
         assert all(way and way.gigabytes <= card for way, card in zip(chosen, memory.CARDS, strict=True))
         assert [names.index(way.name) for way in chosen if way] == sorted(

@@ -116,9 +116,9 @@ def test_a_misspelt_key_is_named_and_not_taken_for_a_missing_measurement(tmp_pat
 
 @pytest.mark.parametrize("path", sorted(RESULTS.glob("*.json")), ids=lambda path: path.stem)
 def test_committed_results_are_read_and_written_back_to_the_byte(tmp_path, path):
-    from benchmarks.serving import Measured
+    from benchmarks import families, serving
 
-    others = {"demo": KINDS["shipped"], "serving": Measured}
+    others = {"demo": KINDS["shipped"], "serving": serving.Measured, "families": families.Measured}
     kind = KINDS.get(path.stem, others.get(path.stem, Comparison))
     records.write(tmp_path / path.name, records.read(kind, path))
     assert (tmp_path / path.name).read_bytes() == path.read_bytes()

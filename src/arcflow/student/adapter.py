@@ -170,10 +170,6 @@ def networks_at(path: str | Path) -> tuple[str, ...]:
 def found_at(path: str | Path, network: str = "") -> Found:
     """The adapter in a folder, in a file, or on the Hub: its files and what it says about itself. `network` is whose
     adapter is taken of a file that holds several."""
-    if not isinstance(path, str | Path):
-        raise ValueError(
-            f"{path!r} names no adapter: expected a folder, a file, or owner/name on the Hugging Face Hub."
-        )
     return find(_local(path), network)
 
 
@@ -212,6 +208,10 @@ def describe(transformer: ModelMixin, info: AdapterInfo | None = None) -> Adapte
 def _local(path: str | Path) -> Path:
     """The folder or file a path means: one on this machine, or "root:inside" with a folder or a Hub repository as the
     root."""
+    if not isinstance(path, str | Path):
+        raise ValueError(
+            f"{path!r} names no adapter: expected a folder, a file, or owner/name on the Hugging Face Hub."
+        )
     if Path(path).is_dir() or (Path(path).is_file() and Path(path).suffix == SINGLE):
         return Path(path)
     root, _, inside = str(path).partition(":")
