@@ -1,6 +1,7 @@
 """Wan 2.2: two networks, each for its range of noise levels, and a student on each."""
 
 import copy
+from importlib import import_module
 
 import numpy as np
 import pytest
@@ -128,6 +129,31 @@ def test_a_file_of_both_is_refused_where_it_does_not_fit(two, adapters, both, tm
     with pytest.raises(ValueError, match="made for another base of the same sizes"):
         arcflow.attach(two, swapped)
     assert torch.equal(draw(two), before)
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_what_fails_at_the_second_network_leaves_the_first_as_it_was(two, both, adapters, monkeypatch, there):
+    """A card that has room for one: no student is half on, and one that was there is on again."""
+    if there:
+        arcflow.attach(two, adapters[0])
+    before, scheduler = two.transformer.state_dict(), two.scheduler
+    whole = layers.put_on
+
+    def full(transformer, state):
+        if transformer is two.transformer_2:
+            raise torch.OutOfMemoryError("no room")
+        whole(transformer, state)
+
+    monkeypatch.setattr(import_module("arcflow.student.build"), "put_on", full)
+    with pytest.raises(torch.OutOfMemoryError):
+        arcflow.attach(two, both)
+    after = two.transformer.state_dict()
+    assert before.keys() == after.keys() and all(torch.equal(value, after[name]) for name, value in before.items())
+    assert two.scheduler is scheduler and layers.is_student(two.transformer) == there
+    if there:
+        arcflow.detach(two)
+    assert type(two.scheduler) is type(scheduler.stock if there else scheduler)
+    assert "save_pretrained" not in two.__dict__
 
 
 def test_a_changed_byte_in_a_file_of_both_is_told(two, both):

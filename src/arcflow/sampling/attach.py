@@ -8,6 +8,7 @@ guidance, slices, a change of layout) is right as it stands.
 
 import inspect
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -50,9 +51,37 @@ def attach(
     drafts = list[_Draft]()
     for name in names:
         drafts.append(_draft(pipe, path, name, name if held else "", guidance, alone=len(names) == 1))
-    for draft in drafts:
-        _put_on(pipe, draft, fuse)
+    undo = list[Callable[[], object]]()
+    try:
+        for draft in drafts:
+            undo.append(_way_back(pipe, draft.transformer))
+            _put_on(pipe, draft, fuse)
+    except BaseException:
+        for back in reversed(undo[:-1]):  # the last one has put itself back
+            back()
+        raise
     return pipe
+
+
+def _way_back(pipe: Any, transformer: ModelMixin) -> Callable[[], object]:
+    """What puts a network and its pipeline back to what they are now."""
+    state = layers.state_of(transformer) if layers.is_student(transformer) else None
+    fused = state is not None and state.fused
+    stock, saving = transformer.__dict__.get("_arcflow_stock"), pipe.__dict__.get("save_pretrained")
+    scheduler = pipe.scheduler
+
+    def back() -> None:
+        if state:
+            exchange(transformer, state, fused=fused)
+        else:
+            remove(transformer)
+        pipe.scheduler = scheduler
+        for thing, name, value in ((transformer, "_arcflow_stock", stock), (pipe, "save_pretrained", saving)):
+            thing.__dict__.pop(name, None)
+            if value is not None:
+                thing.__dict__[name] = value
+
+    return back
 
 
 @dataclass(frozen=True)
