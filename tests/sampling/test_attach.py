@@ -309,7 +309,8 @@ def test_weights_that_are_offloaded_are_refused(pipe, two_steps):
     assert torch.equal(sample(pipe), before)
 
 
-def test_offloaded_after_attach_it_draws_and_comes_off(pipe, two_steps):
+@pytest.mark.parametrize("hooks", ["gone before", "left on"])
+def test_offloaded_after_attach_it_draws_and_comes_off(pipe, two_steps, hooks):
     from accelerate import cpu_offload
     from accelerate.hooks import remove_hook_from_module
 
@@ -318,6 +319,25 @@ def test_offloaded_after_attach_it_draws_and_comes_off(pipe, two_steps):
     drawn = sample(pipe)
     cpu_offload(pipe.transformer, execution_device=torch.device("cpu"), offload_buffers=True)
     assert torch.equal(sample(pipe), drawn)
+    if hooks == "gone before":
+        remove_hook_from_module(pipe.transformer, recurse=True)
+    arcflow.detach(pipe)
+    assert torch.equal(sample(pipe), before)
+
+
+def test_a_fused_student_draws_offloaded_and_stays_until_its_weights_are_back(pipe, two_steps):
+    """To come apart it needs the weights themselves, which lie elsewhere under sequential offload."""
+    from accelerate import cpu_offload
+    from accelerate.hooks import remove_hook_from_module
+
+    before = sample(pipe)
+    arcflow.attach(pipe, two_steps, fuse=True)
+    drawn = sample(pipe)
+    cpu_offload(pipe.transformer, execution_device=torch.device("cpu"), offload_buffers=True)
+    for take_off in (lambda: arcflow.detach(pipe), lambda: student.unfuse(pipe.transformer)):
+        with pytest.raises(ValueError, match=r"weights of the base are offloaded.* pipe.remove_all_hooks\(\) first"):
+            take_off()
+        assert torch.equal(sample(pipe), drawn)
     remove_hook_from_module(pipe.transformer, recurse=True)
     arcflow.detach(pipe)
     assert torch.equal(sample(pipe), before)

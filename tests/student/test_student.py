@@ -217,8 +217,11 @@ def test_nonsense_is_refused_with_a_remedy(net, inputs):
 def test_a_whole_path_is_not_mixed_with_a_lora_on_the_last_layer(net, inputs):
     net.add_adapter(LoraConfig(target_modules=["proj_out"]), "style")
     student.build(net, modes=2, rank=2)
-    with pytest.raises(ValueError, match="'style'.* sits on 'proj_out'.*expected that layer free"):
+    with pytest.raises(ValueError, match=r"'style'.* on 'proj_out'.*expected that layer free.*pipe.disable_lora\(\)"):
         student.predict(net, inputs.x, inputs.sigma, inputs.cond)
+    net.disable_adapters()  # which `pipe.disable_lora` calls
+    assert student.predict(net, inputs.x, inputs.sigma, inputs.cond).v.isfinite().all()
+    net.enable_adapters()
     styled = views.teacher_velocity(net, inputs.x, inputs.sigma, inputs.cond)
     student.remove(net)
     assert torch.equal(network.call(net, inputs.x, inputs.sigma, inputs.cond), styled)

@@ -57,10 +57,20 @@ def fuse(transformer: nn.Module) -> nn.Module:
 @torch.no_grad()
 def unfuse(transformer: nn.Module) -> nn.Module:
     """The trainable student again, bit for bit what it was before `fuse`. What was merged into the weights since (a
-    user's LoRA) is kept, to rounding."""
+    user's LoRA) is kept, to rounding.
+
+    Raises:
+        ValueError: weights are offloaded. Nothing is changed then.
+    """
     state = state_of(transformer)
     if state.fused:
         check_at_hand(transformer)
+        weights = [base_linear(transformer, name).weight for name in state.lows]
+        if any(weight.is_meta for weight in weights):
+            raise ValueError(
+                "cannot take a fused student off or apart: weights of the base are offloaded, and not there. Call "
+                "pipe.remove_all_hooks() first."
+            )
         _restore(transformer, state)
         settle(transformer)
     return transformer

@@ -105,6 +105,13 @@ class MomentumHead(nn.Module):
         return PackedHead(self)
 
 
+class Columns(Affine):
+    """An `Affine` whose outputs come with the tokens last, as a step wants them."""
+
+    def forward(self, x: Float[Tensor, "tokens features"]) -> Float[Tensor, "outputs tokens"]:
+        return torch.addmm(self.bias[:, None], self.weight, x.t())
+
+
 class PackedHead(nn.Module):
     """A `MomentumHead` as one product, not trainable.
 
@@ -119,7 +126,7 @@ class PackedHead(nn.Module):
         every = head.modes * head.pixels
         self.sizes = (head.width, (head.modes - 1) * head.width, every, every)
         weight, bias = (self._rows(head, name) for name in ("weight", "bias"))
-        self.all = Affine(weight.shape[1], weight.shape[0], device=weight.device).to(weight.dtype)
+        self.all = Columns(weight.shape[1], weight.shape[0], device=weight.device).to(weight.dtype)
         with torch.no_grad():
             self.all.weight.copy_(weight)
             self.all.bias.copy_(bias)
@@ -141,7 +148,7 @@ class PackedHead(nn.Module):
         return torch.cat([v[0], (v[1:] - v[0]).flatten(0, 1), logits, none, log_gamma])
 
     def forward(self, features: Float[Tensor, "*batch features"]) -> Float[Tensor, "*batch packed"]:
-        outputs = self._outputs(features.reshape(-1, features.shape[-1]))
+        outputs = self.all(features.reshape(-1, features.shape[-1]))
         first, differences, logits, log_gamma = outputs.t().reshape(*features.shape[:-1], -1).split(self.sizes, -1)
         others = (differences.unflatten(-1, (self.modes - 1, self.sizes[0])) + first[..., None, :]).flatten(-2)
         return torch.cat([first, others, logits, log_gamma[..., self.pixels :]], -1)
@@ -157,12 +164,9 @@ class PackedHead(nn.Module):
             mean = self._mean(rows, span)
         return mean.t().contiguous().view(*features.shape[:-1], self.sizes[0])
 
-    def _outputs(self, rows: Float[Tensor, "tokens features"]) -> Float[Tensor, "outputs tokens"]:
-        return torch.addmm(self.all.bias[:, None], self.all.weight, rows.t())
-
     def _mean(self, rows: Float[Tensor, "tokens features"], span: Float[Tensor, ""]) -> Float[Tensor, "width tokens"]:
         """With the tokens last, so that what is weighed lies together: in a fourth less time than with them first."""
-        outputs = self._outputs(rows)
+        outputs = self.all(rows)  # a call, so that offloading brings its weights
         outputs = outputs.to(torch.promote_types(outputs.dtype, torch.float32))
         first, differences, logits, log_gamma = outputs.split(self.sizes)
         modes, pixels, channels = self.modes, self.pixels, self.sizes[0] // self.pixels

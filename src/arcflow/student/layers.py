@@ -670,7 +670,7 @@ def _check_head_free(transformer: nn.Module, head: str) -> None:
     if isinstance(layer, BaseTunerLayer) and not layer.disable_adapters and layer.active_adapters:
         raise ValueError(
             f"the LoRA {layer.active_adapters} sits on {head!r} and adds to a velocity, but a "
-            f"whole path was asked for: expected that layer free. Switch it off (pipe.set_adapters([]))."
+            f"whole path was asked for: expected that layer free. Switch it off (pipe.disable_lora())."
         )
 
 
