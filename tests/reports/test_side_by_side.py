@@ -1,6 +1,7 @@
 """The report: one file with everything in it, and an image whose plane belongs to the teacher."""
 
 import base64
+import dataclasses
 import io
 import re
 
@@ -101,6 +102,11 @@ def test_the_plane_is_the_one_the_teacher_bends_in() -> None:
 def test_figures_are_images_of_some_size() -> None:
     for figure in (path_figure([way()]), path_figure([way()] * 3), curves_figure(LOG)):
         assert min(Image.open(io.BytesIO(figure)).size) > 400
+
+
+def test_a_prompt_is_no_formula() -> None:
+    for prompt in (r"$\frac{$", "from $5 to $6"):
+        assert path_figure([dataclasses.replace(way(), prompt=prompt)])
 
 
 def test_a_short_log_is_no_reason_to_fail() -> None:

@@ -225,7 +225,7 @@ def _draw_way(panel: "Axes", way: Tracks) -> None:
     panel.annotate("noise", teacher[0], (0, 14), textcoords="offset points", ha="center", color=TEACHER)
     for end, color in ((chords, EULER), (teacher, TEACHER), (arcs[-1], STUDENT)):
         panel.scatter(*end[-1], color=color, s=36, zorder=7)
-    panel.set_title(way.prompt, fontsize=11, color="#0f172a", pad=10)
+    panel.set_title(way.prompt, parse_math=False, fontsize=11, color="#0f172a", pad=10)
     panel.set(xticks=[], yticks=[])
     panel.margins(0.1, 0.16)
     _thumbnails(panel, way, {"teacher": teacher[-1], "arcs": arcs[-1][-1], "chords": chords[-1]})
