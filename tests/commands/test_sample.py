@@ -167,6 +167,8 @@ def test_sizes_of_a_list_are_drawn_each_in_batches_of_its_own(tmp_path, capsys) 
         (("--steps", -1), "steps = -1: expected 1 to 1000"),
         (("--batch", 0), "batch = 0: expected 1 or more"),
         (("--seed", "12345678901234567890123"), "a whole number of at most 64 bits"),
+        (("--prompt", "a \udcff cat"), "prompt = 'a \\udcff cat': expected text in UTF-8"),
+        (("--negative-prompt", "\udcff"), "prompt = '\\udcff': expected text in UTF-8"),
         (("--guidance", "nan"), "--guidance = nan: expected a number from 0 on"),
         (("--fit", "group"), "--fit group is for GPUs, and the device is cpu"),
         (("--fuse", "--no-fuse"), "expected one of them"),

@@ -207,7 +207,8 @@ def settle(subject: Subject, drawing: Drawing, machine: Machine) -> Setup:
     Raises:
         ValueError: the options do not go together, or with this model, adapter or device.
     """
-    check_drawing(steps=drawing.steps, batch=machine.batch)
+    negative = [drawing.negative_prompt] if drawing.negative_prompt is not None else []
+    check_drawing(steps=drawing.steps, batch=machine.batch, prompts=negative)
     for name, value in (("guidance", drawing.guidance), ("true-cfg", drawing.true_cfg)):
         fits = value is None or (math.isfinite(value) and value >= 0)
         config.check(fits, f"--{name}", value, "a number from 0 on", "leave it out for the model's own")
@@ -434,14 +435,18 @@ def check_side(token: int, height: int, width: int) -> None:
         config.check(fits, name, pixels, f"a multiple of {token} for this model", "take the nearest one")
 
 
-def check_drawing(*, steps: int | None, batch: int, seeds: Sequence[int] = ()) -> None:
+def check_drawing(*, steps: int | None, batch: int, seeds: Sequence[int] = (), prompts: Sequence[str] = ()) -> None:
     """Refuse settings that no image can be drawn with, before anything is loaded.
 
     Raises:
-        ValueError: fewer than one step or image at a time, or a seed that does not fit in 64 bits.
+        ValueError: fewer than one step or image at a time, a seed that does not fit in 64 bits, or a prompt that is not
+            UTF-8: the command line hands such bytes on as halves of letters, which no tokenizer takes.
     """
     fits = steps is None or 1 <= steps <= MOST_STEPS
     config.check(fits, "steps", steps, f"1 to {MOST_STEPS}", "leave it out for what the adapter is made for")
     config.check(batch >= 1, "batch", batch, "1 or more", "leave it out for 8")
     for seed in seeds:
         config.check(-(2**63) <= seed < 2**64, "seed", seed, "a whole number of at most 64 bits", "take a smaller one")
+    for prompt in prompts:
+        halves = any("\ud800" <= letter <= "\udfff" for letter in prompt)
+        config.check(not halves, "prompt", prompt, "text in UTF-8", "type it again, or give a file with --prompts")
