@@ -85,6 +85,7 @@ def test_what_can_be_made_again_is(evaluate, tmp_path, capsys) -> None:
         lambda: clock.write_text("[" * 100_000),
         lambda: (out / "pictures" / "manifest.jsonl").write_text("\0\0\n{}\n[]\n" + "[" * 100_000 + "\n"),
         lambda: (out / "pictures" / "00001-0.png").unlink(),
+        lambda: (out / "pictures" / "00001-0.png").write_bytes((out / "pictures" / "00001-0.png").read_bytes()[:60]),
         lambda: (out / "results.json").write_text("half"),
         lambda: (out / "pictures" / "00000-0.png.0123abcd.tmp").write_text("of a killed process"),
     ):
@@ -93,8 +94,8 @@ def test_what_can_be_made_again_is(evaluate, tmp_path, capsys) -> None:
         assert again.metrics == right.metrics
         assert numbers.read_bytes()[-64:] == whole[-64:]
     assert "is damaged" in capsys.readouterr().err and not list(out.rglob("*.tmp"))
-    cut = out / "pictures" / "00001-0.png"
-    cut.write_bytes(cut.read_bytes()[:60])
+    torn = out / "pictures" / "00001-0.png"
+    torn.write_bytes(torn.read_bytes()[:60] + torn.read_bytes()[-60:])
     numbers.unlink()
     with pytest.raises(ValueError, match="00001-0.png is no image that can be read .*take it away"):
         evaluate(**options)

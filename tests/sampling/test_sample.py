@@ -135,11 +135,14 @@ def test_an_image_has_the_text_that_viewers_read() -> None:
     assert kept["parameters"] == parameters(one)
 
 
-def test_a_deleted_image_and_a_line_cut_short_are_made_again(flux, tmp_path) -> None:
+@pytest.mark.parametrize("left", [None, 0, 5, 60, -1])
+def test_an_image_that_is_gone_or_cut_and_a_line_cut_short_are_made_again(flux, tmp_path, left) -> None:
     with euler(flux):
         (path,) = sample_folder(flux, [recipe()], tmp_path)
         before = path.read_bytes()
         path.unlink()
+        if left is not None:
+            path.write_bytes(before[:left])
         manifest = tmp_path / "manifest.jsonl"
         manifest.write_text(manifest.read_text() + '{"file": "half')
         assert sample_folder(flux, [recipe()], tmp_path) == [path]

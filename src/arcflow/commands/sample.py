@@ -56,7 +56,7 @@ class Sample:
     def run(self) -> None:
         from contextlib import nullcontext
 
-        check_drawing(steps=self.drawing.steps, batch=self.machine.batch, seeds=self.seed)
+        check_drawing(steps=self.drawing.steps, batch=self.machine.batch, seeds=self.seed, prompts=self.prompt)
         rows = self._rows()
         self.fleet.check()
         if self.fleet.ray:
@@ -66,7 +66,7 @@ class Sample:
         setup = settle(self.subject, self.drawing, self.machine)
         recipes = setup.recipes(rows, self.seed or (0,))
         from arcflow.reports.contact_sheet import INDEX, write_sheet
-        from arcflow.sampling.folder import read_manifest, sample_folder, share_of_work, to_draw
+        from arcflow.sampling.folder import is_whole, read_manifest, sample_folder, share_of_work, to_draw
         from arcflow.sampling.generate import euler
         from arcflow.system.files import sweep
         from arcflow.system.owner import owned_share
@@ -81,7 +81,7 @@ class Sample:
                     pipe = setup.open()
                     with nullcontext() if setup.adapter else euler(pipe):
                         new = sample_folder(pipe, recipes, self.out, batch_size=self.machine.batch, share=share)
-                there = [record for record in read_manifest(self.out) if (self.out / record["file"]).exists()]
+                there = [record for record in read_manifest(self.out) if is_whole(self.out / record["file"])]
                 write_sheet(self.out, there)
         if self.json:
             listed = [record for record in read_manifest(self.out) if record["file"] in {one.file for one in recipes}]

@@ -23,7 +23,7 @@ from diffusers import DiffusionPipeline
 from arcflow.evaluation.results import Seconds, Settings
 from arcflow.evaluation.scorers import part_of
 from arcflow.evaluation.suites.suite import Item, Suite
-from arcflow.sampling.folder import Recipe, read_manifest, sample_folder
+from arcflow.sampling.folder import Recipe, is_whole, read_manifest, sample_folder
 from arcflow.system import files, records
 from arcflow.system.owner import owned_share
 from arcflow.system.text import shown
@@ -117,7 +117,7 @@ def to_draw(folder: Path, images: Sequence[Image], share: tuple[int, int] = (0, 
     """The images of this process's share that are not there yet."""
     there = {record["file"] for record in read_manifest(folder / "pictures")}
     mine = list(images)[share[0] :: share[1]]
-    return [p for p in mine if p.file not in there or not (folder / "pictures" / p.file).exists()]
+    return [p for p in mine if p.file not in there or not is_whole(folder / "pictures" / p.file)]
 
 
 def draw(

@@ -64,6 +64,10 @@ class Recipe:
         return f"{words or 'image'}-{self.seed}-{digest}.png"
 
 
+END = b"\0\0\0\0IEND\xaeB`\x82"
+"""The last chunk of every PNG."""
+
+
 def share_of_work() -> tuple[int, int]:
     """Number of this process and of all of them, as torchrun and its like set them; (0, 1) alone."""
     return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
@@ -136,8 +140,18 @@ def drawn(
 
 def to_draw(recipes: Sequence[Recipe], folder: Path, share: tuple[int, int] = (0, 1)) -> list[Recipe]:
     """Recipes of a process's share, each once, that the folder does not have yet."""
-    finished = {record["file"] for record in read_manifest(folder) if (folder / record["file"]).exists()}
+    finished = {record["file"] for record in read_manifest(folder) if is_whole(folder / record["file"])}
     return [recipe for recipe in list(dict.fromkeys(recipes))[share[0] :: share[1]] if recipe.file not in finished]
+
+
+def is_whole(path: Path) -> bool:
+    """Whether a PNG is there up to its end: what a copy or a disk has cut short is not."""
+    try:
+        with path.open("rb") as file:
+            file.seek(-len(END), os.SEEK_END)
+            return file.read() == END
+    except OSError:  # it is not there, or shorter than that
+        return False
 
 
 def batches(recipes: Sequence[Recipe], most: int) -> list[list[Recipe]]:
