@@ -151,7 +151,9 @@ EVERY_WAY = pytest.mark.parametrize("load", [load_base, load_adapter, load_trans
 
 @EVERY_WAY
 def test_a_repository_that_is_not_there_is_a_question_of_spelling(hub, load):
-    with pytest.raises(ValueError, match="no repository 'owner/typo'.*Check the spelling.*run `hf auth login`"):
+    with pytest.raises(
+        ValueError, match="no folder 'owner/typo' here and no such repository.*Check the spelling.*run `hf auth login`"
+    ):
         load("owner/typo")
 
 
@@ -176,7 +178,7 @@ def test_offline_without_a_copy_says_which_variable_and_what_to_fetch(hub, load,
 @pytest.mark.parametrize("load", [load_base, load_adapter])  # a transformer alone is asked for six times, in 23 seconds
 def test_a_hub_out_of_reach_is_a_question_of_the_connection(hub, load, monkeypatch):
     point_at(monkeypatch, "http://127.0.0.1:9")  # nobody answers there
-    with pytest.raises(ValueError, match="the Hugging Face Hub cannot be reached. Check the connection"):
+    with pytest.raises(ValueError, match="no folder 'owner/name' here.*the Hugging Face Hub cannot be reached. Check"):
         load("owner/name")
 
 
@@ -216,4 +218,4 @@ def test_the_command_line_says_it_in_a_line(hub, capsys):
     with pytest.raises(SystemExit):
         cli.main(["sample", "--model", "owner/typo", "--adapter", "none", "--prompt", "a red cube"])
     said = capsys.readouterr().err.splitlines()
-    assert said[-1].startswith("arcflow: no repository 'owner/typo'") and "Traceback" not in said
+    assert said[-1].startswith("arcflow: no folder 'owner/typo' here") and "Traceback" not in said

@@ -70,8 +70,8 @@ def _sentence(name: str, error: BaseException) -> str:
         )
     if met(RepositoryNotFoundError):
         return (
-            f"no repository {name!r} on the Hugging Face Hub, or it is private: expected owner/name. Check the "
-            f"spelling, or give a local folder; for a private one run `hf auth login`."
+            f"no folder {name!r} here and no such repository on the Hugging Face Hub, or it is private: expected "
+            f"owner/name. Check the spelling, or give a local folder; for a private one run `hf auth login`."
         )
     if met(OfflineModeIsEnabled):
         return (
@@ -80,8 +80,8 @@ def _sentence(name: str, error: BaseException) -> str:
         )
     if met(LocalEntryNotFoundError):
         return (
-            f"{name!r} is not completely in the cache, and the Hugging Face Hub cannot be reached. Check the "
-            f"connection and try again, or give a local folder."
+            f"no folder {name!r} here, it is not completely in the cache, and the Hugging Face Hub cannot be reached. "
+            f"Check the connection and try again, or give a local folder."
         )
     said = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
     if met(SafetensorError):
