@@ -15,6 +15,7 @@ from transformers import (
     Dinov2Model,
 )
 
+from arcflow.metrics import features
 from arcflow.metrics.features import (
     INCEPTION_SIZE,
     clip,
@@ -27,6 +28,7 @@ from arcflow.metrics.features import (
 from arcflow.metrics.images import clip_score
 from arcflow.metrics.sets import frechet_distance, precision_recall
 from arcflow.metrics.streaming import Moments
+from arcflow.system import files
 from arcflow.world.render import render_all
 from arcflow.world.scene import COLORS, SIZE, Object, Scene, sample_prompts, sample_scene
 from tests.support.pipelines import WORDS, tokenizer
@@ -75,8 +77,9 @@ class Inception(torch.nn.Module):
 
 
 @pytest.fixture
-def small_inception(tmp_path):
+def small_inception(tmp_path, monkeypatch):
     torch.jit.script(Inception()).save(tmp_path / "inception.pt")
+    monkeypatch.setattr(features, "INCEPTION_SHA256", files.digest(tmp_path / "inception.pt"))
     return tmp_path / "inception.pt"
 
 
@@ -86,6 +89,12 @@ def test_inception_sees_every_image_at_its_own_size(small_inception) -> None:
     assert torch.equal(features(images), torch.cat([features(image[None]) for image in images]))
     means = torch.from_numpy(images.mean((1, 2))).float()
     torch.testing.assert_close(features(images), means, rtol=0.02, atol=0)
+
+
+def test_another_program_than_inception_is_told(tmp_path) -> None:
+    torch.jit.script(Inception()).save(tmp_path / "mine.pt")
+    with pytest.warns(UserWarning, match="mine.pt is not the file of https.*It is a program that runs here"):
+        inception_features(tmp_path / "mine.pt")
 
 
 def test_inception_does_not_resize_patches(small_inception) -> None:

@@ -11,6 +11,7 @@ Frechet distance is patch FID (SDXL-Lightning, arXiv 2402.13929) and sees the de
 cannot hold.
 """
 
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -24,6 +25,7 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import AutoImageProcessor, AutoModel, AutoTokenizer, CLIPModel
 
+from arcflow.system import files
 from arcflow.system.packages import need
 from arcflow.world.autoencoder import CHANNELS, encode, to_tensor
 from arcflow.world.scene import SIZE
@@ -36,6 +38,8 @@ Vectors = Float[Tensor, "n width"]
 Features = Callable[[Images], Vectors]
 
 INCEPTION_URL = "https://nvlabs-fi-cdn.nvidia.com/stylegan2-ada-pytorch/pretrained/metrics/inception-2015-12-05.pt"
+
+INCEPTION_SHA256 = "f58cb9b6ec323ed63459aa4fb441fe750cfe39fafad6da5cb504a16f19e958f4"
 
 INCEPTION_SIZE = 299
 
@@ -74,7 +78,16 @@ def world_features(batch_size: int = 32) -> Features:
 
 
 def inception_features(weights: str | Path, *, device: str | torch.device = "cpu", batch_size: int = 64) -> Features:
-    """The 2048 numbers of FID, by the TorchScript file of Inception that StyleGAN, clean-fid and pi-Flow use."""
+    """The 2048 numbers of FID, by the TorchScript file of Inception that StyleGAN, clean-fid and pi-Flow use.
+
+    Another file is used with a warning: its numbers compare with no others, and it is a program that runs here.
+    """
+    if Path(weights).is_file() and files.digest(Path(weights)) != INCEPTION_SHA256:
+        warnings.warn(
+            f"{weights} is not the file of {INCEPTION_URL}: its SHA-256 is another. It is a program that runs here "
+            f"with your rights, and its numbers do not compare with published ones",
+            stacklevel=2,
+        )
     try:
         net = torch.jit.load(str(weights), map_location=device).eval()
     except (ValueError, RuntimeError) as error:
