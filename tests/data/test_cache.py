@@ -163,6 +163,16 @@ def test_a_training_holds_shards_against_their_checksums_once(tmp_path, monkeypa
     assert asked[4:] == ["shard-00002.safetensors"]
 
 
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="counts open files in /proc")
+def test_no_file_of_a_cache_stays_open(tmp_path):
+    """There may be more shards than a process may open."""
+    damaged_caches.make(tmp_path, shard=1)
+    before = len(os.listdir("/proc/self/fd"))
+    read = Cache(tmp_path, damaged_caches.ABOUT, torch.device("cpu"), torch.float32)
+    assert len(read(damaged_caches.PROMPTS)) == 3 and len(list(tmp_path.glob("*.safetensors"))) == 12
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
 def test_caches_of_before_are_read_and_go_on(tmp_path):
     folder = tmp_path / "cache"
     damaged_caches.make(folder)

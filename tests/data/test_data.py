@@ -15,6 +15,7 @@ from arcflow.data.images import read_images
 from arcflow.data.prompts import Row
 from arcflow.data.stream import content_of
 from arcflow.families.conditioning import repeat, rows
+from arcflow.system.processes import Ranks
 from arcflow.system.seeds import seed_of
 from tests.support.prompt_lists import with_images
 
@@ -45,6 +46,16 @@ def test_no_noise_is_used_twice(tmp_path):
     assert len(set(seeds)) == len(seeds) == 62
 
 
+@pytest.mark.parametrize("count", [1, 2, 4])
+def test_processes_share_out_every_prompt_once_each_with_a_noise_of_its_own(tmp_path, count):
+    d = data(tmp_path, batch=4)
+    for step in range(6):
+        batch = d.batch(step)
+        mine = [Ranks(rank=rank, count=count).rows(len(batch.prompts)) for rank in range(count)]
+        assert [prompt for rows in mine for prompt in batch.prompts[rows]] == batch.prompts
+        assert len({seed for rows in mine for seed in batch.seeds[rows]}) == len(batch.prompts)
+
+
 def test_images_stay_with_their_prompts(tmp_path):
     batch = PromptData(with_images(tmp_path), seed=0, batch=3).batch(0)
     images = read_images(batch.images, (8, 16))
@@ -70,6 +81,8 @@ def test_the_last_prompts_of_a_file_are_held_out(tmp_path):
     assert not set(d.held_out.prompts) & {row.text for row in d.train}
     with pytest.raises(ValueError, match="10 prompts and 10 are to be held out.*lower data.held_out_count"):
         data(tmp_path, held_out_count=10)
+    with pytest.raises(ValueError, match="1 prompts and 1 are to be held out.*give data.held_out a file of its own"):
+        data(tmp_path, count=1, held_out_count=1)
 
 
 def test_what_is_held_out_is_not_trained_on_however_often_it_is_there(tmp_path):

@@ -56,6 +56,26 @@ def chunk(kind, data):
     return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
 
+MODES = {"png": ("L", "LA", "RGBA"), "jpg": ("L", "CMYK"), "webp": ("L", "RGBA"), "tif": ("L", "LA", "CMYK", "RGBA")}
+
+
+@pytest.mark.parametrize(("ending", "mode"), [(ending, mode) for ending, modes in MODES.items() for mode in modes])
+def test_gray_is_gray_in_every_mode(tmp_path, ending, mode):
+    lossless = {"lossless": True} if ending == "webp" else {}
+    Image.new("RGB", (32, 32), (128, 128, 128)).convert(mode).save(tmp_path / f"a.{ending}", **lossless)
+    for image in both(tmp_path / f"a.{ending}"):
+        assert image.shape == (32, 32, 3) and (image == 128).all()
+
+
+def test_a_palette_has_its_colors(tmp_path):
+    image = Image.new("RGB", (32, 32), (10, 20, 30)).quantize(4)
+    image.save(tmp_path / "a.png")
+    image.save(tmp_path / "a.gif")
+    for name in ("a.png", "a.gif"):
+        for seen in both(tmp_path / name):
+            assert (seen == [10, 20, 30]).all()
+
+
 def test_what_pillow_refuses_is_named(tmp_path):
     head = struct.pack(">IIBBBBB", 20000, 20000, 8, 0, 0, 0, 0)
     body = chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(b"\0" * 9)) + chunk(b"IEND", b"")
@@ -67,7 +87,19 @@ def test_what_pillow_refuses_is_named(tmp_path):
     Image.fromarray(np.zeros((8, 8), np.float32)).save(tmp_path / "float.tif")
     Image.fromarray(np.full((8, 8), 1 << 20, np.int32)).save(tmp_path / "deep.tif")
     (tmp_path / "html.jpg").write_text("<html>")
-    for name in ("large.png", "text.png", "cut.png", "float.tif", "deep.tif", "html.jpg", "none.png"):
+    (tmp_path / "._a.png").write_bytes(b"\0\5\x16\7")
+    (tmp_path / "empty.png").touch()
+    for name in (
+        "._a.png",
+        "empty.png",
+        "large.png",
+        "text.png",
+        "cut.png",
+        "float.tif",
+        "deep.tif",
+        "html.jpg",
+        "none.png",
+    ):
         for read in (lambda path: read_images([str(path)], (8, 8)), read_image):
             with pytest.raises(ValueError, match=f"{name} is no image that can be read .*: expected PNG"):
                 read(tmp_path / name)

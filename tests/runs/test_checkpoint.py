@@ -7,6 +7,7 @@ import math
 import os
 import re
 import shutil
+from pathlib import Path
 
 import pytest
 import torch.distributed.checkpoint as dcp
@@ -56,6 +57,20 @@ def test_a_restored_run_goes_on_to_the_same_bits(tmp_path):
     assert same(again[0].values(), whole[0].values())
     assert same(again[1].weights.values(), whole[1].weights.values())
     assert same(moments(again), moments(whole))
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["a b", "ünï 実験 😀", "[lr=1e-4]", "100%"]
+    + ([] if os.name == "nt" else ["a*b?", "#", "a::b", "~", "{}", "s3:x", "a\\b", "-dash", "x.tmp"]),
+)
+def test_a_folder_may_have_any_name(tmp_path, name, monkeypatch):
+    """Libraries take some of these for patterns, addresses or options."""
+    monkeypatch.chdir(tmp_path)
+    for folder in (tmp_path / name, Path(name) / "relative"):
+        assert broken(saved(folder, 1) / "00000001") is None
+        assert checkpoints(folder).restore().step == 1
+    assert [path.name for path in tmp_path.iterdir()] == [name]
 
 
 def test_only_the_newest_are_kept_and_the_milestones(tmp_path):

@@ -1,5 +1,6 @@
 """A training by several processes that one command starts."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -9,7 +10,8 @@ import pytest
 
 from arcflow.commands import demo, train
 from arcflow.config import Optim, Run
-from arcflow.system import devices, files, launch
+from arcflow.system import devices, files, launch, signals
+from arcflow.system.processes import STORE
 
 COMMAND = [sys.executable, "-m", "arcflow.cli", "train"]
 SHORT = ["world", "--data.count", "32", "--data.held-out-count", "2", "--data.teacher-steps", "2", "--optim.batch", "4"]
@@ -41,6 +43,36 @@ def test_those_that_were_told_to_stop_are_given_their_time(monkeypatch) -> None:
     time.sleep(0.7)  # until they listen
     assert launch._wait(processes, [signal.SIGTERM]) == 143
     assert [process.returncode for process in processes] == [143, 143]
+
+
+@pytest.mark.slow
+def test_a_process_ends_with_the_one_that_started_it(tmp_path) -> None:
+    """A kill -9 of `train --processes 2` closes the pipes that it held, and nothing trains on without it."""
+    works = "from arcflow.system.signals import end_with_parent; end_with_parent(); import time; time.sleep(60)"
+    (tmp_path / "meeting").mkdir()
+    process = subprocess.Popen(
+        [sys.executable, "-c", works],
+        stdin=subprocess.PIPE,
+        env={**os.environ, signals.LAUNCHED: str(tmp_path / "meeting")},
+    )
+    assert process.stdin and process.poll() is None
+    process.stdin.close()
+    assert process.wait(20) == -signal.SIGTERM and not (tmp_path / "meeting").exists()
+
+
+def test_those_of_one_machine_meet_in_a_file_and_listen_to_nobody_else(tmp_path, monkeypatch) -> None:
+    started: list[dict[str, str]] = []
+
+    def start(words: list[str], env: dict[str, str], **more: object) -> subprocess.Popen:
+        started.append(env)
+        assert os.stat(os.path.dirname(env[STORE])).st_mode & 0o077 == 0
+        return real([sys.executable, "-c", ""])
+
+    real = subprocess.Popen
+    monkeypatch.setattr(subprocess, "Popen", start)
+    assert launch.run_together(["train", "world"], 2) == 0
+    assert [env["RANK"] for env in started] == ["0", "1"] and not any("MASTER_PORT" in env for env in started)
+    assert not os.path.exists(os.path.dirname(started[0][STORE]))
 
 
 def test_a_batch_that_does_not_divide_is_refused_before_anything_starts(tmp_path, monkeypatch) -> None:

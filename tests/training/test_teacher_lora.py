@@ -127,6 +127,33 @@ def test_a_lora_of_text_encoders_too_needs_them(prefix, shelf, tmp_path):
         load_pipe(model, text=False)
 
 
+class Payload:
+    """What a pickle does where it is read."""
+
+    def __init__(self, place):
+        self.place = str(place)
+
+    def __reduce__(self):
+        return open, (self.place, "w")
+
+
+def test_nothing_of_a_lora_or_a_base_is_run(shelf, tmp_path):
+    trace = tmp_path / "ran"
+    (tmp_path / "lora").mkdir()
+    torch.save({"transformer.x.lora_A.weight": Payload(trace)}, tmp_path / "lora" / "pytorch_lora_weights.bin")
+    with pytest.raises(ValueError, match="lora' cannot be loaded"):
+        load_pipe(Model(base=str(shelf / "base"), teacher_lora=str(tmp_path / "lora")))
+    base = shutil.copytree(shelf / "base", tmp_path / "base")
+    for name in ("pipeline.py", "mine.py"):
+        (base / name).write_text(f"open({str(trace)!r}, 'w')\nclass Mine: pass\n")
+    index = json.loads((base / "model_index.json").read_text())
+    for strange in ({"_class_name": ["mine", "Mine"]}, {"transformer": ["mine", "Mine"]}):
+        (base / "model_index.json").write_text(json.dumps(index | strange))
+        with pytest.raises(ValueError, match="mine"):
+            load_pipe(Model(base=str(base)))
+    assert not trace.exists()
+
+
 def test_a_lora_that_is_missing_or_fits_nothing_is_named(shelf, tmp_path):
     other = save_style(qwen_pipeline(), tmp_path / "other", ["img_mlp.net.2"])
     save_file({"weight": torch.zeros(2)}, tmp_path / "none.safetensors")

@@ -26,6 +26,7 @@ from arcflow.data.batches import open_prompts
 from arcflow.distillation.walk import arcs
 from arcflow.families import network
 from arcflow.path import step_grid
+from arcflow.reports import model_card
 from arcflow.runs.checkpoint import Progress
 from arcflow.runs.log import HELD_OUT
 from arcflow.student.adapter import read_info
@@ -466,6 +467,61 @@ def test_another_run_in_the_folder_is_not_overwritten(run):
         claim(config(run[0], optim__lr=0.01), Ranks())
     claim(config(run[0], eval_every=2), Ranks())
     claim(config(run[0]), Ranks())
+
+
+@pytest.mark.parametrize("change", [{"optim__batch": 8}, {"seed": 1}, {"model__dtype": "bfloat16"}], ids=str)
+def test_what_a_run_learns_from_is_part_of_the_run(tmp_path, change):
+    claim(config(tmp_path), Ranks())
+    (tmp_path / "log.jsonl").touch()
+    with pytest.raises(ValueError, match=f"other settings .{next(iter(change)).replace('__', '.')}: .* there, .* now"):
+        claim(config(tmp_path, **change), Ranks())
+
+
+SHORT = Data(count=16, held_out_count=2, teacher_steps=2, height=8, width=8)
+
+
+@pytest.mark.slow
+def test_weights_and_average_of_a_bfloat16_base_are_float32_on_the_disk(tmp_path):
+    run = config(tmp_path, data=SHORT, model__dtype="bfloat16", optim__iterations=2, optim__ema_from=1, pictures=0)
+    tensors, _ = finished(train(run, tiny_pipe(), quiet))
+    assert {name.partition(".")[0] for name in tensors} >= {"ema", "optimizer"}
+    assert {value.dtype for value in tensors.values()} == {torch.float32}
+
+
+@pytest.mark.slow
+def test_a_dropout_is_off_while_the_distance_is_measured(tmp_path):
+    still = {"model__dropout": 0.9, "optim__lr": 1e-9, "optim__lr_log_gamma": 1e-9, "eval_every": 1, "pictures": 0}
+    folder = train(config(tmp_path, data=SHORT, optim__iterations=3, **still), tiny_pipe(), quiet)
+    distances = [line["distance"] for line in files.read_lines(folder / "log.jsonl") if "distance" in line]
+    assert len(distances) == 4 and distances == pytest.approx(4 * distances[:1], rel=1e-5)
+
+
+def test_a_pipeline_is_trained_once(tmp_path):
+    pipe = tiny_pipe()
+    student.build(pipe.transformer, modes=4, rank=4)
+    with pytest.raises(ValueError, match="is a student already; call arcflow.student.remove"):
+        train(config(tmp_path / "run", data=SHORT), pipe, quiet)
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_image_that_no_token_fits_is_refused_before_anything_is_written(tmp_path):
+    with pytest.raises(ValueError, match="image size 10 x 8: both must be multiples of 4"):
+        train(config(tmp_path / "run", data=dataclasses.replace(SHORT, height=10)), tiny_pipe(), quiet)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_one_prompt_is_enough_and_no_token_of_an_account_is_left_behind(tmp_path, monkeypatch):
+    secret = "hf_" + "q" * 34
+    for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "WANDB_API_KEY"):
+        monkeypatch.setenv(name, secret)
+    (tmp_path / "one.txt").write_text("a red ring\n")
+    (tmp_path / "held_out.txt").write_text("a blue ring\n")
+    data = dataclasses.replace(SHORT, prompts=str(tmp_path / "one.txt"), held_out=str(tmp_path / "held_out.txt"))
+    folder = train(config(tmp_path / "run", data=data, optim__iterations=1, pictures=0), tiny_pipe(), quiet)
+    model_card.export(str(folder / "adapter"), tmp_path / "out")
+    left = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert len(left) > 10 and not [path for path in left if secret.encode() in path.read_bytes()]
 
 
 def test_the_rate_warms_up_stays_and_cools_down():
