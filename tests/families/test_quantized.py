@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from peft import LoraConfig
 from safetensors.torch import load_file
 
 import arcflow
@@ -99,6 +100,38 @@ def test_an_adapter_goes_on_a_quantized_base(plain, call, way, tmp_path):
         student.fuse(base)
     student.remove(base)
     assert torch.equal(call(base), before)
+
+
+@pytest.mark.parametrize("way", ["torchao int8", "bitsandbytes int8", "bitsandbytes nf4"], indirect=True)
+def test_a_style_lies_beside_a_student_on_a_quantized_base(plain, call, way, tmp_path):
+    """In both orders, and either goes first; to fuse is refused, and nothing changes."""
+    made = student.build(copy.deepcopy(plain), modes=4, rank=2).eval()
+    perturb(made)
+    adapter.save_adapter(made, tmp_path)
+    base = quantized.stored(plain, quantized.STORES[way])
+
+    def style():
+        torch.manual_seed(3)
+        base.add_adapter(LoraConfig(r=2, init_lora_weights=False, target_modules=["to_q", "ff.net.2"]), "style")
+        base.eval()
+
+    before = call(base)
+    style()
+    styled = call(base)
+    adapter.load_adapter(base, tmp_path)
+    both = call(base)
+    with pytest.raises(ValueError, match="cannot fuse: the base is quantized"):
+        student.fuse(base)
+    assert torch.equal(call(base), both) and torch.equal(call.teacher(base), styled)
+    student.remove(base)
+    assert torch.equal(call(base), styled) and not torch.equal(styled, before)
+    base.delete_adapters("style")
+    adapter.load_adapter(base, tmp_path)
+    alone = call(base)
+    style()
+    torch.testing.assert_close(call(base), both, rtol=1e-4, atol=1e-4)
+    base.delete_adapters("style")
+    assert torch.equal(call(base), alone) and not torch.equal(alone, both)
 
 
 def test_a_new_student_starts_as_its_quantized_teacher(plain, call, way):

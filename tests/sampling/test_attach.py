@@ -287,6 +287,11 @@ def test_a_refused_attach_leaves_the_adapter_before_it(pipe, two_steps, tmp_path
         with pytest.raises(MemoryError):
             arcflow.attach(pipe, other, fuse=True)
     assert unchanged(before, as_it_was(pipe)) and torch.equal(sample(pipe), image)
+    pipe.transformer._parallel_config = object()  # as `enable_parallelism` leaves it
+    with pytest.raises(ValueError, match="split over processes already"):
+        arcflow.attach(pipe, other)
+    pipe.transformer._parallel_config = None
+    assert unchanged(before, as_it_was(pipe)) and torch.equal(sample(pipe), image)
 
 
 def test_detach_gives_back_mode_and_dtype(pipe, two_steps):
