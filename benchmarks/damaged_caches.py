@@ -191,6 +191,11 @@ def trial(folder: Path, seed: int) -> tuple[str, str, str]:
         make(folder.with_name("whole"))
         right = read(folder.with_name("whole"))
     ways[name]()
+    try:
+        cache.verify(folder)
+    except Exception as error:
+        if type(error) is not ValueError or str(folder) not in str(error):
+            return name, f"verified: {error!r}", "not tried"
     first = outcome(folder, right)
     try:
         make(folder)
