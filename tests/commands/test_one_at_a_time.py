@@ -3,6 +3,7 @@
 import pytest
 
 from arcflow import cli
+from arcflow.families import loading
 from arcflow.system.owner import owned
 
 COMMANDS = {
@@ -27,3 +28,12 @@ def test_the_second_is_refused_by_name_and_leaves_the_folder_alone(name, tmp_pat
             cli.main(COMMANDS[name].format(out).split())
         assert sorted(out.iterdir()) == before
     assert stop.value.code == 1 and f"{out} is in use, process " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["sample", "evaluate", "suite", "train"])
+def test_a_folder_that_cannot_be_is_told_before_anything_is_loaded(name, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(loading, "load_pipe", lambda *_, **__: pytest.fail("a model was loaded"))
+    (tmp_path / "out").touch()
+    with pytest.raises(SystemExit) as stop:
+        cli.main(COMMANDS[name].format(tmp_path / "out").split())
+    assert stop.value.code == 1 and "cannot be a folder, a file is in the way" in capsys.readouterr().err

@@ -1,6 +1,7 @@
 """What a student takes of the memory: what it adds, and no second copy of anything else."""
 
 import copy
+import gc
 import weakref
 
 import pytest
@@ -62,3 +63,18 @@ def test_attach_takes_what_it_adds(flux, tmp_path, form, fuse):
     assert added < base / 4, "of a small share of the base something can be said"
     assert added + own <= watched.left + 4096 and watched.left < 1.2 * added + own + 4096
     assert watched.peak < 2.2 * added + own + (3 * max(map(size, ([w] for w in merged))) if fuse else 0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fuse", [False, True])
+def test_nothing_of_a_student_stays_when_it_has_gone(flux, tmp_path, fuse):
+    """However often one comes and goes."""
+    made = student.build(copy.deepcopy(flux.transformer), modes=4, rank=2)
+    folder, left = adapter.save_adapter(made, tmp_path), []
+    for _ in range(3):
+        arcflow.attach(flux, folder, fuse=fuse)
+        flux("a red cube", num_inference_steps=2, height=16, width=16, output_type="latent")
+        arcflow.detach(flux)
+        gc.collect()
+        left.append(sum(type(one) in (torch.Tensor, torch.nn.Parameter) for one in gc.get_objects()))
+    assert left[1] == left[2]
