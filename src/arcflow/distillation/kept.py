@@ -11,8 +11,8 @@ they are and where they stand.
 
 import math
 from collections import defaultdict, deque
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -46,19 +46,23 @@ class Kept:
 
     def to(self, device: torch.device | str) -> "Kept":
         """The same on another device."""
-        walks = [
-            Walk(
-                times=Schedule(walk.times.segment, walk.times.tau, walk.times.tau_next),  # stays on the CPU
-                **{name: getattr(walk, name).to(device) for name in TENSORS},
-            )
-            for walk in self.walks
-        ]
+        # Times stay on the CPU.
+        walks = [replace(walk, **{name: getattr(walk, name).to(device) for name in TENSORS}) for walk in self.walks]
         return Kept(walks, {name: value.to(device) for name, value in self.cond.items()})
 
     def parts(self, student: Student, config: Distill) -> Iterator[Part]:
         """The loss of each segment, for a backward pass of its own before the next is asked for."""
         for walk in self.walks:
             yield from rehearse(student, [walk], self.cond, config=config)
+
+
+def keeping(parts: Iterable[Part], cond: Cond, made: list[Kept]) -> Iterator[Part]:
+    """The same parts; once they are through, their walks are in `made`."""
+    walks = list[Walk]()
+    for part in parts:
+        walks += [part.walk] if part.walk else []
+        yield part
+    made.append(Kept(walks, cond))
 
 
 def asks(step: int, config: Distill) -> bool:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from arcflow.config import Distill
-from arcflow.distillation.kept import Kept, Walks
+from arcflow.distillation.kept import Kept, Walks, keeping
 from arcflow.distillation.method import Objective, Sampler, Training, Turn, along_arcs
 from arcflow.distillation.objective import Part, distill, rehearse, teacher_ratio
 from arcflow.distillation.pairs import averaged
@@ -49,13 +49,11 @@ def matching(config: Distill, training: Training, *, lay: Lay = as_it_is, modes_
             return
 
         average = averaged(training.net, training.average, walker)
-        walks = []
+        made = list[Kept]()
         parts = distill(walker, teacher, x, cond, config=config, ratio=ratio, generator=turn.generator, average=average)
-        for part in parts:
-            walks += [part.walk] if part.walk else []
-            yield part
+        yield from keeping(parts, cond, made)
         if ratio == 1 and config.reuse > 1:
-            kept.add([Kept(walks, cond)])
+            kept.add(made)
 
     return objective
 

@@ -24,8 +24,8 @@ from tqdm import tqdm
 
 from arcflow.config import Run, check, to_json
 from arcflow.data.prefetch import Sample
-from arcflow.distillation.kept import Kept, asked_before, asks, led_until
-from arcflow.distillation.objective import Part, Walk, teacher_ratio
+from arcflow.distillation.kept import Kept, asked_before, asks, keeping, led_until
+from arcflow.distillation.objective import Part, teacher_ratio
 from arcflow.distillation.pairs import averaged
 from arcflow.student import adapter, formats
 from arcflow.student.layers import learn
@@ -194,14 +194,10 @@ def _taught(run: Training, step: int) -> tuple[dict[str, float], dict[str, Any]]
     objective = arcflow_objective(config, step, run.student, run.teacher, average)
     made = list[Kept]()
 
-    def keeping(piece: Sample, own: Draws) -> Iterator[Part]:
-        walks = list[Walk]()
-        for part in objective(piece, own):
-            walks += [part.walk] if part.walk else []
-            yield part
-        made.append(Kept(walks, piece.cond))
+    def parts(piece: Sample, own: Draws) -> Iterator[Part]:
+        return keeping(objective(piece, own), piece.cond, made)
 
-    losses = run.learner.gradients(keeping, sample, draws)
+    losses = run.learner.gradients(parts, sample, draws)
     if config.distill.reuse > 1 and step < led_until(config.distill):
         run.walks.add(made)
     return losses.logs(), sample.position

@@ -80,12 +80,14 @@ class Training:
         with self.learner.average.applied():
             measured = self.validation.distance(self.student)
         self.progress.distance = measured["distance"]
+        if step == 0:  # a run that is taken up has them in its log
+            measured |= self.validation.known()
         learn(self.pipe.transformer)
 
         if self.journal and config.pictures:
             self.journal.image(step, self.validation.images(self.pipe, config.pictures, self.size))
         if self.journal:
-            self.journal.write(step, **measured, **(self.validation.known() if step == 0 else {}))
+            self.journal.write(step, **measured)
 
     def mark(self) -> Json | None:
         """How far the log has come, for a checkpoint; the time spent is brought up to date."""

@@ -49,6 +49,7 @@ class DistanceToTeacher:
     ) -> None:
         """`contents` is a digest of the teacher's weights: its ends are never taken for those of another."""
         self.distill, self.ranks, self.count = config.distill, ranks or Ranks(), len(x)
+        self.teacher = teacher
         key = _key(config, contents, x, cond)
         mine = self.ranks.share(len(x))  # every process walks its own, and all see all ends
         self.x, self.cond, self.rows = x[mine], rows(cond, mine), mine
@@ -60,9 +61,6 @@ class DistanceToTeacher:
             known = self._teacher_end(teacher, config.data.teacher_steps)
             self.ranks.agree(lambda: _keep(cache, key, known, log))
         self.end = self.latest = known.to(x.device)
-        self.euler = {f"euler_{n}": self._error(self._teacher_end(teacher, n)) for n in EULER_STEPS}
-        self.walk = self._error(self._walk_end(teacher))
-        """What the walks of this training miss by themselves."""
 
     def distance(self, walker: Student) -> dict[str, float]:
         """Distances of the student: `distance` at its own number of steps, `distance_n` at each other one it learns."""
@@ -74,8 +72,10 @@ class DistanceToTeacher:
 
     def known(self) -> dict[str, float]:
         """What puts the distance into proportion: those of plain Euler in few steps, and `walk`, that of the teacher's
-        own walk as this training has it, which no student that learns from it can be expected to beat."""
-        return self.euler | {"walk": self.walk}
+        own walk as this training has it, which no student that learns from it can be expected to beat. All processes
+        take part."""
+        plain = {f"euler_{n}": self._error(self._teacher_end(self.teacher, n)) for n in EULER_STEPS}
+        return plain | {"walk": self._error(self._walk_end(self.teacher))}
 
     def _student_end(self, walker: Student, steps: int) -> Tensor:
         sigmas = sampler_grid(steps, self.distill)
