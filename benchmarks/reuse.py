@@ -19,7 +19,7 @@ import torch
 
 import arcflow
 from arcflow import recipes
-from arcflow.comparison.bench import Bench, Reference
+from arcflow.comparison.bench import Bench, TeacherImages
 from arcflow.comparison.config import Plan
 from arcflow.comparison.runs import bench_reference
 from arcflow.config import Run
@@ -57,7 +57,7 @@ def mean_of(log: list[dict[str, Any]], name: str) -> float | None:
     return sum(values) / len(values) if values else None
 
 
-def line(budget: int, reuse: int, run: Run, bench: Bench, reference: Reference) -> str:
+def line(budget: int, reuse: int, run: Run, bench: Bench, reference: TeacherImages) -> str:
     """A row of the table, of a training that is done."""
     log = files.read_lines(Path(run.out) / "log.jsonl")
     new, kept = mean_of(log, "velocity_error"), mean_of(log, "velocity_error_kept")

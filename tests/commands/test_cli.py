@@ -131,7 +131,7 @@ def test_the_command_of_a_run_makes_that_run_again(recipe) -> None:
     import tyro
 
     run = recipes.RECIPES[recipe]()
-    assert recipes.command(json.loads(config.to_json(run))) == f"arcflow train {recipe}"
+    assert recipes.run_command(json.loads(config.to_json(run))) == f"arcflow train {recipe}"
     checkpointing = not run.model.gradient_checkpointing
     changed = dataclasses.replace(
         run,
@@ -143,7 +143,7 @@ def test_the_command_of_a_run_makes_that_run_again(recipe) -> None:
     )
     settings = json.loads(config.to_json(changed))
     del settings["out"]
-    words = shlex.split(recipes.command(settings))
+    words = shlex.split(recipes.run_command(settings))
     assert words[:2] == ["arcflow", "train"] and words[2] in recipes.RECIPES
     again = tyro.cli(cli.Command, args=words[1:], config=(tyro.conf.OmitSubcommandPrefixes,))  # type: ignore[arg-type]
     assert isinstance(again, cli.Train) and dataclasses.replace(again.recipe, out=run.out) == changed

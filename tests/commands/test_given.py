@@ -67,7 +67,7 @@ def test_processes_are_told_the_whole_schedule() -> None:
     """A value that the user gave, and that the recipe has too, is not shortened on the way to another process."""
     run = taken("train world --optim.iterations 420 --distill.hold 2600").recipe
     settings = json.loads(config.to_json(run))
-    again = cli.parsed(completed(recipes.command(settings).split()[1:])[0]).recipe
+    again = cli.parsed(completed(recipes.run_command(settings).split()[1:])[0]).recipe
     assert again == run
 
 

@@ -14,9 +14,9 @@ from arcflow.comparison.bench import Bench
 from arcflow.comparison.config import Plan
 from arcflow.comparison.entrants import STUDIES, entrants, settings
 from arcflow.comparison.jobs import Job, jobs
-from arcflow.comparison.results import Comparison, Measured, Record, summary
-from arcflow.comparison.runs import bench_reference, claim, compare, run
-from arcflow.comparison.trial import train
+from arcflow.comparison.results import Comparison, Measured, TrialResult, summary
+from arcflow.comparison.runs import bench_reference, claim_comparison, compare, run_job
+from arcflow.comparison.trial import train_entrant
 from arcflow.config import flat, to_json
 from arcflow.system import records
 
@@ -33,7 +33,7 @@ def bench(plan):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("arcflow.comparison.bench.TEACHER_STEPS", 4)  # the small teacher's 50 steps are seconds
         bench = Bench(plan)
-        claim(plan)
+        claim_comparison(plan)
         bench_reference(plan, bench)
     return bench
 
@@ -81,7 +81,7 @@ def test_the_guide_names_every_setting_in_which_the_recipe_is_not_the_demos():
 @pytest.mark.parametrize("name", ["arcflow", "reflow", "dmd2"])
 def test_a_training_ends_with_its_budget(plan, bench, name):
     entrant = next(e for e in entrants("methods") if e.name == name)
-    made = train(bench, entrant, 2, 1, bench_reference(plan))
+    made = train_entrant(bench, entrant, 2, 1, bench_reference(plan))
     last, _ = made.curve[-1]
     assert plan.budget <= last < 3 * plan.budget and made.skipped == 0
     assert len(made.curve) == 5 and made.iterations >= 1
@@ -90,12 +90,12 @@ def test_a_training_ends_with_its_budget(plan, bench, name):
 @pytest.mark.slow
 def test_the_same_training_twice_gives_the_same_numbers(plan, bench):
     job, reference = Job("methods", "linear", (2,), 0), bench_reference(plan)
-    assert run(bench, reference, job).results == run(bench, reference, job).results
+    assert run_job(bench, reference, job).results == run_job(bench, reference, job).results
 
 
 @pytest.mark.slow
 def test_solvers_are_the_teachers_own(plan, bench):
-    record = run(bench, bench_reference(plan), Job("methods", "euler", (4,), 0))
+    record = run_job(bench, bench_reference(plan), Job("methods", "euler", (4,), 0))
     assert max(record.results[4].distance) < 1e-9  # here the teacher takes 4 steps itself
 
 
@@ -107,7 +107,7 @@ def test_runs_that_are_there_are_not_done_again(plan, bench, monkeypatch):
     def shared(plan, missing):
         for job in missing:
             did.append(job.name)
-            run(bench, bench_reference(plan), job)
+            run_job(bench, bench_reference(plan), job)
             yield job
 
     monkeypatch.setattr(comparison, "_shared", shared)
@@ -125,10 +125,10 @@ def test_runs_that_are_there_are_not_done_again(plan, bench, monkeypatch):
 
 
 def test_a_folder_with_another_budget_is_refused(plan):
-    claim(plan)
+    claim_comparison(plan)
     with pytest.raises(ValueError, match=r"budget: 400 there, 500 now.*choose another folder"):
-        claim(dataclasses.replace(plan, budget=500))
-    claim(dataclasses.replace(plan, seeds=9, calls=(8,)))  # more of the same
+        claim_comparison(dataclasses.replace(plan, budget=500))
+    claim_comparison(dataclasses.replace(plan, seeds=9, calls=(8,)))  # more of the same
 
 
 def test_an_unknown_entrant_is_told_the_known_ones(plan):
@@ -148,7 +148,7 @@ def test_means_over_trainings_have_an_interval(plan):
     def record(seed, distance):
         measured = Measured(distance=[distance] * 6, right=[True, False] * 3, diversity=1.0, broken=0)
         curve = [(1, distance)]
-        return Record(entrant="x", seed=seed, results={2: measured}, title="x", spent=1, curve=curve, trained=1)
+        return TrialResult(entrant="x", seed=seed, results={2: measured}, title="x", spent=1, curve=curve, trained=1)
 
     asked = dataclasses.replace(plan, only=("arcflow",), seeds=2)
     runs = {Job("methods", "arcflow", (2,), s): record(s, d) for s, d in enumerate((0.1, 0.3))}

@@ -12,7 +12,7 @@ from arcflow.config import Data
 from arcflow.data.batches import PromptData, PromptStream, open_prompts
 from arcflow.data.embeddings import CHUNK, Table
 from arcflow.data.images import read_images
-from arcflow.data.prompts import Row
+from arcflow.data.prompts import ListedPrompt
 from arcflow.data.stream import content_of
 from arcflow.families.conditioning import repeat, rows
 from arcflow.system.processes import Ranks
@@ -94,7 +94,7 @@ def test_what_is_held_out_is_not_trained_on_however_often_it_is_there(tmp_path):
     (tmp_path / "own.txt").write_text("prompt  3\nprompt 11\n")
     own = Data(prompts=str(tmp_path / "list.txt"), held_out=str(tmp_path / "own.txt"))
     d = PromptData(own, seed=0, batch=4)
-    assert len(d.train) == 9 and Row("prompt 3") not in d.train
+    assert len(d.train) == 9 and ListedPrompt("prompt 3") not in d.train
     assert "1 rows left out of training: they are held out" in str(d.message)
     (tmp_path / "list.txt").write_text("prompt 3\n")
     with pytest.raises(ValueError, match="all 1 prompts are held out too"):

@@ -6,10 +6,14 @@ import json
 import pytest
 
 from arcflow.config import Data
-from arcflow.data.batches import buckets, nearest, open_prompts
-from arcflow.data.prompts import LONGEST, Row, read_prompts
+from arcflow.data.batches import buckets, nearest_size, open_prompts
+from arcflow.data.prompts import LONGEST, ListedPrompt, read_prompts
 
-ROWS = [Row("a dog, running", (512, 1024)), Row('a "cat"', (1024, 512)), Row("gr\u00f6\u00dfe", (640, 640))]
+ROWS = [
+    ListedPrompt("a dog, running", (512, 1024)),
+    ListedPrompt('a "cat"', (1024, 512)),
+    ListedPrompt("gr\u00f6\u00dfe", (640, 640)),
+]
 
 
 def write(path, rows=ROWS):
@@ -44,7 +48,7 @@ def test_every_kind_gives_the_same_rows(tmp_path, suffix):
 
 
 def test_a_text_file_has_a_prompt_a_line_and_no_sizes(tmp_path):
-    assert read_prompts(write(tmp_path / "p.txt")) == ([Row(row.text) for row in ROWS], None)
+    assert read_prompts(write(tmp_path / "p.txt")) == ([ListedPrompt(row.text) for row in ROWS], None)
 
 
 def test_dirty_rows_are_left_out_counted_and_named(tmp_path):
@@ -83,7 +87,7 @@ def test_lists_that_cannot_be_used_are_named(tmp_path):
     ):
         with pytest.raises(ValueError, match=said):
             read_prompts(tmp_path / name)
-    assert read_prompts(tmp_path / "p.csv", "caption")[0] == [Row("a dog")]
+    assert read_prompts(tmp_path / "p.csv", "caption")[0] == [ListedPrompt("a dog")]
 
 
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32", "utf-8-sig"])
@@ -129,7 +133,7 @@ def test_long_cells_are_rows_that_are_counted(tmp_path):
     rows, message = read_prompts(tmp_path / "p.csv")
     assert [row.text for row in rows] == ["b"] and "401 of 402 rows left out: 400 inside" in str(message)
     (tmp_path / "p.csv").write_text("prompt,notes\na," + "x" * 200_000 + "\n")
-    assert read_prompts(tmp_path / "p.csv")[0] == [Row("a")]
+    assert read_prompts(tmp_path / "p.csv")[0] == [ListedPrompt("a")]
 
 
 def test_quotes_in_a_table_of_tabs_are_the_texts_own(tmp_path):
@@ -150,7 +154,9 @@ def test_json_that_no_library_reads_is_one_row(tmp_path):
 def test_sizes_of_pandas_are_sizes(tmp_path):
     (tmp_path / "p.csv").write_text("prompt,height,width\na cat,1024.0,768.0\na dog,,\na pig,12.5,9\na hen,4,\n")
     rows, message = read_prompts(tmp_path / "p.csv")
-    assert rows == [Row("a cat", (1024, 768)), Row("a dog")] and "2 no size (line 4, 5)" in str(message)
+    assert rows == [ListedPrompt("a cat", (1024, 768)), ListedPrompt("a dog")] and "2 no size (line 4, 5)" in str(
+        message
+    )
 
 
 def test_images_beside_the_prompts_are_not_read(tmp_path, monkeypatch):
@@ -163,7 +169,7 @@ def test_images_beside_the_prompts_are_not_read(tmp_path, monkeypatch):
     monkeypatch.setattr(
         parquet.ParquetFile, "iter_batches", lambda self, columns: asked.append(columns) or real(self, columns=columns)
     )
-    assert read_prompts(tmp_path / "p.parquet")[0] == [Row("a"), Row("b", (8, 8))]
+    assert read_prompts(tmp_path / "p.parquet")[0] == [ListedPrompt("a"), ListedPrompt("b", (8, 8))]
     assert asked == [["prompt", "height", "width"]]
     with pytest.raises(ValueError, match="'image' has the type struct.*expected text"):
         read_prompts(tmp_path / "p.parquet", "image")
@@ -181,13 +187,13 @@ def test_a_broken_parquet_file_is_named(tmp_path):
     text = arrow.Array.from_buffers(arrow.string(), 2, raw.buffers())
     parquet.write_table(arrow.table({"prompt": text}), tmp_path / "p.parquet")
     rows, message = read_prompts(tmp_path / "p.parquet")
-    assert rows == [Row("a")] and "1 wrong encoding (row 2)" in str(message)
+    assert rows == [ListedPrompt("a")] and "1 wrong encoding (row 2)" in str(message)
 
 
 def test_endings_say_what_is_read(tmp_path):
     (tmp_path / "LIST.TXT").write_text("a cat\n")
     assert Data(prompts=str(tmp_path / "LIST.TXT")).streamed is False
-    assert read_prompts(tmp_path / "LIST.TXT")[0] == [Row("a cat")]
+    assert read_prompts(tmp_path / "LIST.TXT")[0] == [ListedPrompt("a cat")]
     for name in ("list.json", "x.txt.gz", "no-such.xlsx"):
         with pytest.raises(ValueError, match="expected .*, a file .*, or a data set"):
             Data(prompts=str(tmp_path / name), cache=False)
@@ -201,9 +207,9 @@ def test_sizes_keep_the_area_and_the_nearest_shape_wins():
     assert (1024, 1024) in sizes and all(h % 64 == w % 64 == 0 for h, w in sizes)
     assert all(0.8 <= h * w / 1024**2 <= 1.25 and 0.5 <= h / w <= 2 for h, w in sizes)
     assert sorted((w, h) for h, w in sizes) == sizes
-    assert nearest((900, 1600), sizes, (1024, 1024)) == (768, 1344)
-    assert nearest((50, 4000), sizes, (1024, 1024))[0] < 800
-    assert nearest(None, sizes, (1024, 1024)) == (1024, 1024)
+    assert nearest_size((900, 1600), sizes, (1024, 1024)) == (768, 1344)
+    assert nearest_size((50, 4000), sizes, (1024, 1024))[0] < 800
+    assert nearest_size(None, sizes, (1024, 1024)) == (1024, 1024)
 
 
 def test_frames_are_read_like_sizes(tmp_path):
@@ -211,8 +217,12 @@ def test_frames_are_read_like_sizes(tmp_path):
     rows, message = read_prompts(tmp_path / "p.csv")
     assert [row.frames for row in rows] == [5, None, 9] and "1 no number of frames (line 5)" in str(message)
     sizes = [(32, 32), (32, 64), (32, 32, 5), (32, 64, 5)]
-    assert nearest(None, sizes, (32, 32), 5) == (32, 32, 5) and nearest((1, 2), sizes, (32, 32), 5) == (32, 64, 5)
-    assert nearest((1, 2), sizes, (32, 32)) == (32, 64)
+    assert nearest_size(None, sizes, (32, 32), 5) == (32, 32, 5) and nearest_size((1, 2), sizes, (32, 32), 5) == (
+        32,
+        64,
+        5,
+    )
+    assert nearest_size((1, 2), sizes, (32, 32)) == (32, 64)
 
 
 def test_a_batch_has_videos_of_as_many_frames_as_its_rows_say(tmp_path):

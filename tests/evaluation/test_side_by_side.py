@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from arcflow import save_adapter, student
-from arcflow.evaluation.results import Evaluation, Made, Result
+from arcflow.evaluation.results import Evaluation, EvaluationAbout, Result
 from arcflow.evaluation.side_by_side import ROWS, compare, tracks
 from arcflow.families import network
 from arcflow.sampling.generate import PARTS, euler, generate
@@ -81,7 +81,7 @@ def test_arcs_end_where_the_sampled_student_does(flux, adapter) -> None:
 
 def test_results_say_what_made_them(tmp_path) -> None:
     row = Result(nfe=1, seconds_per_image=1.0, seconds={}, mse_to_teacher=0.0, accuracy={}, prompts=1, seeds=1)
-    made = Made(**about(command="arcflow demo", adapter="world"))
+    made = EvaluationAbout(**about(command="arcflow demo", adapter="world"))
     records.write(tmp_path / "new" / "results.json", Evaluation(**dict.fromkeys(ROWS, row), about=made))
     stored = records.read(Evaluation, tmp_path / "new" / "results.json")
     assert list(stored.rows) == list(ROWS) and stored.about.command == "arcflow demo"

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from arcflow.comparison.results import Apart, Comparison, Made, Mean, Means, Row, SeedMean
+from arcflow.comparison.results import Apart, Comparison, ComparisonAbout, EntrantRow, Mean, Means, SeedMean
 from arcflow.metrics.intervals import seed_difference, seed_interval
 from arcflow.reports.claims import CLAIMS, FILES, KINDS, LARGE, findings, read, trained_share, write_claims
 from arcflow.system import records
@@ -37,7 +37,7 @@ def comparison(ours, *doubled, **others):
 
     titles = {name: "ArcFlow" if name == "arcflow" else name for name in calls}
     rows = {
-        name: Row(
+        name: EntrantRow(
             title=titles[name],
             trained=1,
             calls={n: apart(n, m) for n, m in of.items()},
@@ -45,7 +45,7 @@ def comparison(ours, *doubled, **others):
         )
         for name, of in calls.items()
     }
-    return Comparison(rows=rows, first="arcflow", about=Made(**about, **sizes))
+    return Comparison(rows=rows, first="arcflow", about=ComparisonAbout(**about, **sizes))
 
 
 def found(folder, name, results):

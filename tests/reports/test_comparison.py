@@ -8,7 +8,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from arcflow.comparison.results import Apart, Comparison, Made, Mean, Means, Row, SeedMean, ranked, verdict
+from arcflow.comparison.results import (
+    Apart,
+    Comparison,
+    ComparisonAbout,
+    EntrantRow,
+    Mean,
+    Means,
+    SeedMean,
+    ranked,
+    verdict,
+)
 from arcflow.metrics.intervals import seed_difference, seed_interval
 from arcflow.reports.comparison import (
     GAP,
@@ -50,7 +60,7 @@ def means(name, scale=1.0):
 @pytest.fixture
 def results():
     rows = {
-        name: Row(
+        name: EntrantRow(
             title=name.title(),
             trained=int(len(values) > 1),
             second_network=name == "near",
@@ -59,7 +69,7 @@ def results():
         for name, values in DISTANCES.items()
     }
     about = {"versions": {"torch": "2"}, "python": "3", "device": "x", "threads": 2, "command": "arcflow compare"}
-    made = Made(**about, budget=7, seeds=3, count=4, batch=1, prompts=1)
+    made = ComparisonAbout(**about, budget=7, seeds=3, count=4, batch=1, prompts=1)
     return Comparison(rows=rows, first="arcflow", about=made)
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from arcflow.evaluation.results import Evaluation, Made, Result
+from arcflow.evaluation.results import Evaluation, EvaluationAbout, Result
 from arcflow.evaluation.side_by_side import ROWS, Tracks
 from arcflow.reports.page import png
 from arcflow.reports.side_by_side import curves_figure, path_figure, plane, write_report
@@ -36,7 +36,7 @@ def result(nfe: int) -> Result:
     )
 
 
-ABOUT = Made(versions={}, python="3", device="x", threads=1, command="arcflow demo", adapter="world")
+ABOUT = EvaluationAbout(versions={}, python="3", device="x", threads=1, command="arcflow demo", adapter="world")
 
 
 def way(bend: float = 0.5) -> Tracks:

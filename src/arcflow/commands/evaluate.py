@@ -37,7 +37,7 @@ class Evaluate:
 
 def _side_by_side(request: Request) -> None:
     from arcflow.evaluation import side_by_side
-    from arcflow.evaluation.results import Evaluation, Made
+    from arcflow.evaluation.results import Evaluation, EvaluationAbout
     from arcflow.reports.side_by_side import short_table, write_report
     from arcflow.system import files, records
     from arcflow.system.packages import about
@@ -63,7 +63,7 @@ def _side_by_side(request: Request) -> None:
         progress=True,
         **size,
     )
-    made = Made(**about(command=f"arcflow {' '.join(sys.argv[1:])}", adapter=request.subject.adapter))
+    made = EvaluationAbout(**about(command=f"arcflow {' '.join(sys.argv[1:])}", adapter=request.subject.adapter))
     evaluation = Evaluation(**results, about=made)
     records.write(out / "results.json", evaluation)
     ways = [side_by_side.tracks(pipe, adapter, text, first + i * seeds, **size) for i, text in three(prompts)]
@@ -81,7 +81,7 @@ HANDFUL = 8
 def _handful(request: Request) -> None:
     """The page of any model: teacher, plain Euler at the student's steps, student."""
     from arcflow.evaluation import handful
-    from arcflow.evaluation.results import Made
+    from arcflow.evaluation.results import EvaluationAbout
     from arcflow.reports.handful import numbers, write_handful
     from arcflow.system import records
     from arcflow.system.packages import about
@@ -94,7 +94,7 @@ def _handful(request: Request) -> None:
     prompts = [text for text in texts for _ in range(each)]
     seeds = list(range(first, first + len(prompts)))
     samples = handful.draw(setup, prompts, seeds, request.machine.batch)
-    made = Made(**about(command=f"arcflow {' '.join(sys.argv[1:])}", adapter=request.subject.adapter))
+    made = EvaluationAbout(**about(command=f"arcflow {' '.join(sys.argv[1:])}", adapter=request.subject.adapter))
     results = handful.measured(setup, samples, prompts, seeds, each, made)
     handful.keep(samples, out / "images")
     records.write(out / "results.json", results)

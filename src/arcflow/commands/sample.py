@@ -13,7 +13,7 @@ from arcflow.sampling.open import SHIPPED, check_drawing, settle
 from arcflow.sampling.options import Drawing, Fleet, Machine, Subject, unset
 
 if TYPE_CHECKING:
-    from arcflow.data.prompts import Row
+    from arcflow.data.prompts import ListedPrompt
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,11 +93,11 @@ class Sample:
         print(f"new images: {len(new)}; in {self.out}: {wanted - len(to_draw(recipes, self.out))} of {wanted}")
         print(f"all of them: {self.out / INDEX}", file=sys.stderr)
 
-    def _rows(self) -> "list[Row]":
+    def _rows(self) -> "list[ListedPrompt]":
         """The prompts, and the sizes that their file has for them."""
-        from arcflow.data.prompts import Row, read_prompts
+        from arcflow.data.prompts import ListedPrompt, read_prompts
 
-        rows = [Row(text) for text in self.prompt]
+        rows = [ListedPrompt(text) for text in self.prompt]
         if self.prompts:
             listed, message = read_prompts(self.prompts)
             rows += listed
@@ -107,14 +107,14 @@ class Sample:
             from arcflow.world.scene import held_out
 
             print(f"no prompt given: {FEW} of the small world's; --prompt TEXT draws your own", file=sys.stderr)
-            rows = [Row(text) for text in held_out(FEW)]
+            rows = [ListedPrompt(text) for text in held_out(FEW)]
         if not rows:
             raise ValueError("no prompt given; add --prompt TEXT (several times if you like) or --prompts FILE")
         if self.subject.model == SHIPPED:
             _warn_of_strangers([row.text for row in rows])
         return rows
 
-    def _on_ray(self, rows: "list[Row]") -> None:
+    def _on_ray(self, rows: "list[ListedPrompt]") -> None:
         """Shards, by Ray's workers."""
         from contextlib import nullcontext
 

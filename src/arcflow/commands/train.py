@@ -95,5 +95,5 @@ def train_together(run: config.Run, count: int) -> int:
     Ranks(count=count).rows(run.optim.batch)
     run = replace(run, shard=run.shard or 1)
     settings = json.loads(config.to_json(run))
-    command = recipes.command({name: value for name, value in settings.items() if name != "out"})
+    command = recipes.run_command({name: value for name, value in settings.items() if name != "out"})
     return run_together([*shlex.split(command)[1:], "--out", run.out], count)

@@ -1,7 +1,7 @@
 """One training of one method on the bench that all methods share, and what its student is worth.
 
-An `Entrant` is a method with what it changes in the settings. `train` gives it the common network (the shipped small
-FLUX with a LoRA and a head of K modes), the common prompts and noise, AdamW, averaging, and a budget counted in
+An `Entrant` is a method with what it changes in the settings. `train_entrant` gives it the common network (the shipped
+small FLUX with a LoRA and a head of K modes), the common prompts and noise, AdamW, averaging, and a budget counted in
 forward-equivalents (`distillation.method`), not in iterations: a method that asks the teacher often takes fewer steps.
 Rates follow the share of the budget that is spent. `measure` samples held-out prompts from the noise that the teacher's
 own images came from, and keeps a number for each image, so that everything can be averaged later.
@@ -51,7 +51,7 @@ End = Callable[[Tensor, Cond, torch.Generator], Tensor]
 
 
 @dataclass
-class Reference:
+class TeacherImages:
     """The teacher's own images of the held-out prompts, and what they are drawn from."""
 
     latents: Float[Tensor, "count tokens width"]
@@ -71,7 +71,7 @@ class Bench:
         self.base = self.pipe.transformer
         self.prompts = held_out(plan.count)
         self.alike = [prompt for prompt in self.prompts[: plan.alike] for _ in range(plan.pictures)]
-        texts = captions(plan, 1).train
+        texts = training_captions(plan, 1).train
         self.table = Table(partial(network.encode_text, self.pipe), [row.text for row in texts] + self.prompts)
         self.features = world_features()
 
@@ -93,15 +93,15 @@ class Bench:
 
         return velocity
 
-    def reference(self) -> Reference:
+    def reference(self) -> TeacherImages:
         """What the teacher draws in many steps; minutes on a CPU, so it is kept."""
         grid = step_grid(TEACHER_STEPS, Distill().shift)
         walk = partial(euler, self.teacher(self.base, Cost()), sigmas=grid)
         latents = self._each(lambda x, cond, generator: walk(x, cond), self.prompts, FIRST_SEED)
         alike = self._each(lambda x, cond, generator: walk(x, cond), self.alike, ALIKE_SEED)
-        return Reference(latents, self._diversity(alike))
+        return TeacherImages(latents, self._diversity(alike))
 
-    def measure(self, end: End, reference: Reference) -> tuple[Measured, UInt8[np.ndarray, "few rows columns 3"]]:
+    def measure(self, end: End, reference: TeacherImages) -> tuple[Measured, UInt8[np.ndarray, "few rows columns 3"]]:
         """What the held-out images that a sampler draws are worth, and the first of them. Latents that are not finite
         count as 0, and are counted."""
         latents = self.ends(end)
@@ -125,7 +125,7 @@ class Bench:
         """Which images of the held-out prompts show exactly what these say."""
         return [check.is_right(image, text) for image, text in zip(images, self.prompts, strict=True)]
 
-    def distance(self, end: End, reference: Reference) -> float:
+    def distance(self, end: End, reference: TeacherImages) -> float:
         """Mean squared distance to the teacher on the first `CURVE` held-out prompts alone."""
         latents = self._each(end, self.prompts[:CURVE], FIRST_SEED)
         return float(squared_error(latents, reference.latents[: len(latents)]).mean())
@@ -148,6 +148,6 @@ class Bench:
         return np.concatenate(parts)
 
 
-def captions(plan: Plan, batch: int) -> PromptData:
+def training_captions(plan: Plan, batch: int) -> PromptData:
     """The captions that every method is trained on, whatever the seed."""
     return PromptData(Data(count=plan.prompts, held_out_count=1), seed=0, batch=batch)

@@ -91,7 +91,7 @@ FREE = ("only", "calls", "seeds", "out", "device", "workers", "study")
 """Settings that may change when a folder is taken up again: which runs there are, not what a run is."""
 
 
-def command(plan: Plan) -> str:
+def comparison_command(plan: Plan) -> str:
     """The command line that does the same again."""
     usual = asdict(Plan())
     changed = {k: v for k, v in asdict(plan).items() if v != usual[k] and k not in ("out", "workers", "device")}

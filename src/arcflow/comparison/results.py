@@ -1,6 +1,6 @@
 """The numbers of a comparison: means with intervals over the trainings, rank, what is more than noise.
 
-A `Record` is what one training came to, a `Comparison` what all of them say. Both are files of JSON, which
+A `TrialResult` is what one training came to, a `Comparison` what all of them say. Both are files of JSON, which
 `system.records` reads and writes.
 """
 
@@ -10,7 +10,7 @@ from typing import Literal
 
 import numpy as np
 
-from arcflow.comparison.config import MAIN, Plan, command
+from arcflow.comparison.config import MAIN, Plan, comparison_command
 from arcflow.comparison.jobs import Job, wanted
 from arcflow.metrics.intervals import Interval, seed_difference, seed_interval
 from arcflow.system.packages import About, about
@@ -35,7 +35,7 @@ class Measured:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Record:
+class TrialResult:
     """What one training, or one solver, came to."""
 
     entrant: str
@@ -98,7 +98,7 @@ class Means:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Row:
+class EntrantRow:
     """One entrant."""
 
     title: str
@@ -109,11 +109,11 @@ class Row:
     """Whether it trains a second network beside the student, which the others do not have."""
 
 
-Rows = dict[str, Row]
+Rows = dict[str, EntrantRow]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Made(About):
+class ComparisonAbout(About):
     """What a comparison was made with."""
 
     budget: int
@@ -130,10 +130,10 @@ class Comparison:
     rows: Rows
     first: str
     """The entrant that the others are held against."""
-    about: Made
+    about: ComparisonAbout
 
 
-def summary(plan: Plan, records: dict[Job, Record]) -> Comparison:
+def summary(plan: Plan, records: dict[Job, TrialResult]) -> Comparison:
     """For each entrant and number of calls the means over its trainings with their intervals, and how they differ from
     those of the study's first."""
     prompts = [parse(text) for text in held_out(plan.count)]
@@ -153,7 +153,7 @@ def summary(plan: Plan, records: dict[Job, Record]) -> Comparison:
         for name, of in runs.items()
     }
     rows = {
-        name: Row(
+        name: EntrantRow(
             title=records[of[0]].title,
             trained=records[of[0]].trained,
             calls={n: replace(m, less_first=_apart(m, means[first].get(n))) for n, m in means[name].items()},
@@ -162,10 +162,10 @@ def summary(plan: Plan, records: dict[Job, Record]) -> Comparison:
         for name, of in runs.items()
     }
     sizes = {name: getattr(plan, name) for name in ("budget", "seeds", "count", "batch", "prompts")}
-    return Comparison(rows=rows, first=first, about=Made(**about(command=command(plan), **sizes)))
+    return Comparison(rows=rows, first=first, about=ComparisonAbout(**about(command=comparison_command(plan), **sizes)))
 
 
-def _means(runs: dict[str, Record], calls: int, skills: dict[str, list[int]]) -> Means:
+def _means(runs: dict[str, TrialResult], calls: int, skills: dict[str, list[int]]) -> Means:
     measured = [run.results[calls] for run in runs.values()]
     curves = [run.curve for run in runs.values() if run.curve]
     right = np.mean([one.right for one in measured], 0)

@@ -24,12 +24,12 @@ from PIL import Image
 from safetensors.torch import load_file
 from tqdm import tqdm
 
-from arcflow.comparison.bench import Bench, End, Reference
+from arcflow.comparison.bench import Bench, End, TeacherImages
 from arcflow.comparison.config import FREE, SHOWN, Plan
 from arcflow.comparison.entrants import entrants
 from arcflow.comparison.jobs import Job, jobs
-from arcflow.comparison.results import TITLES, Comparison, Measured, Record, summary
-from arcflow.comparison.trial import ender, train
+from arcflow.comparison.results import TITLES, Comparison, Measured, TrialResult, summary
+from arcflow.comparison.trial import ender, train_entrant
 from arcflow.config import Distill
 from arcflow.distillation.method import Cost
 from arcflow.distillation.solvers import SOLVERS
@@ -39,7 +39,7 @@ from arcflow.system.devices import cores, torch_device
 
 def compare(plan: Plan, log: Callable[[str], None] = print) -> Comparison:
     """Do the runs that are missing, then sum up all that are asked for."""
-    out, todo = claim(plan), jobs(plan)
+    out, todo = claim_comparison(plan), jobs(plan)
     missing = [job for job in todo if not _done(out, job)]
     if missing:
         log(f"{len(missing)} of {len(todo)} runs to do, {plan.budget} forward-equivalents each, in {out}")
@@ -47,12 +47,12 @@ def compare(plan: Plan, log: Callable[[str], None] = print) -> Comparison:
             tqdm.write(job.name)
     elif not (out / "teacher.png").exists():  # a folder of before
         bench_reference(plan)
-    results = summary(plan, {job: records.read(Record, _record(out, job)) for job in todo})
+    results = summary(plan, {job: records.read(TrialResult, _record(out, job)) for job in todo})
     records.write(out / f"{plan.study}.json", results)
     return results
 
 
-def claim(plan: Plan) -> Path:
+def claim_comparison(plan: Plan) -> Path:
     """The folder, refused if its runs had another budget, network or prompts."""
     out = Path(plan.out)
     settings = {name: value for name, value in asdict(plan).items() if name not in FREE}
@@ -66,7 +66,7 @@ def _record(out: Path, job: Job) -> Path:
 
 def _done(out: Path, job: Job) -> bool:
     path = _record(out, job)
-    return path.exists() and {*job.calls} <= records.read(Record, path).results.keys()
+    return path.exists() and {*job.calls} <= records.read(TrialResult, path).results.keys()
 
 
 def _shared(plan: Plan, missing: list[Job]) -> Iterator[Job]:
@@ -90,7 +90,7 @@ def _shared(plan: Plan, missing: list[Job]) -> Iterator[Job]:
 
 
 @cache
-def _settled(plan: Plan) -> tuple[Bench, Reference]:
+def _settled(plan: Plan) -> tuple[Bench, TeacherImages]:
     """What the runs of a process share: the bench, and the teacher's images."""
     bench = Bench(plan)
     return bench, bench_reference(plan, bench)
@@ -111,17 +111,17 @@ def _end_with_the_parent() -> None:
 
 
 def _work(plan: Plan, job: Job) -> None:
-    run(*_settled(plan), job)
+    run_job(*_settled(plan), job)
 
 
-def bench_reference(plan: Plan, bench: Bench | None = None) -> Reference:
+def bench_reference(plan: Plan, bench: Bench | None = None) -> TeacherImages:
     """The teacher's images, drawn once for a folder; the first of them are a file to look at."""
     path = Path(plan.out) / "teacher.safetensors"
     shown, drawn = path.with_name("teacher.png"), path.exists()
     if drawn and shown.exists():
-        return Reference(**load_file(path))
+        return TeacherImages(**load_file(path))
     bench = bench or Bench(plan)
-    reference = Reference(**load_file(path)) if drawn else bench.reference()
+    reference = TeacherImages(**load_file(path)) if drawn else bench.reference()
     save_strip(bench.images(reference.latents[:SHOWN]), shown)
     if not drawn:
         files.write_tensors(path, vars(reference))
@@ -133,7 +133,7 @@ def save_strip(images: UInt8[np.ndarray, "count rows columns 3"], path: Path) ->
     files.write_image(path, Image.fromarray(np.concatenate(list(images), 1)))
 
 
-def run(bench: Bench, reference: Reference, job: Job) -> Record:
+def run_job(bench: Bench, reference: TeacherImages, job: Job) -> TrialResult:
     """Train, measure, and put it on disk: first the images, then the numbers, which say that it is done."""
     path = _record(Path(bench.plan.out), job)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -153,7 +153,7 @@ def run(bench: Bench, reference: Reference, job: Job) -> Record:
 class _Made:
     """A record that is not measured yet, and how its student, or solver, is sampled in some number of calls."""
 
-    record: Record
+    record: TrialResult
     ends: Callable[[int], End]
 
 
@@ -165,18 +165,18 @@ def _solver(bench: Bench, job: Job) -> _Made:
 
     title = TITLES[job.entrant]
     return _Made(
-        Record(entrant=job.entrant, seed=job.seed, results={}, title=title, spent=0, curve=[], trained=0), ends
+        TrialResult(entrant=job.entrant, seed=job.seed, results={}, title=title, spent=0, curve=[], trained=0), ends
     )
 
 
-def _student(bench: Bench, reference: Reference, job: Job) -> _Made:
+def _student(bench: Bench, reference: TeacherImages, job: Job) -> _Made:
     entrant = next(e for e in entrants(job.study) if e.name == job.entrant)
-    made = train(bench, entrant, job.trained_for, job.seed, reference)
+    made = train_entrant(bench, entrant, job.trained_for, job.seed, reference)
 
     def ends(calls: int) -> End:
         return ender(entrant.method.sample, made.walker, made.run.distill, calls)
 
-    record = Record(
+    record = TrialResult(
         entrant=job.entrant,
         seed=job.seed,
         results={},

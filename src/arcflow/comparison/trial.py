@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from arcflow.comparison.bench import Bench, End, Reference, captions
+from arcflow.comparison.bench import Bench, End, TeacherImages, training_captions
 from arcflow.comparison.entrants import Entrant, settings
 from arcflow.config import PARTS, Distill, Run
 from arcflow.data.prefetch import Sample
@@ -49,7 +49,7 @@ class Trained:
     """Numbers that were trained."""
 
 
-def train(bench: Bench, entrant: Entrant, calls: int, seed: int, reference: Reference) -> Trained:
+def train_entrant(bench: Bench, entrant: Entrant, calls: int, seed: int, reference: TeacherImages) -> Trained:
     """Train until the budget is spent, measurements not counted."""
     started, method = time.monotonic(), entrant.method
     budget = settings(bench.plan, entrant, calls, seed)
@@ -62,7 +62,7 @@ def train(bench: Bench, entrant: Entrant, calls: int, seed: int, reference: Refe
     student, teacher = counted(views(net)[0], cost), bench.teacher(net, cost)
     training = Training(net, learner.average, cost)
     objective = method.objective(run.distill, training)
-    data = captions(bench.plan, run.optim.batch)
+    data = training_captions(bench.plan, run.optim.batch)
     data.seed = seed  # their order, and the noise
     end = ender(method.sample, student, run.distill, calls)
 

@@ -17,7 +17,7 @@ import torch
 from torch import Generator
 
 from arcflow.config import Data, Optim, Sources
-from arcflow.data.prompts import BLOCK, Row, read_prompts
+from arcflow.data.prompts import BLOCK, ListedPrompt, read_prompts
 from arcflow.data.stream import Stream
 from arcflow.system.seeds import seed_of
 from arcflow.system.text import Json
@@ -37,7 +37,7 @@ def buckets(height: int, width: int, step: int) -> list[tuple[int, int]]:
     return sorted(sizes)
 
 
-def nearest(size: Size | None, sizes: list[Size], usual: Size, frames: int | None = None) -> Size:
+def nearest_size(size: Size | None, sizes: list[Size], usual: Size, frames: int | None = None) -> Size:
     """The size whose shape is closest, of as many frames; the usual ones where the list tells none."""
     if size is None and frames is None:
         return usual
@@ -75,7 +75,7 @@ class Batch(NamedTuple):
     """Paths of images to edit, or words of which they are drawn first."""
 
 
-def _sizes(config: Data, rows: Sequence[Row] = ()) -> list[Size]:
+def _sizes(config: Data, rows: Sequence[ListedPrompt] = ()) -> list[Size]:
     """All that batches may have: the shapes of about the same area, and the frames that the list tells."""
     if not config.buckets:
         return [config.size]
@@ -85,13 +85,13 @@ def _sizes(config: Data, rows: Sequence[Row] = ()) -> list[Size]:
     return [(*shape, *([count] if count > 1 else [])) for count in counts for shape in shapes]
 
 
-def _held_out(rows: Sequence[Row], config: Data, seed: int) -> Batch:
+def _held_out(rows: Sequence[ListedPrompt], config: Data, seed: int) -> Batch:
     seeds = [seed_of(seed, "held-out noise", i) for i in range(len(rows))]
     sources = _sources(rows, config.sources, config.held_out or config.prompts)
     return Batch([row.text for row in rows], seeds, config.size, sources=sources)
 
 
-def _sources(rows: Sequence[Row], sources: Sources, where: str) -> list[str]:
+def _sources(rows: Sequence[ListedPrompt], sources: Sources, where: str) -> list[str]:
     """The images to edit of these rows, whose list is the file `where`."""
     folder = Path(where).parent
     return [str(folder / row.source) if sources == "files" else row.source for row in rows if row.source]
@@ -112,7 +112,7 @@ class PromptData:
         self._places = {size: [] for size in self.sizes}
         for i, row in enumerate(self.train):
             frames = row.frames if config.buckets else None
-            self._places[nearest(row.size, self.sizes, self.held_out.size, frames)].append(i)
+            self._places[nearest_size(row.size, self.sizes, self.held_out.size, frames)].append(i)
         self.folder = Path(config.prompts).parent if config.images else None
         self.sources: Sources = config.sources
         self.where = config.prompts
@@ -140,7 +140,7 @@ class PromptData:
                 f"lower optim.batch or switch data.buckets off"
             )
         for size in [size for size in self._places if size not in full]:
-            self._places[nearest(size, full, full[0], _frames(size))] += self._places.pop(size)
+            self._places[nearest_size(size, full, full[0], _frames(size))] += self._places.pop(size)
         self.sizes = full
 
     def batch(self, step: int) -> Batch:
@@ -156,11 +156,11 @@ class PromptData:
         order = self._order(len(self._places[size]), "order", epoch, *size)[k * self.count : (k + 1) * self.count]
         return self._batch([self.train[self._places[size][i]] for i in order], seeds, size)
 
-    def _batch(self, rows: list[Row], seeds: list[int], size: Size) -> Batch:
+    def _batch(self, rows: list[ListedPrompt], seeds: list[int], size: Size) -> Batch:
         images = [str(self.folder / row.image) for row in rows] if self.folder else []
         return Batch([row.text for row in rows], seeds, size, images, _sources(rows, self.sources, self.where))
 
-    def _row(self, sample: int) -> Row:
+    def _row(self, sample: int) -> ListedPrompt:
         epoch, place = divmod(sample, len(self.train))
         return self.train[self._order(len(self.train), "order", epoch)[place]]
 
@@ -188,7 +188,7 @@ class PromptStream:
     """
 
     def __init__(self, config: Data, *, seed: int, batch: int) -> None:
-        self.seed, self.count, self.train = seed, batch, list[Row]()
+        self.seed, self.count, self.train = seed, batch, list[ListedPrompt]()
         self.stream = Stream(config.prompts, config.split, config.column, block=BLOCK, strict=config.strict)
         self.sizes, self.step = _sizes(config), 0
         self.waiting: dict[Size, list[str]] = {size: [] for size in self.sizes}
@@ -210,12 +210,12 @@ class PromptStream:
         self.held_out = held_out
         self._apart = {alike(text) for text in held_out.prompts}
 
-    def _sort(self, rows: list[Row]) -> None:
+    def _sort(self, rows: list[ListedPrompt]) -> None:
         shuffle = Generator().manual_seed(seed_of(self.seed, "block", self.stream.epoch, self.stream.place))
         for i in torch.randperm(len(rows), generator=shuffle).tolist():
             if alike(rows[i].text) in self._apart:
                 continue
-            size = nearest(rows[i].size, self.sizes, self.held_out.size)
+            size = nearest_size(rows[i].size, self.sizes, self.held_out.size)
             self.waiting[size].append(rows[i].text)
             if len(self.waiting[size]) == self.count:
                 self.ready.append((size, self.waiting[size]))
@@ -260,16 +260,16 @@ def open_prompts(config: Data, *, seed: int, batch: int) -> Prompts:
     return kind(config, seed=seed, batch=batch)
 
 
-def prompt_sets(config: Data, seed: int) -> tuple[list[Row], list[Row], str | None]:
+def prompt_sets(config: Data, seed: int) -> tuple[list[ListedPrompt], list[ListedPrompt], str | None]:
     """Training and held-out prompts, and what was left out; without a file of their own the last ones are held out."""
-    held_out: list[Row] = []
+    held_out: list[ListedPrompt] = []
     if config.held_out:
         held_out = _read(config, config.held_out)[0][: config.held_out_count]
     if config.prompts == "world":
         from arcflow.world.scene import Split, sample_prompts  # the grammar is needed here only
 
-        def drawn(count: int, split: Split) -> list[Row]:
-            return [Row(prompt.text) for prompt in sample_prompts(count, seed, split=split)]
+        def drawn(count: int, split: Split) -> list[ListedPrompt]:
+            return [ListedPrompt(prompt.text) for prompt in sample_prompts(count, seed, split=split)]
 
         return drawn(config.count, "train"), held_out or drawn(config.held_out_count, "test"), None
     rows, message = _read(config, config.prompts)
@@ -296,11 +296,11 @@ def prompt_sets(config: Data, seed: int) -> tuple[list[Row], list[Row], str | No
     return apart, held_out, "; ".join(told) or None
 
 
-def _read(config: Data, path: str) -> tuple[list[Row], str | None]:
+def _read(config: Data, path: str) -> tuple[list[ListedPrompt], str | None]:
     return read_prompts(path, config.column, strict=config.strict, sources=config.sources)
 
 
-def _mark(row: Row) -> tuple[str, str]:
+def _mark(row: ListedPrompt) -> tuple[str, str]:
     """What two rows have in common that are the same for a reader."""
     return alike(row.text), row.source
 

@@ -47,7 +47,7 @@ BLANK = "\u034f\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa0"
 """Letters and marks that show nothing, by no category of their own."""
 
 
-class Row(NamedTuple):
+class ListedPrompt(NamedTuple):
     """One prompt, and the size of its image where the list tells it."""
 
     text: str
@@ -87,7 +87,7 @@ class Sieve:
     counts: Counter[str] = field(default_factory=Counter)
     places: dict[str, list[int]] = field(default_factory=dict)
 
-    def clean(self, rows: Iterable[Raw]) -> Iterator[Row]:
+    def clean(self, rows: Iterable[Raw]) -> Iterator[ListedPrompt]:
         """The rows that can be used.
 
         Raises:
@@ -100,7 +100,7 @@ class Sieve:
                 size, frames = _size(raw.height, raw.width), _frames(raw.frames)
                 image = raw.image if isinstance(raw.image, str) else ""
                 source = "" if self.sources == "none" else raw.source
-                yield Row(_stripped(raw.text), size, image, frames, source)
+                yield ListedPrompt(_stripped(raw.text), size, image, frames, source)
                 continue
             if self.strict:
                 raise ValueError(
@@ -192,7 +192,7 @@ def _frames(value: Any) -> int | None:
 
 def read_prompts(
     path: str | Path, column: str = "prompt", *, strict: bool = False, sources: Sources = "none"
-) -> tuple[list[Row], str | None]:
+) -> tuple[list[ListedPrompt], str | None]:
     """All usable prompts of a file, and what was left out.
 
     Args:

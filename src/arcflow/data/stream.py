@@ -8,7 +8,7 @@ from pathlib import Path
 
 from huggingface_hub import HfFileSystem
 
-from arcflow.data.prompts import Raw, Row, Sieve, extra, need_extra
+from arcflow.data.prompts import ListedPrompt, Raw, Sieve, extra, need_extra
 from arcflow.families.identity import files_digest
 from arcflow.system.files import text_digest
 from arcflow.system.text import Json
@@ -51,7 +51,7 @@ class Stream:
         self.first = copy.deepcopy(self.rows.state_dict())
         self._go(0, 0, self.first)
 
-    def next(self) -> list[Row]:
+    def next(self) -> list[ListedPrompt]:
         """The next block, in the data set's order; after the last one the first again, as another epoch.
 
         Raises:
@@ -75,7 +75,7 @@ class Stream:
             self.sieve = copy.deepcopy(sieve)
         raise AssertionError("the last wait is None")
 
-    def _next(self) -> list[Row]:
+    def _next(self) -> list[ListedPrompt]:
         for _ in range(2):
             while True:
                 before = self.place

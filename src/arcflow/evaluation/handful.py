@@ -11,7 +11,7 @@ from pathlib import Path
 from diffusers import DiffusionPipeline
 from torch import Tensor
 
-from arcflow.evaluation.results import Handful, Made, Way
+from arcflow.evaluation.results import EvaluationAbout, Handful, Way
 from arcflow.families.fit import fitted
 from arcflow.metrics.intervals import bootstrap, prompt_means
 from arcflow.sampling.attach import attach
@@ -77,7 +77,7 @@ def measured(
     prompts: Sequence[str],
     seeds: Sequence[int],
     images: int,
-    about: Made,
+    about: EvaluationAbout,
 ) -> Handful:
     """The numbers of what was drawn: `images` of each prompt, in the order of `prompts`."""
     reference = samples["teacher"].latents

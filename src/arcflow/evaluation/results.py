@@ -43,7 +43,7 @@ class Result:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Made(About):
+class EvaluationAbout(About):
     """What an evaluation was made with."""
 
     adapter: str
@@ -60,7 +60,7 @@ class Evaluation:
     arcflow_1: Result
     arcflow_2: Result
     arcflow_4: Result
-    about: Made
+    about: EvaluationAbout
 
     @property
     def rows(self) -> dict[str, Result]:
@@ -104,7 +104,7 @@ class Handful:
     frames: int
     guidance: float | None
     model: str
-    about: Made
+    about: EvaluationAbout
 
     @property
     def rows(self) -> dict[str, Way]:

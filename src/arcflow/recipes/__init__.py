@@ -283,7 +283,7 @@ def _with_value(option: str, value: str) -> list[str]:
     return [f"{option}={value}"] if value.startswith("-") else [option, value]
 
 
-def command(settings: Mapping[str, object]) -> str:
+def run_command(settings: Mapping[str, object]) -> str:
     """The command line that makes these settings (all of a run's, but `out`): the nearest recipe and what differs."""
     recipe = nearest(settings)
     wanted = flat(settings)

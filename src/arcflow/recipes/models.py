@@ -20,7 +20,7 @@ from arcflow.config import Data, Distill, Model, Optim, Run, Sources
 
 
 @dataclass(frozen=True, kw_only=True)
-class Row:
+class ModelRow:
     """What differs from model to model."""
 
     base: str
@@ -41,24 +41,24 @@ class Row:
     checkpointing: bool = True
 
 
-ROWS: dict[str, Row] = {
-    "flux2-klein": Row(
+ROWS: dict[str, ModelRow] = {
+    "flux2-klein": ModelRow(
         base="black-forest-labs/FLUX.2-klein-base-4B",
         teacher_cfg=4.0,
         why="The base, which is not distilled; 9B has another base and the same settings. 4.0 is its pipeline's own.",
         micro_batch=4,
     ),
-    "z-image": Row(
+    "z-image": ModelRow(
         base="Tongyi-MAI/Z-Image",
         teacher_cfg=5.0,
         why="Its pipeline's guidance_scale 4 is 5 here. Not Z-Image-Turbo, which is distilled already.",
     ),
-    "krea2": Row(
+    "krea2": ModelRow(
         base="krea/Krea-2-Raw",
         teacher_cfg=4.5,
         why="Raw is sampled in 52 steps at guidance_scale 3.5, which is 4.5 here; 12.9 billion weights.",
     ),
-    "chroma": Row(
+    "chroma": ModelRow(
         base="lodestones/Chroma1-HD",
         teacher_cfg=5.0,
         why="5.0 is its pipeline's own. Under gradient checkpointing diffusers leaves the text's mask out of some "
@@ -66,49 +66,49 @@ ROWS: dict[str, Row] = {
         micro_batch=1,
         checkpointing=False,
     ),
-    "sd35-medium": Row(
+    "sd35-medium": ModelRow(
         base="stabilityai/stable-diffusion-3.5-medium",
         teacher_cfg=4.5,
         why="4.5 is what its authors draw with; 7.0, the pipeline's own, is that of Stable Diffusion 3.",
         micro_batch=4,
     ),
-    "sd35-large": Row(
+    "sd35-large": ModelRow(
         base="stabilityai/stable-diffusion-3.5-large",
         teacher_cfg=3.5,
         why="3.5 is what its authors draw with.",
     ),
-    "qwen-image-2512": Row(
+    "qwen-image-2512": ModelRow(
         base="Qwen/Qwen-Image-2512",
         teacher_cfg=paper.TRUE_GUIDANCE,
         why="As Qwen-Image, whose network it is.",
     ),
-    "qwen-image-21": Row(
+    "qwen-image-21": ModelRow(
         base="Qwen/Qwen-Image-2.1",
         teacher_cfg=4.0,
         why="Its pipeline draws without guidance; without it the student would learn that.",
     ),
-    "longcat-image": Row(
+    "longcat-image": ModelRow(
         base="meituan-longcat/LongCat-Image",
         teacher_cfg=4.5,
         why="4.5 is its pipeline's own, which then takes the norm back; here the norm stays.",
     ),
-    "lumina2": Row(
+    "lumina2": ModelRow(
         base="Alpha-VLLM/Lumina-Image-2.0",
         teacher_cfg=4.0,
         why="4.0 is its pipeline's own, which then takes the norm back; here the norm stays.",
         micro_batch=4,
     ),
-    "ovis-image": Row(
+    "ovis-image": ModelRow(
         base="AIDC-AI/Ovis-Image-7B",
         teacher_cfg=5.0,
         why="5.0 is its pipeline's own.",
     ),
-    "ernie-image": Row(
+    "ernie-image": ModelRow(
         base="baidu/ERNIE-Image",
         teacher_cfg=4.0,
         why="4.0 is its pipeline's own. Prompts are read as they are written, without its prompt writer.",
     ),
-    "flux-kontext": Row(
+    "flux-kontext": ModelRow(
         base="black-forest-labs/FLUX.1-Kontext-dev",
         teacher_cfg=1.0,
         guidance=2.5,
@@ -116,7 +116,7 @@ ROWS: dict[str, Row] = {
         sources="files",
         micro_batch=1,
     ),
-    "qwen-image-edit": Row(
+    "qwen-image-edit": ModelRow(
         base="Qwen/Qwen-Image-Edit-2511",
         teacher_cfg=paper.TRUE_GUIDANCE,
         why="2509 has another base, Qwen/Qwen-Image-Edit-2509, and the same settings. Its text encoder sees the image "
@@ -124,7 +124,7 @@ ROWS: dict[str, Row] = {
         sources="files",
         micro_batch=1,
     ),
-    "wan21": Row(
+    "wan21": ModelRow(
         base="Wan-AI/Wan2.1-T2V-14B-Diffusers",
         teacher_cfg=5.0,
         why="81 frames at 480 x 832 are 32760 tokens: one sample at a time. Shift 5 is its authors'.",
@@ -134,7 +134,7 @@ ROWS: dict[str, Row] = {
         frames=81,
         micro_batch=1,
     ),
-    "ltx": Row(
+    "ltx": ModelRow(
         base="Lightricks/LTX-Video",
         teacher_cfg=3.0,
         why="161 frames at 512 x 704 are 7392 tokens, the pipeline's own size.",

@@ -15,7 +15,7 @@ from arcflow import paper
 from arcflow.comparison.config import SHOWN
 from arcflow.comparison.results import Comparison, Mean, Rows, counts, main_calls, ranked, verdict
 from arcflow.reports.page import EULER, FAINT, STUDENT, TEACHER, Pixels, canvas, render, write_page
-from arcflow.reports.side_by_side import Row, Shown
+from arcflow.reports.side_by_side import ImageRow, Shown
 from arcflow.reports.side_by_side import calls as calls_told
 from arcflow.reports.table import Cell, Line, Mark, Table
 from arcflow.system import files
@@ -102,7 +102,7 @@ def _mark(apart: Mean | None, better: str = "") -> Mark:
     return "better" if found == better else "worse"
 
 
-def _drawn(results: Comparison, calls: int, folder: Path) -> list[Row]:
+def _drawn(results: Comparison, calls: int, folder: Path) -> list[ImageRow]:
     """The images of the first prompts, a row for each: the teacher, then every entrant of which there are some."""
     rows = results.rows
     prompts = held_out(results.about.count)[:SHOWN]
@@ -115,7 +115,7 @@ def _drawn(results: Comparison, calls: int, folder: Path) -> list[Row]:
         for title, nfe, path, ours in found
         if path.exists()
     ]
-    return [Row(text, list(cells)) for text, *cells in zip(prompts, *columns, strict=True)] if columns else []
+    return [ImageRow(text, list(cells)) for text, *cells in zip(prompts, *columns, strict=True)] if columns else []
 
 
 def _cut(path: Path, count: int) -> list[Pixels]:

@@ -11,7 +11,7 @@ from arcflow.evaluation.handful import WAYS
 from arcflow.evaluation.results import Handful, Way
 from arcflow.metrics.motion import strip
 from arcflow.reports.page import write_page
-from arcflow.reports.side_by_side import PART_TITLES, Row, Shown, calls
+from arcflow.reports.side_by_side import PART_TITLES, ImageRow, Shown, calls
 from arcflow.reports.table import Line, Table
 from arcflow.sampling.generate import PARTS, Samples
 
@@ -53,13 +53,13 @@ def rounded(value: float | None) -> str:
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.2g}"
 
 
-def _line(results: Handful, samples: dict[str, Samples], prompt: str, place: int) -> Row:
+def _line(results: Handful, samples: dict[str, Samples], prompt: str, place: int) -> ImageRow:
     def shown(name: str) -> Shown:
         image, ours = strip(samples[name].images[place]), name == "student"
         under = strip(samples["teacher"].images[place]) if ours else None
         return Shown(TITLES[name], calls(results.rows[name].nfe), image, ours, under=under)
 
-    return Row(prompt, [shown(name) for name in WAYS])
+    return ImageRow(prompt, [shown(name) for name in WAYS])
 
 
 def numbers(results: Handful) -> Table:

@@ -22,7 +22,7 @@ from arcflow.evaluation.results import Evaluation, SuiteResults, told
 from arcflow.families import family_of
 from arcflow.families.weights import dense
 from arcflow.path import step_grid
-from arcflow.recipes import command
+from arcflow.recipes import run_command
 from arcflow.reports.page import fill
 from arcflow.reports.public import code, fenced, is_hub, place, prose, public
 from arcflow.reports.side_by_side import curves_figure, markdown_table
@@ -289,7 +289,7 @@ def _command(settings: Json) -> str | None:
     if "model" not in settings:
         return None
     try:
-        line = command(settings)
+        line = run_command(settings)
     except (KeyError, TypeError, ValueError, AttributeError):
         return None
     return None if "`" in line or not line.isprintable() else f"`{line}`"

@@ -52,7 +52,7 @@ class Shown:
 
 
 @dataclass(frozen=True)
-class Row:
+class ImageRow:
     """The images of a prompt, from one noise."""
 
     prompt: str
@@ -122,14 +122,14 @@ def _drawn(
     samples: dict[str, Samples],
     prompts: Sequence[str],
     is_right: Callable[[Pixels, str], bool],
-) -> list[Row]:
+) -> list[ImageRow]:
     def shown(row: str, place: int) -> Shown:
         nfe = results.rows[row].nfe
         image = samples[row].images[place]
         wrong = not is_right(image, prompts[place])
         return Shown(_title(row), calls(nfe), image, _ours(row), wrong)
 
-    return [Row(prompt, [shown(row, place) for row in samples]) for place, prompt in enumerate(prompts)]
+    return [ImageRow(prompt, [shown(row, place) for row in samples]) for place, prompt in enumerate(prompts)]
 
 
 def _numbers(results: Evaluation) -> Table:

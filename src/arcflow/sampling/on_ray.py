@@ -21,7 +21,7 @@ from ray.data import ActorPoolStrategy, DataContext
 from ray.exceptions import RayTaskError
 from tqdm import tqdm
 
-from arcflow.data.prompts import Row
+from arcflow.data.prompts import ListedPrompt
 from arcflow.sampling.folder import Recipe, batches, drawn, png
 from arcflow.sampling.generate import euler
 from arcflow.sampling.open import Setup, settle
@@ -54,7 +54,7 @@ class Job:
         return settle(self.subject, self.drawing, self.machine)
 
 
-def sample_on_ray(job: Job, rows: Sequence[Row], seeds: Sequence[int], fleet: Fleet) -> tuple[int, int]:
+def sample_on_ray(job: Job, rows: Sequence[ListedPrompt], seeds: Sequence[int], fleet: Fleet) -> tuple[int, int]:
     """How many images are new, and how many there are to be; Ray is joined already.
 
     Raises:
@@ -92,7 +92,7 @@ def sample_on_ray(job: Job, rows: Sequence[Row], seeds: Sequence[int], fleet: Fl
     return new, len(recipes)
 
 
-def _recipes(job: Job, rows: Sequence[Row], seeds: Sequence[int]) -> list[Recipe]:
+def _recipes(job: Job, rows: Sequence[ListedPrompt], seeds: Sequence[int]) -> list[Recipe]:
     return job.settled().recipes(rows, seeds)
 
 

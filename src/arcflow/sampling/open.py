@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import diffusers
     import torch
 
-    from arcflow.data.prompts import Row
+    from arcflow.data.prompts import ListedPrompt
     from arcflow.families.family import Family
     from arcflow.families.fit import Chosen
     from arcflow.sampling.folder import Recipe
@@ -164,7 +164,7 @@ class Setup:
             **self.recorded,
         )
 
-    def recipes(self, rows: "Sequence[Row]", seeds: Sequence[int]) -> "list[Recipe]":
+    def recipes(self, rows: "Sequence[ListedPrompt]", seeds: Sequence[int]) -> "list[Recipe]":
         """The recipes of every prompt with every seed; a size that was asked for goes before the rows' own.
 
         Raises:

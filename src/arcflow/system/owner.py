@@ -36,7 +36,7 @@ SILENCE = 60.0
 """Seconds without one after which another machine's owner counts as gone."""
 
 
-class Record(TypedDict):
+class OwnerNote(TypedDict):
     """What an owner writes of itself."""
 
     pid: int
@@ -53,11 +53,11 @@ class Record(TypedDict):
 class Owner:
     """A process that has a folder to itself."""
 
-    def __init__(self, folder: Path, handle: int, record: Record) -> None:
+    def __init__(self, folder: Path, handle: int, record: OwnerNote) -> None:
         self.folder = folder
         self.handle = handle
         self.record = record
-        self.taken_by: Record | None = None
+        self.taken_by: OwnerNote | None = None
         self.ended = threading.Event()
         self.thread = threading.Thread(target=self._beat, name="owner", daemon=True)
 
@@ -142,14 +142,14 @@ def owned_share(folder: Path, share: tuple[int, int], work: str) -> Iterator[Non
         yield
 
 
-def read_owner(folder: Path) -> Record | None:
+def read_owner(folder: Path) -> OwnerNote | None:
     """Who has written its name into a folder: `pid`, `host`, `machine`, `work`, `command`, `since` and `token`."""
     try:
         record = json.loads((folder / LOCK).read_text("utf-8"))
     except (OSError, ValueError, RecursionError):
         return None
     named = isinstance(record, dict) and all(isinstance(record.get(k), str) for k in ("host", "machine", "token"))
-    return cast(Record, record) if named else None
+    return cast(OwnerNote, record) if named else None
 
 
 def _take(folder: Path, work: str, remedy: str) -> Owner:
@@ -158,7 +158,7 @@ def _take(folder: Path, work: str, remedy: str) -> Owner:
         there, locks = read_owner(folder), _lock(handle) is not None
         if there and (there["machine"] != _machine() or not locks):
             _await_silence(folder, there, work, remedy)
-        record: Record = {
+        record: OwnerNote = {
             "pid": os.getpid(),
             "host": platform.node(),
             "machine": _machine(),
@@ -219,7 +219,7 @@ def _lock(handle: int) -> bool | None:
     return True
 
 
-def _await_silence(folder: Path, there: Record, work: str, remedy: str) -> None:
+def _await_silence(folder: Path, there: OwnerNote, work: str, remedy: str) -> None:
     """Wait until another machine's owner has given no sign of life for long enough; refuse if it gives one."""
     last, age = _sign(folder), _age(folder)
     if age < SILENCE:
@@ -253,11 +253,11 @@ def _machine() -> str:
         return platform.node()
 
 
-def _name(record: Record) -> str:
+def _name(record: OwnerNote) -> str:
     return f"process {record.get('pid')} on {record['host']!r} (since {record.get('since')}: {record.get('command')!r})"
 
 
-def _refusal(folder: Path, there: Record | None, work: str, remedy: str) -> ValueError:
+def _refusal(folder: Path, there: OwnerNote | None, work: str, remedy: str) -> ValueError:
     who = f"{_name(there)} {there.get('work', work)} there" if there else f"another process {work} there"
     return ValueError(f"{folder} is in use, {who}: expected to be alone; wait until it has ended, or {remedy}")
 
