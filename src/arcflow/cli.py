@@ -74,18 +74,21 @@ Command = (
 )
 
 
-def named(union: object) -> dict[str, type]:
+def subcommands(union: object) -> dict[str, type]:
     """The members of a union that are subcommands, by their names."""
     mark = type(subcommand())
     members = [one for one in get_args(union) if isinstance(getattr(one, "__metadata__", (None,))[0], mark)]
     return {one.__metadata__[0].name: one.__origin__ for one in members}
 
 
-COMMANDS = named(Command)
+COMMANDS = subcommands(Command)
 """Every command by its name."""
 
 CHOICES = {(): [*COMMANDS]} | {
-    (name,): [*found] for name, command in COMMANDS.items() for one in fields(command) if (found := named(one.type))
+    (name,): [*found]
+    for name, command in COMMANDS.items()
+    for one in fields(command)
+    if (found := subcommands(one.type))
 }
 """Commands and what may follow them, for `did_you_mean`."""
 

@@ -332,7 +332,7 @@ def test_a_scorer_does_not_take_itself_for_one_of_our_processes(monkeypatch, tmp
 @pytest.mark.parametrize("named", ["hps", "hps=score.py", "hps=score.py {manifest}", "a b=x {manifest} {out}"])
 def test_a_scorer_needs_a_name_and_both_places(named) -> None:
     with pytest.raises(ValueError, match=r"expected NAME='COMMAND'.*for example hps='python score.py"):
-        scorers.parse(named)
+        scorers.parse_scorer(named)
 
 
 def comparable(results: SuiteResults) -> dict:
@@ -522,7 +522,7 @@ def test_a_folder_holds_images_of_one_kind(evaluate, tmp_path) -> None:
         evaluate("coco")
     (tmp_path / "foreign/pictures").mkdir(parents=True)
     with pytest.raises(ValueError, match="has images but no suite.json"):
-        drawn.claim(tmp_path / "foreign", records.read(Settings, tmp_path / "out" / "suite.json"))
+        drawn.claim_images(tmp_path / "foreign", records.read(Settings, tmp_path / "out" / "suite.json"))
 
 
 def test_a_list_may_grow_and_a_retrained_adapter_is_another_model(evaluate, saved, tmp_path) -> None:
@@ -573,22 +573,22 @@ def test_a_folder_is_bound_to_what_it_was_drawn_with_and_one_of_before_by_what_i
     usual = dict(suite="world", prompts="built in", height=64, width=64, guidance=3.5, model="world", adapter="a")
     now = Settings(**usual, steps=2, weights="w", dtype="float32", base="b")  # type: ignore[arg-type]
     later = {"negative_prompt": "red", "true_cfg": 2.0, "quantize": "int8", "teacher_lora": "l", "lora_weights": "v"}
-    drawn.claim(tmp_path / "new", now)
-    drawn.claim(tmp_path / "new", now)
+    drawn.claim_images(tmp_path / "new", now)
+    drawn.claim_images(tmp_path / "new", now)
     for name, value in {**later, "dtype": "bfloat16", "base": "c", "weights": "v"}.items():
         with pytest.raises(ValueError, match=f"other settings .*{name}: .* {value!r} now"):
-            drawn.claim(tmp_path / "new", replace(now, **{name: value}))
-    drawn.claim(tmp_path / "guided", replace(now, negative_prompt="red"))
+            drawn.claim_images(tmp_path / "new", replace(now, **{name: value}))
+    drawn.claim_images(tmp_path / "guided", replace(now, negative_prompt="red"))
     with pytest.raises(ValueError, match="negative_prompt: 'red' there, None now"):
-        drawn.claim(tmp_path / "guided", now)
+        drawn.claim_images(tmp_path / "guided", now)
 
     about = tmp_path / "old" / "suite.json"
     about.parent.mkdir()
     for name, value in (("negative_prompt", "red"), ("true_cfg", 2.0), ("quantize", "int8"), ("weights", "v")):
         about.write_text(json.dumps({**usual, "steps": 2, "weights": "w"}))
         with pytest.raises(ValueError, match=f"other settings .*{name}"):
-            drawn.claim(about.parent, replace(now, **{name: value}))
-    drawn.claim(about.parent, replace(now, teacher_lora="l", lora_weights="v"))
+            drawn.claim_images(about.parent, replace(now, **{name: value}))
+    drawn.claim_images(about.parent, replace(now, teacher_lora="l", lora_weights="v"))
 
 
 @pytest.mark.parametrize(

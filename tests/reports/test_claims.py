@@ -8,7 +8,7 @@ import pytest
 
 from arcflow.comparison.results import Apart, Comparison, ComparisonAbout, EntrantRow, Mean, Means, SeedMean
 from arcflow.metrics.intervals import seed_difference, seed_interval
-from arcflow.reports.claims import CLAIMS, FILES, KINDS, LARGE, findings, read, trained_share, write_claims
+from arcflow.reports.claims import CLAIMS, FILES, KINDS, LARGE, findings, read_results, trained_share, write_claims
 from arcflow.system import records
 
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
@@ -125,7 +125,7 @@ def test_committed_results_are_read_and_written_back_to_the_byte(tmp_path, path)
 
 
 def test_what_is_read_is_what_was_measured():
-    results, stored = read(RESULTS), json.loads((RESULTS / "methods.json").read_text("utf-8"))
+    results, stored = read_results(RESULTS), json.loads((RESULTS / "methods.json").read_text("utf-8"))
     assert (
         results.methods.rows["twinflow"].calls[2].distance.mean
         == stored["rows"]["twinflow"]["calls"]["2"]["distance"]["mean"]

@@ -20,7 +20,7 @@ from arcflow.path import step_grid
 from arcflow.reports import model_card
 from arcflow.sampling.plain import difference
 from arcflow.student import adapter, formats
-from arcflow.student.plain_lora import LORA, Factors, Keys, factors_of, named, raw_times, stock_scheduler
+from arcflow.student.plain_lora import LORA, Factors, Keys, factors_of, lora_tensors, raw_times, stock_scheduler
 from tests.support.pipelines import SIDE, draws, fresh, perturb, sample
 
 NO_ARCFLOW = """
@@ -147,7 +147,7 @@ def test_comfyui_has_its_own_names_for_layers_of_flux2():
     factors = Factors(torch.zeros(1, 2), torch.zeros(2, 1))
     names = ["time_guidance_embed.timestep_embedder.linear_1", "single_transformer_blocks.3.attn.to_out", "proj_out"]
     others = ["diffusion_model.time_in.in_layer", "diffusion_model.single_blocks.3.linear2", "transformer.proj_out"]
-    named_ones = named(dict.fromkeys(names, factors), "comfyui", "flux2")
+    named_ones = lora_tensors(dict.fromkeys(names, factors), "comfyui", "flux2")
     assert set(named_ones) == {f"{name}.lora_{side}.weight" for name in others for side in "AB"}
 
 
@@ -184,7 +184,7 @@ def test_factors_of_unequal_ranks_and_scales_become_plain_ones():
     for name, (down, up) in found.items():
         product = tensors[f"{name}.lora_B.weight"] @ tensors[f"{name}.lora_A.weight"]
         torch.testing.assert_close(up @ down, 0.5 * product)
-    assert float(named(found, "kohya", "flux")["lora_transformer_b.alpha"]) == 4  # scale alpha / rank = 1
+    assert float(lora_tensors(found, "kohya", "flux")["lora_transformer_b.alpha"]) == 4  # scale alpha / rank = 1
 
 
 @pytest.mark.parametrize(("steps", "shift", "scale"), [(1, 3.2, 1.0), (2, 3.2, 1.0), (4, 2.0, 1.0), (2, 3.2, 0.5)])

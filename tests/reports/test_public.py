@@ -14,7 +14,7 @@ from huggingface_hub.errors import HTTPError
 from arcflow.config import to_json
 from arcflow.recipes import world
 from arcflow.reports import model_card
-from arcflow.reports.public import named, place, public
+from arcflow.reports.public import public, public_name, public_place
 from arcflow.sampling.open import adapter_of
 from arcflow.student.adapter import read_info
 from arcflow.student.record import AdapterInfo
@@ -94,13 +94,13 @@ def test_nothing_of_this_machine_is_published(tmp_path: Path) -> None:
 def test_names_that_mean_the_same_everywhere_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     for name in ("world", "", "black-forest-labs/FLUX.1-dev"):
-        assert named(name) == name
+        assert public_name(name) == name
     (tmp_path / "models" / "mine").mkdir(parents=True)
-    assert (named("models/mine"), place("models/mine")) == (
+    assert (public_name("models/mine"), public_place("models/mine")) == (
         "mine",
         "path/to/mine",
     )  # a folder, though it looks like an id
-    assert (named("/"), place("..")) == ("model", "path/to/model")
+    assert (public_name("/"), public_place("..")) == ("model", "path/to/model")
 
 
 def test_results_of_a_suite_are_a_table(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from arcflow.config import Data
 from arcflow.data.batches import open_prompts
 from arcflow.data.embeddings import embedded
 from arcflow.system.processes import Ranks
-from arcflow.training.home import claim, contents_of, keep_held_out, prompts_of
+from arcflow.training.home import claim_run, contents_of, keep_held_out, prompts_of
 from arcflow.training.loop import train
 from benchmarks import damaged_caches
 from tests.support.trainings import config, quiet, tiny_pipe
@@ -22,8 +22,8 @@ def write(path, count):
 def begin(run, said=quiet):
     """What a training does before its first iteration, as far as prompts go."""
     data = open_prompts(prompts_of(run), seed=0, batch=4)
-    claim(run, Ranks(), contents_of(data, None, run.data.embeddings), said)
-    (claim(run, Ranks(), write=False) / "log.jsonl").touch()
+    claim_run(run, Ranks(), contents_of(data, None, run.data.embeddings), said)
+    (claim_run(run, Ranks(), write=False) / "log.jsonl").touch()
     keep_held_out(run, data.held_out.prompts)
     return data
 

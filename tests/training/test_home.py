@@ -18,7 +18,7 @@ from arcflow.student.layers import learn
 from arcflow.system import files
 from arcflow.system.processes import OnAll, Ranks
 from arcflow.training import home
-from arcflow.training.home import claim, contents_of, weights_digest
+from arcflow.training.home import claim_run, contents_of, weights_digest
 from arcflow.training.learner import build_student, views
 from arcflow.training.loop import train
 from tests.support.trainings import config, quiet, tiny_pipe
@@ -92,22 +92,22 @@ def test_a_run_folder_of_before_has_no_digests_and_goes_by_names(tmp_path):
     run = settings(tmp_path / "run", listed(tmp_path / "here"))
     files.write_json(tmp_path / "run" / "run.json", json.loads(home.to_json(run)))
     (tmp_path / "run" / "log.jsonl").touch()
-    claim(run, Ranks(), {"prompts": "a", "held_out": "b", "teacher": "c"})
+    claim_run(run, Ranks(), {"prompts": "a", "held_out": "b", "teacher": "c"})
     assert json.loads((tmp_path / "run" / "run.json").read_text())["contents"]["teacher"] == "c"
     with pytest.raises(ValueError, match="another teacher"):
-        claim(run, Ranks(), {"prompts": "a", "held_out": "b", "teacher": "d"})
+        claim_run(run, Ranks(), {"prompts": "a", "held_out": "b", "teacher": "d"})
     other = dataclasses.replace(run, model=dataclasses.replace(run.model, rank=8))
     with pytest.raises(ValueError, match="model.rank: 4 there, 8 now"):
-        claim(other, Ranks(), {"prompts": "a"}, write=False)
+        claim_run(other, Ranks(), {"prompts": "a"}, write=False)
 
 
 def test_a_folder_in_which_nothing_has_begun_may_become_another_run(tmp_path):
     run = config(tmp_path, model__base="typo")
-    claim(run, Ranks())
-    claim(config(tmp_path), Ranks())
+    claim_run(run, Ranks())
+    claim_run(config(tmp_path), Ranks())
     (tmp_path / "log.jsonl").touch()
     with pytest.raises(ValueError, match="model.base"):
-        claim(run, Ranks())
+        claim_run(run, Ranks())
 
 
 def test_weights_are_known_by_what_they_are_wherever_and_however_named():

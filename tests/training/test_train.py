@@ -34,7 +34,7 @@ from arcflow.system import files, signals
 from arcflow.system.devices import attention, torch_device
 from arcflow.system.processes import Ranks
 from arcflow.system.signals import Stopped, stop_signals
-from arcflow.training.home import claim
+from arcflow.training.home import claim_run
 from arcflow.training.loop import train
 from arcflow.training.optimizer import accepted, adamw, rate
 from tests.support.prompt_lists import with_images
@@ -464,17 +464,17 @@ def test_the_tracker_itself_takes_curves_and_images_and_is_taken_up(name, tmp_pa
 
 def test_another_run_in_the_folder_is_not_overwritten(run):
     with pytest.raises(ValueError, match=r"other settings \(optim.lr: 0.001 there, 0.01 now\).*another folder"):
-        claim(config(run[0], optim__lr=0.01), Ranks())
-    claim(config(run[0], eval_every=2), Ranks())
-    claim(config(run[0]), Ranks())
+        claim_run(config(run[0], optim__lr=0.01), Ranks())
+    claim_run(config(run[0], eval_every=2), Ranks())
+    claim_run(config(run[0]), Ranks())
 
 
 @pytest.mark.parametrize("change", [{"optim__batch": 8}, {"seed": 1}, {"model__dtype": "bfloat16"}], ids=str)
 def test_what_a_run_learns_from_is_part_of_the_run(tmp_path, change):
-    claim(config(tmp_path), Ranks())
+    claim_run(config(tmp_path), Ranks())
     (tmp_path / "log.jsonl").touch()
     with pytest.raises(ValueError, match=f"other settings .{next(iter(change)).replace('__', '.')}: .* there, .* now"):
-        claim(config(tmp_path, **change), Ranks())
+        claim_run(config(tmp_path, **change), Ranks())
 
 
 SHORT = Data(count=16, held_out_count=2, teacher_steps=2, height=8, width=8)

@@ -5,7 +5,7 @@ import random
 import numpy as np
 import pytest
 
-from arcflow.world.check import accuracy, is_right, one_word_changes, read
+from arcflow.world.check import accuracy, is_right, one_word_changes, read_scene
 from arcflow.world.render import AREA, coverage, render, render_all
 from arcflow.world.scene import (
     BACKGROUNDS,
@@ -83,7 +83,7 @@ def test_reading_recovers_the_scene_to_half_a_pixel() -> None:
     rng = random.Random(5)
     for _ in range(100):
         scene = sample_scene(sample_prompt(rng), rng)
-        seen = read(render(scene))
+        seen = read_scene(render(scene))
         assert seen.background == scene.background
         for thing in scene.objects:
             nearest = min(seen.objects, key=lambda o: abs(o.x - thing.x) + abs(o.y - thing.y))
@@ -137,4 +137,4 @@ def test_a_text_outside_the_grammar_is_refused_with_an_example(caption: str) -> 
 
 def test_an_image_of_the_wrong_size_is_refused() -> None:
     with pytest.raises(ValueError, match=r"expected a uint8 image \(64, 64, 3\)"):
-        read(np.zeros((32, 32, 3), np.uint8))
+        read_scene(np.zeros((32, 32, 3), np.uint8))

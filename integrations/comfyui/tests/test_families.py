@@ -13,7 +13,7 @@ from more_cases import CASES, made
 from safetensors.torch import save_file
 
 from arcflow.student.formats import find, tensors_of
-from arcflow.student.plain_lora import factors_of, named
+from arcflow.student.plain_lora import factors_of, lora_tensors
 
 CLOSE = 1e-5
 
@@ -54,7 +54,7 @@ def test_a_plain_lora_draws_it_with_stock_nodes_alone(coefficients):
     """`export --layout lora --keys comfyui` in Load LoRA, and the stock node that sets the shift."""
     case = coefficients
     found = find(case.adapter)
-    lora = named(factors_of(tensors_of(found), found.info), "comfyui", found.info.family)
+    lora = lora_tensors(factors_of(tensors_of(found), found.info), "comfyui", found.info.family)
     model, _ = comfy.sd.load_lora_for_models(case.model, None, lora, 1.0, 0.0)
     thousand = getattr(model.get_model_object("model_sampling"), "multiplier", 1) == 1000
     (model,) = ModelSamplingSD3().patch(model, 3.2) if thousand else ModelSamplingAuraFlow().patch_aura(model, 3.2)

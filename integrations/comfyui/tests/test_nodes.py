@@ -26,7 +26,7 @@ from safetensors.torch import save_file
 from arcflow.path import step_grid
 from arcflow.student.adapter import save_adapter
 from arcflow.student.formats import find, tensors_of
-from arcflow.student.plain_lora import factors_of, named
+from arcflow.student.plain_lora import factors_of, lora_tensors
 from arcflow.student.record import AdapterInfo
 
 CLOSE = 1e-5
@@ -78,7 +78,9 @@ def test_a_plain_lora_draws_the_student_with_stock_nodes_alone(coefficients):
     case = coefficients
     found = find(case.adapter)
     factors = factors_of(tensors_of(found), found.info)
-    model, _ = comfy.sd.load_lora_for_models(case.model, None, named(factors, "comfyui", found.info.family), 1.0, 0.0)
+    model, _ = comfy.sd.load_lora_for_models(
+        case.model, None, lora_tensors(factors, "comfyui", found.info.family), 1.0, 0.0
+    )
     (model,) = ModelSamplingAuraFlow().patch_aura(model, 3.2)
     assert apart(case.sample(model, 2), case.ours(case.tokens(case.noise), grid(2))) < CLOSE
 

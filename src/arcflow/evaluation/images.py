@@ -67,7 +67,7 @@ def images_of(
     ]
 
 
-def claim(folder: Path, what: Settings) -> None:
+def claim_images(folder: Path, what: Settings) -> None:
     """Make a folder the home of these images. One of before, whose settings say nothing of the model's weights and
     dtype, is known again by what they say, and stays as it is.
 

@@ -54,7 +54,7 @@ def part_of(share: tuple[int, int]) -> str:
     return "" if ranks == 1 else f"-{rank}-of-{ranks}"
 
 
-def parse(named: str) -> tuple[str, str]:
+def parse_scorer(named: str) -> tuple[str, str]:
     """Name and command of NAME="COMMAND"."""
     name, _, command = named.partition("=")
     if not re.fullmatch(r"\w+", name) or "{manifest}" not in command or "{out}" not in command:

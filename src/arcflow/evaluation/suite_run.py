@@ -281,7 +281,7 @@ def plan(
         **{**wanted, **(told or {})},
     )
     images = drawn.images_of(suite, items, draws, settings, version, fused)
-    drawn.claim(asked.folder, settings)
+    drawn.claim_images(asked.folder, settings)
     reference = _reference(asked.reference, asked.folder, settings, images) if asked.reference else None
     if asked.lpips and not (reference and reference.paired):
         raise ValueError(
@@ -299,7 +299,7 @@ def plan(
         adapter=adapter,
         share=share,
         reference=reference,
-        scorers=dict(scorers.parse(named) for named in asked.scorer),
+        scorers=dict(scorers.parse_scorer(named) for named in asked.scorer),
         answers={name: _official(suite, items, draws, asked.name, path) for name, path in map(parted, asked.answers)},
     )
 

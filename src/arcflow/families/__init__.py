@@ -51,7 +51,7 @@ UNCARRIED = {
 """Transformers that have no row, and why: docs/families.md."""
 
 
-def named(name: str) -> Family:
+def family_named(name: str) -> Family:
     """The family of this name. Raises ValueError, with the known ones, if there is none."""
     for family in FAMILIES:
         if family.name == name:

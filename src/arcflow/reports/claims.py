@@ -347,7 +347,7 @@ CLAIMS: dict[str, tuple[Claim, tuple[str, ...]]] = {
 """Each claim, what decides it, and the files that it needs."""
 
 
-def read(folder: Path) -> Results:
+def read_results(folder: Path) -> Results:
     """The results in a folder.
 
     Raises:
@@ -359,7 +359,7 @@ def read(folder: Path) -> Results:
 
 def findings(folder: Path) -> dict[str, Finding]:
     """All claims against the files in a folder."""
-    results = read(folder)
+    results = read_results(folder)
     return {claim: _decided(decide, needs, results) for claim, (decide, needs) in CLAIMS.items()}
 
 
@@ -383,7 +383,7 @@ BADGES = {"holds": "holds", "holds in part": "part", "does not hold": "not", "no
 
 def write_claims(folder: Path, path: Path) -> Path:
     """The claims as Markdown, from the results in `folder`, and beside it as a page of HTML."""
-    found, results = findings(folder), read(folder)
+    found, results = findings(folder), read_results(folder)
     there = {name: getattr(results, name) for name in FILES if getattr(results, name) is not None}
     sources = {f"{name}.json": content.about.command for name, content in there.items()}
     lines = [Line.of(claim, f"**{f.holds}**", f.measured, f.why) for claim, f in found.items()]

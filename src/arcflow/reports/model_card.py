@@ -24,14 +24,23 @@ from arcflow.families.weights import dense
 from arcflow.path import step_grid
 from arcflow.recipes import run_command
 from arcflow.reports.page import fill
-from arcflow.reports.public import code, fenced, is_hub, place, prose, public
+from arcflow.reports.public import code, fenced, is_hub, prose, public, public_place
 from arcflow.reports.side_by_side import curves_figure, markdown_table
 from arcflow.reports.table import Line, Table
 from arcflow.student import layers
 from arcflow.student.adapter import found_at, load_adapter, save_adapter, write_adapter
 from arcflow.student.formats import FILES, AdapterInfo, Found, tensors_of
 from arcflow.student.merged import change_of, write_merged
-from arcflow.student.plain_lora import LORA, Factors, Keys, factors_of, linearized, named, raw_times, stock_scheduler
+from arcflow.student.plain_lora import (
+    LORA,
+    Factors,
+    Keys,
+    factors_of,
+    linearized,
+    lora_tensors,
+    raw_times,
+    stock_scheduler,
+)
 from arcflow.system import files, records
 from arcflow.system.text import Json
 from arcflow.world.scene import SIZE
@@ -107,7 +116,7 @@ def export(
     elif layout == "lora":
         factors, lost = _plain(found, transformer, bound, measure)
         out.mkdir(parents=True, exist_ok=True)
-        files.write_tensors(out / LORA[keys], named(factors, keys, info.family), {"format": "pt"})
+        files.write_tensors(out / LORA[keys], lora_tensors(factors, keys, info.family), {"format": "pt"})
         files.write_json(out / "scheduler" / "scheduler_config.json", stock_scheduler(info))
         use = Use("lora", lost)
     elif found.layout == own == "arcflow":
@@ -170,7 +179,7 @@ def _plain(
     factors = linearized(tensors, info, bases)
     with TemporaryDirectory() as draft:
         file = Path(draft) / LORA["diffusers"]
-        files.write_tensors(file, named(factors, "diffusers", info.family), {"format": "pt"})
+        files.write_tensors(file, lora_tensors(factors, "diffusers", info.family), {"format": "pt"})
         lost = measure(file)
     if not lost <= bound:
         raise ValueError(
@@ -223,8 +232,8 @@ def card(
         info=info,
         title=prose(name.split("/")[-1]),
         base=prose(info.base),
-        base_code=code(place(info.base)),
-        lora_code=code(place(info.teacher_lora)) if info.teacher_lora else "",
+        base_code=code(public_place(info.base)),
+        lora_code=code(public_place(info.teacher_lora)) if info.teacher_lora else "",
         name_code=code(name),
         prompt=code("a red ring" if info.base == "world" else "a red cube on a blue sphere"),
         kind=use.kind,

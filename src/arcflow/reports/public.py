@@ -30,7 +30,7 @@ def is_hub(name: str) -> bool:
     return bool(HUB.fullmatch(name)) and not Path(name).exists()
 
 
-def named(name: str) -> str:
+def public_name(name: str) -> str:
     """A model or file without the folder it lies in; names that mean the same everywhere stay."""
     if name in ("", "world") or is_hub(name):
         return name
@@ -38,9 +38,9 @@ def named(name: str) -> str:
     return re.sub(r"[^\w.-]+", "-", last).strip("-.") or "model"
 
 
-def place(name: str) -> str:
+def public_place(name: str) -> str:
     """A name as it stands in code: what lies on some machine lies elsewhere for others."""
-    own = named(name)
+    own = public_name(name)
     return own if is_hub(own) or own == "world" else f"path/to/{own or 'base'}"
 
 
@@ -49,8 +49,8 @@ def public(info: AdapterInfo) -> AdapterInfo:
     training = dict(info.training)
     if isinstance(training.get("settings"), dict):
         training["settings"] = public_settings(training["settings"])
-    lora = None if info.teacher_lora is None else named(info.teacher_lora)
-    return dataclasses.replace(info, base=named(info.base), teacher_lora=lora, training=training)
+    lora = None if info.teacher_lora is None else public_name(info.teacher_lora)
+    return dataclasses.replace(info, base=public_name(info.base), teacher_lora=lora, training=training)
 
 
 def public_settings(settings: Mapping[str, object], prefix: str = "") -> dict[str, object]:
@@ -60,7 +60,7 @@ def public_settings(settings: Mapping[str, object], prefix: str = "") -> dict[st
         if isinstance(value, Mapping):
             value = public_settings(value, f"{prefix}{name}.")
         elif isinstance(value, str) and (PLACE.match(value) or (prefix + name in NAMES and "/" in value)):
-            value = named(value)
+            value = public_name(value)
         found[name] = value
     return found
 

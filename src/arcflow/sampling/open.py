@@ -392,10 +392,10 @@ def open_transformer(model: str, family: str) -> "diffusers.ModelMixin":
     import diffusers
     import torch
 
-    from arcflow.families import named
+    from arcflow.families import family_named
     from arcflow.system.hub import explained
 
-    row = named(family)
+    row = family_named(family)
     with explained(model):
         return getattr(diffusers, row.transformer).from_pretrained(model, subfolder="transformer", dtype=torch.bfloat16)
 

@@ -45,7 +45,7 @@ class Desk:
         self, offer: Offer, asked: schema.Asked, images: Sequence[Image.Image], mask: Image.Image | None
     ) -> tuple[Order, list[Piece]]:
         """What a request asks for, checked against what there is."""
-        model = named(offer, asked.model or offer.models[0])
+        model = known_model(offer, asked.model or offer.models[0])
         task = _task(offer, asked, images, mask)
         if task == "edit":  # no more than the model draws itself: what it reads beside the text costs as much
             images = [within(image, offer.height * offer.width) for image in images]
@@ -132,7 +132,7 @@ def offer_of(engine: Engine) -> Offer:
     return engine.offer
 
 
-def named(offer: Offer, name: str) -> str:
+def known_model(offer: Offer, name: str) -> str:
     if name not in offer.models:
         known = ", ".join(offer.models)
         raise Refused(f"no model {name!r}: expected one of {known}", status=404, param="model", code="model_not_found")

@@ -7,7 +7,7 @@ from fastapi import APIRouter, Body, Request, Response
 
 from arcflow.serving import schema
 from arcflow.serving.answers import Answers
-from arcflow.serving.desk import Desk, Limits, named, offer_of
+from arcflow.serving.desk import Desk, Limits, known_model, offer_of
 from arcflow.serving.engine import Engine
 from arcflow.serving.reading import Json, read_edit
 
@@ -42,7 +42,7 @@ def openai_routes(engine: Engine, limits: Limits) -> APIRouter:
     @routes.get("/v1/models/{name}")
     async def model(name: str) -> Json:
         """One of them."""
-        return _model(named(offer_of(engine), name), born)
+        return _model(known_model(offer_of(engine), name), born)
 
     return routes
 

@@ -105,7 +105,7 @@ def find(path: Path, network: str = "") -> Found:
         weights, told = (path / name for name in FILES[layout])
         if not (weights.is_file() and told.is_file()):
             continue
-        content = record.read(told)
+        content = record.read_record(told)
         if layout == "published":
             return Found(weights, _published_info(content, told, weights), layout)
         info = record.info_of(content, told)
@@ -129,14 +129,14 @@ def _own_content(weights: Path, network: str = "") -> dict[str, object] | None:
         return _records(weights)[network]
     with _opened(weights) as file:
         text = (file.metadata() or {}).get(RECORD)
-    return None if text is None else record.parse(text, weights)
+    return None if text is None else record.parse_record(text, weights)
 
 
 def _records(weights: Path) -> dict[str, dict[str, object]]:
     """What a file of several adapters says of each, not yet checked; nothing of any other file."""
     with _opened(weights) as file:
         text = (file.metadata() or {}).get(NETWORKS)
-    told = {} if text is None else record.parse(text, weights)
+    told = {} if text is None else record.parse_record(text, weights)
     wrong = [name for name, content in told.items() if name not in PARTS or not isinstance(content, dict)]
     if wrong:
         raise ValueError(

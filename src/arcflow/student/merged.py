@@ -19,7 +19,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from arcflow import portable
-from arcflow.families import named as named_family
+from arcflow.families import family_named as named_family
 from arcflow.student.plain_lora import Factors, factors_of, stock_scheduler
 from arcflow.student.record import AdapterInfo
 from arcflow.system import files

@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from arcflow.families import named as named_family
+from arcflow.families import family_named as named_family
 from arcflow.momentum import Mixture
 from arcflow.path import step_grid, tau_grid
 from arcflow.portable import comfyui_name
@@ -104,7 +104,7 @@ def _low_rank(change: Float[Tensor, "width features"], rank: int) -> Factors:
     return _widened((root[:, None] * v[:rank]).contiguous(), (u[:, :rank] * root).contiguous(), rank)
 
 
-def named(factors: Mapping[str, Factors], keys: Keys, family: str) -> dict[str, Tensor]:
+def lora_tensors(factors: Mapping[str, Factors], keys: Keys, family: str) -> dict[str, Tensor]:
     """The tensors of a LoRA file: `transformer.<name>.lora_A.weight` as diffusers writes it; the same for ComfyUI and
     kin, with the authors' names for what they do not know by diffusers' (`portable.COMFYUI`, and the last norm of
     FLUX, whose halves they have in the other order); or `lora_transformer_<name>.lora_down.weight` with an alpha,

@@ -78,7 +78,7 @@ class AdapterInfo:
         return tuple(tuple(step_grid(n, self.shift, self.final_step_scale).tolist()) for n in counts)
 
 
-def read(path: Path) -> dict[str, object]:
+def read_record(path: Path) -> dict[str, object]:
     """The JSON object in a record's file, its fields not yet checked.
 
     Raises:
@@ -90,10 +90,10 @@ def read(path: Path) -> dict[str, object]:
             f"{path} has {size} bytes; expected a record of at most {LARGEST}. The file is damaged or none of ours: "
             f"fetch or save it again."
         )
-    return parse(path.read_bytes(), path)
+    return parse_record(path.read_bytes(), path)
 
 
-def parse(text: bytes | str, path: Path) -> dict[str, object]:
+def parse_record(text: bytes | str, path: Path) -> dict[str, object]:
     """The JSON object that a text holds; `path` is where it was found."""
     try:
         content = json.loads(text, object_pairs_hook=_once)

@@ -180,7 +180,7 @@ def weights_digest(net: nn.Module) -> str:
     return files.text_digest(sorted(sums), 16)
 
 
-def claim(
+def claim_run(
     config: Run,
     ranks: Ranks,
     contents: Mapping[str, str] | None = None,

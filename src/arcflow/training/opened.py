@@ -32,7 +32,7 @@ from arcflow.system.packages import need
 from arcflow.system.processes import OnAll, Ranks
 from arcflow.system.text import Json
 from arcflow.system.timing import Speed
-from arcflow.training.home import claim, contents_of, keep_held_out, prompts_of
+from arcflow.training.home import claim_run, contents_of, keep_held_out, prompts_of
 from arcflow.training.learner import Learner, views
 from arcflow.training.sources import with_sources
 from arcflow.training.validation import DistanceToTeacher
@@ -119,7 +119,7 @@ def open_run(
     data = open_prompts(prompts_of(config), seed=config.seed, batch=config.optim.batch)
     if data.message:
         log(data.message)
-    folder = claim(config, ranks, contents_of(data), write=False)
+    folder = claim_run(config, ranks, contents_of(data), write=False)
     if config.tracker != "none":
         need(config.tracker, asked=f"tracker = {config.tracker!r}", install=config.tracker)
 
@@ -129,7 +129,7 @@ def open_run(
         network.check_size(pipe, *size)
     encode, negative = encoder(settle(pipe, config.model, device, ranks), config, data, device, ranks)
     contents = contents_of(data, pipe.transformer, config.data.embeddings)
-    claim(config, ranks, contents, write=False)
+    claim_run(config, ranks, contents, write=False)
 
     learner = Learner.on(pipe.transformer, config, ranks)
     student, teacher = views(pipe.transformer, negative, config.distill.teacher_cfg)
@@ -154,7 +154,7 @@ def open_run(
     batch = speed.of("data", fetched(prefetcher, ranks))
     asked = speed.of("teacher", teacher)
 
-    claim(config, ranks, contents, log)  # from here on the folder holds this run
+    claim_run(config, ranks, contents, log)  # from here on the folder holds this run
     if ranks.first:
         keep_held_out(config, held_out.prompts)
     journal = open_log(config, ranks, folder, progress.step, log, checkpoints.mark)

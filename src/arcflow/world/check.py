@@ -43,7 +43,7 @@ TINT = 70.0
 """Greatest distance (RGB, of 255) from a palette color that still counts as that color."""
 
 
-def read(image: np.ndarray) -> Scene:
+def read_scene(image: np.ndarray) -> Scene:
     """The scene in an image (64, 64, 3) uint8.
 
     Raises:
@@ -105,7 +105,7 @@ def _fit(alpha: np.ndarray, rows: slice, columns: slice) -> tuple[str, float, fl
 
 def is_right(image: np.ndarray, prompt: str | Prompt) -> bool:
     """Whether the image shows exactly what the caption says."""
-    return holds(parse(prompt) if isinstance(prompt, str) else prompt, read(image))
+    return holds(parse(prompt) if isinstance(prompt, str) else prompt, read_scene(image))
 
 
 def accuracy(images: Iterable[np.ndarray], prompts: Sequence[str | Prompt]) -> dict[str, float]:
@@ -136,7 +136,7 @@ def self_test(count: int, seed: int) -> dict[str, float]:
     accepted, rejected = [], []
     for _ in range(count):
         prompt = sample_prompt(rng)
-        scene = read(render(sample_scene(prompt, rng)))
+        scene = read_scene(render(sample_scene(prompt, rng)))
         accepted.append(holds(prompt, scene))
         rejected.append(not holds(rng.choice(one_word_changes(prompt)), scene))
     return {"accepts true captions": float(np.mean(accepted)), "rejects changed captions": float(np.mean(rejected))}
