@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from arcflow.config import Data, Distill, Model, Optim, Run
-from arcflow.data.prefetch import Sample
+from arcflow.data.prefetch import Prepared
 from arcflow.distillation.walk import arcs, euler, sampler_grid
 from arcflow.families import network
 from arcflow.path import step_grid
@@ -82,7 +82,7 @@ def measure(name: str) -> dict[str, float]:
     for step in range(ITERATIONS):
         x = network.noise(pipe, list(range(BATCH * step, BATCH * (step + 1))), **size)
         objective = arcflow_objective(run, step, student, teacher)
-        learner.gradients(objective, Sample(x, cond, {}, None), torch.Generator().manual_seed(step))
+        learner.gradients(objective, Prepared(x, cond, {}, None), torch.Generator().manual_seed(step))
         learner.update(progress)
 
     pipe.transformer.eval()

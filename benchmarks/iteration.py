@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 
 from arcflow import config, recipes
-from arcflow.data.prefetch import Prefetcher, Sample
+from arcflow.data.prefetch import Prefetcher, Prepared
 from arcflow.distillation.objective import distill
 from arcflow.families import network
 from arcflow.families.conditioning import Cond, repeat, rows
@@ -50,7 +50,7 @@ class Loop:
 
     def __init__(self, net: Any, run: config.Run, x: Tensor, cond: Cond) -> None:
         self.net, self.run = net, run
-        self.sample = Sample(x, cond, {})
+        self.sample = Prepared(x, cond, {})
         self.learner, self.progress = Learner.on(net, run), Progress()
         self.student, self.teacher = views(net)
         net.train()
@@ -78,8 +78,8 @@ class Bench(Loop):
         self.batch, self.number = batch, 0
         prompts = ["a red ring left of a blue square"] * batch
 
-        def make(number: int) -> Sample:
-            return Sample(x, network.encode_prompts(pipe, prompts, height=64, width=64), {})
+        def make(number: int) -> Prepared:
+            return Prepared(x, network.encode_prompts(pipe, prompts, height=64, width=64), {})
 
         x = network.noise(pipe, list(range(batch)), 64, 64)
         self.prefetcher = Prefetcher(make, x.device, ahead=True)

@@ -39,9 +39,9 @@ import torch
 
 from arcflow.sampling.open import settle
 from arcflow.sampling.options import Drawing, Machine, Subject
-from arcflow.serving.engine import Engine, Job
+from arcflow.serving.engine import Engine, WaitingImage
 from arcflow.serving.order import Drawn, Order, Piece
-from arcflow.serving.studio import Setup, Studio, Watch
+from arcflow.serving.studio import Studio, StudioSetup, Watch
 from arcflow.system import files, records
 from arcflow.system.packages import about, version_of
 from arcflow.world.scene import sample_prompts
@@ -203,7 +203,7 @@ class Timed(Studio):
 def engine(threads: int, pictures: int = 512) -> list[Line]:
     """All jobs wait from the beginning, so that what is not drawing is the engine."""
     torch.set_num_threads(threads)
-    studio = Timed(Setup(device="cpu"))
+    studio = Timed(StudioSetup(device="cpu"))
     own = Engine(lambda: studio, max_waiting=pictures)
     own.start()
     offer = own.ready(120)
@@ -214,7 +214,7 @@ def engine(threads: int, pictures: int = 512) -> list[Line]:
         model=offer.models[0],
         guidance=offer.guidance[offer.models[0]],
     )
-    jobs = [Job(order, Piece(prompt=prompt, seed=seed)) for seed, prompt in enumerate(captions(pictures, 0))]
+    jobs = [WaitingImage(order, Piece(prompt=prompt, seed=seed)) for seed, prompt in enumerate(captions(pictures, 0))]
     before = studio.spent
     start = time.perf_counter()
     own.submit(jobs)

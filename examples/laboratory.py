@@ -15,7 +15,7 @@ import torch
 
 from arcflow.distillation.walk import arcs, euler
 from arcflow.laboratory import plane
-from arcflow.laboratory.ideal import fit, ideal_errors, raw_time
+from arcflow.laboratory.ideal import fit_mixture, ideal_errors, raw_time
 from arcflow.path import SHIFT, step_grid
 from arcflow.reports.page import EULER, FAINT, STUDENT, TEACHER, canvas, render
 
@@ -121,7 +121,7 @@ best = []
 for part in (slice(0, 33), slice(32, 65)):
     s, piece = sigmas[part][0] - sigmas[part], paths[part, chosen]
     u = -piece.diff(dim=0) / s.diff().view(-1, 1, 1, 1)
-    arc = fit(u, s, raw_time(sigmas[part], SHIFT), modes=4)
+    arc = fit_mixture(u, s, raw_time(sigmas[part], SHIFT), modes=4)
     best += [piece[0] - arc.displacement(0.0, float(level)) for level in s]
 chords, curves, fitted = euler(teacher, x[chosen], {}, step_grid(2), trace=True), torch.stack(pieces), torch.stack(best)
 places = teacher.means

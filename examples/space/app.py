@@ -11,15 +11,15 @@ from collections.abc import Iterator
 import gradio as gr  # pyright: ignore[reportMissingImports]
 import numpy as np
 
-from arcflow.serving.engine import Engine, Job
+from arcflow.serving.engine import Engine, WaitingImage
 from arcflow.serving.order import Drawn, Order, Piece
-from arcflow.serving.studio import TEACHER, Setup, Studio
+from arcflow.serving.studio import TEACHER, Studio, StudioSetup
 
 SEEDS = 4
 MODEL, ADAPTER = (os.environ.get(name, "world") for name in ("MODEL", "ADAPTER"))
 EXAMPLES = ["a red ring left of a square", "three green squares", "a yellow triangle above a blue ring"]
 
-engine = Engine(lambda: Studio(Setup(model=MODEL, adapters={"student": ADAPTER})))
+engine = Engine(lambda: Studio(StudioSetup(model=MODEL, adapters={"student": ADAPTER})))
 engine.start()
 offer = engine.ready()
 
@@ -29,7 +29,7 @@ def draw(prompt: str, seeds: list[int], steps: int, model: str) -> list[Drawn]:
     order = Order(
         height=offer.height, width=offer.width, steps=steps, model=model, guidance=offer.guidance[offer.models[0]]
     )
-    jobs = [Job(order, Piece(prompt=prompt, seed=seed)) for seed in seeds]
+    jobs = [WaitingImage(order, Piece(prompt=prompt, seed=seed)) for seed in seeds]
     engine.submit(jobs)
     try:
         return [job.future.result() for job in jobs]

@@ -10,7 +10,7 @@ from huggingface_hub import HfFileSystem
 
 from arcflow.config import Data
 from arcflow.data.batches import PromptData, PromptStream, open_prompts
-from arcflow.data.embeddings import CHUNK, Table
+from arcflow.data.embeddings import CHUNK, EmbeddedPrompts
 from arcflow.data.images import read_images
 from arcflow.data.prompts import ListedPrompt
 from arcflow.data.stream import content_of
@@ -246,7 +246,7 @@ def test_a_table_encodes_each_prompt_once_in_fixed_chunks():
         return {"text": length}
 
     prompts = ["x" * (i % 100) for i in range(300)]
-    table = Table(encode, prompts)
+    table = EmbeddedPrompts(encode, prompts)
     assert asked == [CHUNK, 100 - CHUNK]
     assert table(["xxx", "x", "xxx"])["text"].flatten().tolist() == [3, 1, 3]
 
@@ -256,7 +256,7 @@ def test_a_table_of_unequal_lengths_names_the_way_out():
         return {"text": torch.zeros(len(prompts), len(prompts))}
 
     with pytest.raises(ValueError, match="text differs in length.*data.cache to False"):
-        Table(encode, [str(i) for i in range(CHUNK + 1)])
+        EmbeddedPrompts(encode, [str(i) for i in range(CHUNK + 1)])
 
 
 def test_conditioning_is_repeated_and_cut_by_sample():

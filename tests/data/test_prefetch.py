@@ -5,13 +5,13 @@ import threading
 import pytest
 import torch
 
-from arcflow.data.prefetch import Prefetcher, Sample
+from arcflow.data.prefetch import Prefetcher, Prepared
 
 CPU = torch.device("cpu")
 
 
 def sample(number):
-    return Sample(torch.full((2,), float(number)), {}, {"at": number})
+    return Prepared(torch.full((2,), float(number)), {}, {"at": number})
 
 
 @pytest.mark.parametrize("ahead", [False, True])

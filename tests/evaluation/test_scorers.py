@@ -27,8 +27,8 @@ def answering(folder: Path, *answers: str) -> str:
     return " ".join(str(word) if "{" in str(word) else shlex.quote(str(word)) for word in words)
 
 
-def lines(*ids: str) -> list[scorers.Line]:
-    return [scorers.Line(id=name, prompt="a", image="a.png", category="", suite="x", seed=0) for name in ids]
+def lines(*ids: str) -> list[scorers.ManifestLine]:
+    return [scorers.ManifestLine(id=name, prompt="a", image="a.png", category="", suite="x", seed=0) for name in ids]
 
 
 @pytest.mark.parametrize(

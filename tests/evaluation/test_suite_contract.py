@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from arcflow.evaluation import images, summary
-from arcflow.evaluation.results import Score
+from arcflow.evaluation.results import SuiteScore
 from arcflow.evaluation.suites import SUITES
 from arcflow.evaluation.suites.suite import Item, read_items
 from arcflow.system import records
@@ -81,5 +81,5 @@ def test_answers_are_about_its_own_prompts_and_become_a_number_that_goes_round(n
     own = {item.id for item in found} | {item.image(draw) for item in found for draw in range(suite.images)}
     assert scores and scores.keys() <= own
     metric = summary.summary(found, suite.images, scores)
-    assert isinstance(metric, Score) and 0 <= metric.value <= 1 and 1 <= metric.prompts <= len(found)
-    assert records.record(Score, json.loads(json.dumps(records.plain(metric)))) == metric
+    assert isinstance(metric, SuiteScore) and 0 <= metric.value <= 1 and 1 <= metric.prompts <= len(found)
+    assert records.record(SuiteScore, json.loads(json.dumps(records.plain(metric)))) == metric

@@ -15,7 +15,7 @@ from PIL import Image
 from arcflow import cli, student
 from arcflow.evaluation import images as drawn
 from arcflow.evaluation import measured, scorers, suite_run, summary
-from arcflow.evaluation.results import Part, Settings, SuiteResults
+from arcflow.evaluation.results import CategoryScore, Settings, SuiteResults
 from arcflow.evaluation.suites import SUITES
 from arcflow.evaluation.suites.suite import read_items
 from arcflow.sampling import folder as sample_folder
@@ -264,10 +264,10 @@ def scorer(tmp_path):
     return command
 
 
-def lines(*ids: str, folder: Path) -> list[scorers.Line]:
+def lines(*ids: str, folder: Path) -> list[scorers.ManifestLine]:
     Image.new("RGB", (1, 1)).save(folder / "a.png")
     more = {"prompt": "a cube", "image": str(folder / "a.png"), "category": "", "suite": "x", "seed": 0}
-    return [scorers.Line(id=name, **more) for name in ids]
+    return [scorers.ManifestLine(id=name, **more) for name in ids]
 
 
 def test_a_scorer_is_asked_about_what_has_no_score_and_nothing_else(scorer, tmp_path) -> None:
@@ -419,7 +419,7 @@ def test_a_scorers_number_counts_prompts_and_tasks(evaluate, scorer) -> None:
     means = [len(line["prompt"]) + 1.5 for line in GENEVAL]
     assert metric.value == pytest.approx(np.mean(means)) and metric.prompts == 3
     assert metric.low <= metric.value <= metric.high
-    assert metric.categories["single_object"] == Part(value=means[0], low=None, high=None, prompts=1)
+    assert metric.categories["single_object"] == CategoryScore(value=means[0], low=None, high=None, prompts=1)
     assert metric.categories["colors"].value == pytest.approx(np.mean(means[1:]))
     assert metric.category_mean.value == pytest.approx((means[0] + np.mean(means[1:])) / 2)
 

@@ -8,7 +8,7 @@ import torch
 from arcflow.distillation.objective import velocity_error
 from arcflow.distillation.walk import euler
 from arcflow.laboratory import plane
-from arcflow.laboratory.ideal import Errors, fit, ideal_errors, noise_level, raw_time
+from arcflow.laboratory.ideal import Errors, fit_mixture, ideal_errors, noise_level, raw_time
 from arcflow.momentum import Mixture
 from arcflow.path import step_grid, unshift_sigma
 from arcflow.student.head import start_gains
@@ -55,7 +55,7 @@ def test_k_modes_fit_a_path_of_k_exponentials_exactly(steps, measure):
 def test_the_fit_is_the_mixture_that_made_the_path():
     arc, s = mixture(3), 1 - SIGMAS
     u = torch.stack([arc.mean_velocity(a, b) for a, b in pairwise(s.tolist())])
-    found = fit(u, s, raw_time(SIGMAS, 3.2), modes=3, pixels=PIXELS, cutoff=1e-13)
+    found = fit_mixture(u, s, raw_time(SIGMAS, 3.2), modes=3, pixels=PIXELS, cutoff=1e-13)
     for at in (0.0, 0.3, 1.0):
         torch.testing.assert_close(found.velocity(at), arc.velocity(at), rtol=1e-7, atol=1e-7)
 
@@ -105,7 +105,7 @@ def test_nothing_is_left_to_learn_at_the_fit(curved):
     """It is a minimum of the loss that trains students: no slope, and higher wherever one moves."""
     s, modes = 1 - SIGMAS, 4
     u = -curved.diff(dim=0) / s.diff().view(-1, 1, 1, 1)
-    found = fit(u, s, raw_time(SIGMAS, 3.2), modes=modes, cutoff=1e-13)
+    found = fit_mixture(u, s, raw_time(SIGMAS, 3.2), modes=modes, cutoff=1e-13)
     a, b = (ends[:, None].expand(-1, curved.shape[1]) for ends in (s[:-1], s[1:]))
 
     def loss(v):

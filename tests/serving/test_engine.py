@@ -5,7 +5,7 @@ from concurrent.futures import CancelledError
 
 import pytest
 
-from arcflow.serving.engine import Engine, Full, Job, NotReady, OutOfMemory
+from arcflow.serving.engine import Engine, Full, NotReady, OutOfMemory, WaitingImage
 from arcflow.serving.order import Piece
 from tests.support.served import Toys, ordered
 
@@ -22,7 +22,7 @@ class Gate:
 
 
 def job(seed, **changes):
-    return Job(ordered(**changes), Piece(prompt="a ring", seed=seed))
+    return WaitingImage(ordered(**changes), Piece(prompt="a ring", seed=seed))
 
 
 @pytest.fixture

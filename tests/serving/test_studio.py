@@ -16,7 +16,7 @@ from arcflow.sampling.generate import generate
 from arcflow.serving import studio as studios
 from arcflow.serving.images import within
 from arcflow.serving.order import Order, Piece
-from arcflow.serving.studio import Setup, Studio, Watch
+from arcflow.serving.studio import Studio, StudioSetup, Watch
 from arcflow.serving.texts import Texts
 from arcflow.student.adapter import save_adapter
 from tests.support.families import MORE
@@ -24,7 +24,7 @@ from tests.support.pipelines import SIDE, fresh, perturb
 
 
 @pytest.fixture
-def setup(pristine, tmp_path, monkeypatch) -> Setup:
+def setup(pristine, tmp_path, monkeypatch) -> StudioSetup:
     """A tiny Qwen-Image, whose prompts are as long as their words."""
     pipe = fresh(pristine["qwen_image"])
     pipe.save_pretrained(tmp_path / "base")
@@ -35,7 +35,7 @@ def setup(pristine, tmp_path, monkeypatch) -> Setup:
     monkeypatch.setattr(opening.Setup, "base", lambda self: pipe)
     monkeypatch.setattr(studios, "size_of", lambda *asked: (SIDE, SIDE))
     adapters = {"two": str(tmp_path / "adapter")}
-    return Setup(model=str(tmp_path / "base"), adapters=adapters, device="cpu", max_batch=4)
+    return StudioSetup(model=str(tmp_path / "base"), adapters=adapters, device="cpu", max_batch=4)
 
 
 @pytest.fixture
@@ -96,7 +96,9 @@ def test_the_newer_families_are_served_as_they_are_sampled(name, tmp_path, monke
     served = fresh(pipe)
     monkeypatch.setattr(opening.Setup, "base", lambda self: served)
     monkeypatch.setattr(studios, "size_of", lambda *asked: (SIDE, SIDE))
-    studio = Studio(Setup(model=str(tmp_path / "base"), adapters={"two": str(adapter)}, device="cpu", max_batch=2))
+    studio = Studio(
+        StudioSetup(model=str(tmp_path / "base"), adapters={"two": str(adapter)}, device="cpu", max_batch=2)
+    )
     arcflow.attach(pipe, adapter, guidance=True, fuse=True)
     prompts = ["a red cube", "two blue ball"]
     for scale in (None, 3.0):

@@ -13,7 +13,7 @@ from arcflow.serving.app import Limits, create_app
 from arcflow.serving.engine import Engine
 from arcflow.serving.host import Server
 from arcflow.serving.order import Drawn, Order, Piece
-from arcflow.serving.studio import Gone, Offer, Setup, Studio, Watch
+from arcflow.serving.studio import Gone, Offer, Studio, StudioSetup, Watch
 from arcflow.serving.texts import Texts
 
 OFFER = Offer(
@@ -80,7 +80,7 @@ def serving(opened: Callable, *, max_waiting: int = 64, api_key: str | None = No
 
 def small_model(max_batch: int = 8) -> Studio:
     """The shipped model, as `arcflow serve` opens it."""
-    return Studio(Setup(device="cpu", max_batch=max_batch))
+    return Studio(StudioSetup(device="cpu", max_batch=max_batch))
 
 
 def picture(item) -> np.ndarray:

@@ -9,7 +9,7 @@ import torch
 
 import arcflow
 from arcflow.config import Model, Optim, Run
-from arcflow.data.prefetch import Sample
+from arcflow.data.prefetch import Prepared
 from arcflow.distillation.objective import Part
 from arcflow.runs.checkpoint import Progress
 from arcflow.system.processes import Ranks
@@ -44,7 +44,7 @@ def pulled(here):
     return objective
 
 
-SAMPLE = Sample(torch.tensor([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0], [7.0, 9.0]]), {}, {})
+SAMPLE = Prepared(torch.tensor([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0], [7.0, 9.0]]), {}, {})
 
 
 def files_with(pattern):
@@ -104,7 +104,7 @@ def test_the_rate_is_that_of_the_iteration_or_of_the_part_of_a_budget():
 
 def test_a_step_that_is_not_finite_leaves_everything_and_is_counted():
     here, progress = learner(most_skipped=2), Progress()
-    broken = Sample(SAMPLE.x * math.nan, {}, {})
+    broken = Prepared(SAMPLE.x * math.nan, {}, {})
     here.gradients(pulled(here), broken, torch.Generator())
     assert math.isnan(here.update(progress))
     assert here.parameters["proj_out_means.weight"].tolist() == [0, 0] and not here.optimizer.state

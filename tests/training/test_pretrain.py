@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from arcflow.families.conditioning import repeat
 from arcflow.training import flow
-from arcflow.training.pretrain import Batches, Pretrain, Stage, fit, train_teacher
+from arcflow.training.pretrain import Batches, Pretrain, Stage, minimize, train_teacher
 from arcflow.world.autoencoder import autoencoder_loss, build_autoencoder, plain_map, scenes
 from arcflow.world.scene import Object, Scene, sample_prompts
 from arcflow.world.teacher import build_transformer, load_teacher
@@ -97,7 +97,7 @@ def test_an_interrupted_stage_ends_in_the_same_bits(tmp_path: Path, monkeypatch:
                 raise KeyboardInterrupt
             return (line(torch.randn(5, 3)) - 1).square().mean()
 
-        fit(stage, out, {"line": line}, loss)
+        minimize(stage, out, {"line": line}, loss)
         return line.weight.detach().clone()
 
     whole = run(tmp_path / "whole")

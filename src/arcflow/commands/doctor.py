@@ -26,7 +26,7 @@ EXTRAS = ("demo", "tensorboard")
 
 
 @dataclass(frozen=True)
-class Finding:
+class Diagnosis:
     """One line of the report; `remedy` says how to put right what is wrong, empty when nothing is."""
 
     name: str
@@ -46,16 +46,16 @@ def diagnose(say: Callable[[str], object]) -> bool:
     return not missing
 
 
-def _system() -> Iterator[Finding]:
-    yield Finding("arcflow", __version__)
-    yield Finding("python", f"{platform.python_version()} on {platform.platform()}")
-    yield Finding("cpu", f"{os.cpu_count()} cores")
+def _system() -> Iterator[Diagnosis]:
+    yield Diagnosis("arcflow", __version__)
+    yield Diagnosis("python", f"{platform.python_version()} on {platform.platform()}")
+    yield Diagnosis("cpu", f"{os.cpu_count()} cores")
     if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
-        yield Finding("memory", f"{os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE') / 1e9:.0f} GB")
-    yield Finding("disk", f"{shutil.disk_usage('.').free / 1e9:.0f} GB free in {Path.cwd()}")
+        yield Diagnosis("memory", f"{os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE') / 1e9:.0f} GB")
+    yield Diagnosis("disk", f"{shutil.disk_usage('.').free / 1e9:.0f} GB free in {Path.cwd()}")
 
 
-def _packages() -> Iterator[Finding]:
+def _packages() -> Iterator[Diagnosis]:
     from packaging.requirements import Requirement
 
     for line in requires("arcflow") or []:
@@ -66,35 +66,35 @@ def _packages() -> Iterator[Finding]:
             yield _package(requirement, needed)
 
 
-def _package(requirement: "Requirement", needed: bool) -> Finding:
+def _package(requirement: "Requirement", needed: bool) -> Diagnosis:
     name, wanted = requirement.name, str(requirement.specifier)
     install = f'pip install "{name}{wanted}"'
     try:
         found = version(name)
     except PackageNotFoundError:
-        return Finding(name, "missing", install, needed)
+        return Diagnosis(name, "missing", install, needed)
     if not requirement.specifier.contains(found, prereleases=True):
-        return Finding(name, f"{found}, expected {wanted}", install, needed)
-    return Finding(name, found)
+        return Diagnosis(name, f"{found}, expected {wanted}", install, needed)
+    return Diagnosis(name, found)
 
 
-def _devices() -> Iterator[Finding]:
+def _devices() -> Iterator[Diagnosis]:
     if importlib.util.find_spec("torch") is None:
         return
     import torch
 
     from arcflow.families.memory import MODELS
 
-    yield Finding("threads", f"{torch.get_num_threads()} for torch on the CPU")
+    yield Diagnosis("threads", f"{torch.get_num_threads()} for torch on the CPU")
     if torch.backends.mps.is_available():
-        yield Finding("mps", "available")
+        yield Diagnosis("mps", "available")
     for index in range(torch.cuda.device_count()):
         gigabytes = torch.cuda.get_device_properties(index).total_memory / 1e9
-        yield Finding(f"cuda:{index}", f"{torch.cuda.get_device_name(index)}, {gigabytes:.0f} GB")
+        yield Diagnosis(f"cuda:{index}", f"{torch.cuda.get_device_name(index)}, {gigabytes:.0f} GB")
         for model, parts in MODELS.items():
-            yield Finding(f"  {model}", _way(parts, gigabytes))
+            yield Diagnosis(f"  {model}", _way(parts, gigabytes))
     if not torch.cuda.device_count():
-        yield Finding(
+        yield Diagnosis(
             "cuda",
             "none",
             "the small world runs without; for the large models: `arcflow doctor --model flux`",
@@ -102,7 +102,7 @@ def _devices() -> Iterator[Finding]:
         )
 
 
-def fit(model: str, say: Callable[[str], object]) -> None:
+def say_fit(model: str, say: Callable[[str], object]) -> None:
     """Say how a large model is sampled on cards of several sizes."""
     from arcflow.families.memory import CARDS, MODELS, VIDEOS, best, ways
 
@@ -125,14 +125,14 @@ def _way(parts: "Parts", gigabytes: int | float) -> str:
     return f"{way.name} ({way.gigabytes:.1f} GB, --fit {way.fit})" if way else "too small for any way"
 
 
-def _assets() -> Iterator[Finding]:
+def _assets() -> Iterator[Diagnosis]:
     assets = Path(__file__).parents[1] / "assets"
     for name, file, command in (
         ("shipped teacher", "teacher/model_index.json", "reinstall arcflow, or `arcflow world train`"),
         ("shipped adapter", "adapter/arcflow.json", "reinstall arcflow, or `arcflow train world`"),
     ):
         there = (assets / file).is_file()
-        yield Finding(name, str((assets / file).parent) if there else "missing", "" if there else command)
+        yield Diagnosis(name, str((assets / file).parent) if there else "missing", "" if there else command)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,7 +146,7 @@ class Doctor:
 
     def run(self) -> None:
         if self.model:
-            return fit(self.model.replace("-", "_"), print)
+            return say_fit(self.model.replace("-", "_"), print)
         if self.json:
             findings = [*_system(), *_packages(), *_devices(), *_assets()]
             print(json.dumps([asdict(one) for one in findings], indent=2))

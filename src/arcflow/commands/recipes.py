@@ -16,7 +16,7 @@ def operations(height: int, width: int) -> float:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Cost:
+class RecipeCost:
     """What a recipe asks for."""
 
     recipe: str
@@ -57,7 +57,7 @@ HOURS = {
 """Hours of recipes that were timed as a whole."""
 
 
-def costs() -> list[Cost]:
+def costs() -> list[RecipeCost]:
     """The cost of every recipe, in their order."""
     found = []
     for name, make in recipes.RECIPES.items():
@@ -74,7 +74,7 @@ def costs() -> list[Cost]:
                 measured += (
                     f", and {smaller:.2f} for the size by its operations, {cheaper:.2f} for the calls of a sample"
                 )
-        row = Cost(
+        row = RecipeCost(
             recipe=name,
             base=run.model.base,
             card=card,

@@ -128,9 +128,9 @@ class Sample:
         where = self.sharding.shards or str(self.out.absolute() / "shards")
         shards = Shards(where, self.sharding.shard_format)
         need_ray("data", self.fleet.address)
-        from arcflow.sampling.on_ray import Job, sample_on_ray
+        from arcflow.sampling.on_ray import WorkerOrder, sample_on_ray
 
-        job = Job(
+        job = WorkerOrder(
             subject=self.subject,
             drawing=self.drawing,
             machine=self.machine,

@@ -76,9 +76,9 @@ class Serve:
         from arcflow.serving.app import Limits, create_app
         from arcflow.serving.engine import Engine
         from arcflow.serving.host import serve
-        from arcflow.serving.studio import Setup, Studio
+        from arcflow.serving.studio import Studio, StudioSetup
 
-        setup = Setup(
+        setup = StudioSetup(
             model=self.model,
             adapters=_named(self.adapter, "adapter") or {SHIPPED: SHIPPED},
             styles=_named(self.lora, "lora"),

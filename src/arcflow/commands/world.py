@@ -116,7 +116,7 @@ class Score:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Train:
+class TrainWorld:
     """Train the small teacher from nothing: text encoders, autoencoder, transformer, guidance. Hours; resumable."""
 
     out: Path = Path("runs/teacher")
@@ -141,7 +141,7 @@ class World:
     action: (
         Annotated[Render, subcommand("render")]
         | Annotated[Check, subcommand("check")]
-        | Annotated[Train, subcommand("train")]
+        | Annotated[TrainWorld, subcommand("train")]
         | Annotated[Score, subcommand("score")]
     )
 

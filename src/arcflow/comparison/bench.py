@@ -21,7 +21,7 @@ from arcflow.comparison.config import SHOWN, Plan
 from arcflow.comparison.results import Measured
 from arcflow.config import Data, Distill, Model
 from arcflow.data.batches import PromptData
-from arcflow.data.embeddings import Table
+from arcflow.data.embeddings import EmbeddedPrompts
 from arcflow.distillation.method import Cost
 from arcflow.distillation.policy import Teacher
 from arcflow.distillation.walk import euler
@@ -72,7 +72,9 @@ class Bench:
         self.prompts = held_out(plan.count)
         self.alike = [prompt for prompt in self.prompts[: plan.alike] for _ in range(plan.pictures)]
         texts = training_captions(plan, 1).train
-        self.table = Table(partial(network.encode_text, self.pipe), [row.text for row in texts] + self.prompts)
+        self.table = EmbeddedPrompts(
+            partial(network.encode_text, self.pipe), [row.text for row in texts] + self.prompts
+        )
         self.features = world_features()
 
     def cond(self, prompts: list[str]) -> Cond:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from arcflow.comparison.bench import Bench, End, TeacherImages, training_captions
 from arcflow.comparison.entrants import Entrant, settings
 from arcflow.config import PARTS, Distill, Run
-from arcflow.data.prefetch import Sample
+from arcflow.data.prefetch import Prepared
 from arcflow.distillation.method import Cost, Objective, Sampler, Training, Turn
 from arcflow.distillation.objective import Part
 from arcflow.distillation.policy import Policy, Student, Teacher
@@ -71,7 +71,7 @@ def train_entrant(bench: Bench, entrant: Entrant, calls: int, seed: int, referen
     net.train()
     while cost.spent < budget.forwards:
         done, batch = cost.spent / budget.forwards, data.batch(progress.step)
-        sample = Sample(bench.noise(batch.seeds), bench.cond(batch.prompts), {})
+        sample = Prepared(bench.noise(batch.seeds), bench.cond(batch.prompts), {})
         draws = torch.Generator().manual_seed(seed_of(seed, "draws", progress.step))
         learner.gradients(at_turn(objective, student, teacher, done), sample, draws)
         learner.update(progress, at=int(done * PARTS))
@@ -113,7 +113,7 @@ def counted(student: Student, cost: Cost) -> Student:
 def at_turn(objective: Objective, student: Student, teacher: Teacher, done: float) -> Losing:
     """A method's objective when a share `done` of the budget is spent."""
 
-    def now(sample: Sample, draws: Draws) -> Iterator[Part]:
+    def now(sample: Prepared, draws: Draws) -> Iterator[Part]:
         return objective(student, teacher, sample.x, sample.cond, Turn(done, draws))
 
     return now

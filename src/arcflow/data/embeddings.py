@@ -46,7 +46,7 @@ def encoder(
         text = stored(pipe, config, device, ranks or Ranks())
         text.need(known)
     elif config.data.cache:
-        text = Table(text, known)
+        text = EmbeddedPrompts(text, known)
 
     family, guidance = family_of(pipe.transformer), config.distill.guidance
 
@@ -105,7 +105,7 @@ def stored(pipe: DiffusionPipeline, config: Run, device: torch.device, ranks: Ra
 CHUNK = 64
 
 
-class Table:
+class EmbeddedPrompts:
     """Conditioning by prompt, encoded once. Called with prompts it gives their batch."""
 
     def __init__(self, encode: Callable[[list[str]], Cond], prompts: Sequence[str]) -> None:

@@ -18,7 +18,7 @@ from arcflow.system.text import Json
 
 
 @dataclass(frozen=True)
-class Sample:
+class Prepared:
     """What an iteration trains on."""
 
     x: Tensor
@@ -32,14 +32,14 @@ class Sample:
 class Prefetcher:
     """Batches by number, in order; with `ahead` the next one is begun when one is asked for."""
 
-    def __init__(self, make: Callable[[int], Sample], device: torch.device, *, ahead: bool) -> None:
+    def __init__(self, make: Callable[[int], Prepared], device: torch.device, *, ahead: bool) -> None:
         self.make, self.ahead = make, ahead
         self.stream = torch.cuda.Stream(device) if ahead and device.type == "cuda" else None
         # The same number of cores as here: products of matrices round by how they are divided.
         self.thread = ThreadPoolExecutor(1, "prefetch", torch.set_num_threads, (torch.get_num_threads(),))
-        self.pending: tuple[int, Future[Sample]] | None = None
+        self.pending: tuple[int, Future[Prepared]] | None = None
 
-    def __call__(self, number: int) -> Sample:
+    def __call__(self, number: int) -> Prepared:
         if not self.ahead:
             return self.make(number)
         begun, self.pending = self.pending, None
@@ -52,7 +52,7 @@ class Prefetcher:
                 value.record_stream(here)  # its memory is not the other stream's to reuse
         return sample
 
-    def _make(self, number: int) -> Sample:
+    def _make(self, number: int) -> Prepared:
         with torch.cuda.stream(self.stream):  # without one this does nothing
             return self.make(number)
 

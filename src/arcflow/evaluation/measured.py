@@ -23,7 +23,6 @@ from torch import Tensor
 from arcflow.data.images import read_image
 from arcflow.metrics import features
 from arcflow.metrics import images as image_metrics
-from arcflow.metrics.streaming import Table
 from arcflow.system import files
 from arcflow.world.check import is_right
 
@@ -68,17 +67,12 @@ def measure(
     return len(missing)
 
 
-def table(store: Path, names: list[str]) -> Table | None:
-    """The numbers of the images of these names, one row each; None if there are none yet."""
-    rows = {name: row for row, name in enumerate(names)}
+def table(store: Path, names: list[str]) -> Float[Tensor, "n width"] | None:
+    """The numbers of the images of these names, a row for each; None while some have none yet."""
     found = _shards(store)
-    if not found:
+    if not names or any(name not in found for name in names):
         return None
-    result = Table.empty(len(names), len(next(iter(found.values()))))
-    here = [name for name in names if name in found]
-    if here:
-        result.put([rows[name] for name in here], torch.stack([found[name] for name in here]))
-    return result
+    return torch.stack([found[name] for name in names])
 
 
 def _shards(store: Path, *, heal: bool = False) -> dict[str, Tensor]:

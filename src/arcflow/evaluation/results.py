@@ -126,20 +126,20 @@ class Estimate:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Part(Estimate):
+class CategoryScore(Estimate):
     """A mean over the prompts of a category."""
 
     prompts: int
 
 
 @dataclass(frozen=True, kw_only=True)
-class Score(Part):
+class SuiteScore(CategoryScore):
     """A mean over the prompts of a suite."""
 
     better: Better
     category_mean: Estimate | None = None
     """The mean of the categories' means; None where there are no categories."""
-    categories: dict[str, Part] | None = None
+    categories: dict[str, CategoryScore] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,7 +164,7 @@ class Lacking:
     better: Better
 
 
-Metric = Score | Distance | Lacking
+Metric = SuiteScore | Distance | Lacking
 
 
 FEW = 30
@@ -176,10 +176,12 @@ def told(metric: Metric) -> str:
     if isinstance(metric, Lacking):
         return f"none: {metric.why}"
     count, what = (
-        (metric.prompts, "prompts") if isinstance(metric, Score) else (min(metric.pictures, metric.reference), "images")
+        (metric.prompts, "prompts")
+        if isinstance(metric, SuiteScore)
+        else (min(metric.pictures, metric.reference), "images")
     )
     few = f" (of {count} {what}, which are few)" if count < FEW else ""
-    if isinstance(metric, Score) and metric.low is not None:
+    if isinstance(metric, SuiteScore) and metric.low is not None:
         return f"{metric.value:.4f} [{metric.low:.4f}, {metric.high:.4f}]{few}"
     return f"{metric.value:.4f}{few}"
 

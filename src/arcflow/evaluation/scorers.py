@@ -34,7 +34,7 @@ CONTRACT = 'one line {"id": ..., "score": a finite number} for each line of the 
 
 
 @dataclass(frozen=True, kw_only=True)
-class Line:
+class ManifestLine:
     """An image in a scorer's manifest."""
 
     id: str
@@ -113,7 +113,7 @@ def _flaw(record: Mapping[str, object]) -> str:
     return "" if finite else f"{shown(name, 60)} has the score {shown(score, 20)}"
 
 
-def ask(folder: Path, name: str, command: str, images: Sequence[Line], share: tuple[int, int] = (0, 1)) -> int:
+def ask(folder: Path, name: str, command: str, images: Sequence[ManifestLine], share: tuple[int, int] = (0, 1)) -> int:
     """Let a command score those of the images, lines of a manifest, that have no score yet; how many it scored.
 
     Raises:

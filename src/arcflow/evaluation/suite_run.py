@@ -18,7 +18,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from diffusers import DiffusionPipeline
-from torch import Tensor
 
 from arcflow.evaluation import images as drawn
 from arcflow.evaluation import scorers, summary
@@ -39,7 +38,7 @@ from arcflow.evaluation.measured import (
 )
 from arcflow.evaluation.request import Request
 from arcflow.evaluation.results import Metric, Settings, SuiteResults
-from arcflow.evaluation.scorers import Line
+from arcflow.evaluation.scorers import ManifestLine
 from arcflow.evaluation.suites import SUITES
 from arcflow.evaluation.suites.suite import Item, Suite, read_items, read_lines, read_records
 from arcflow.families.identity import part_digest
@@ -52,7 +51,7 @@ from arcflow.system.packages import About
 
 
 @dataclass(frozen=True, kw_only=True)
-class Reference:
+class ReferenceImages:
     """Images to compare with."""
 
     store: Path
@@ -63,7 +62,7 @@ class Reference:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Run:
+class SuiteRun:
     """An evaluation that knows all it needs; `plan` makes one from the command's options."""
 
     asked: Request
@@ -75,7 +74,7 @@ class Run:
     folder: Path
     adapter: str
     share: tuple[int, int]
-    reference: Reference | None
+    reference: ReferenceImages | None
     scorers: dict[str, str]
     answers: dict[str, dict[str, float]]
 
@@ -147,10 +146,10 @@ class Run:
     def _device(self) -> str:
         return str(torch_device(self.asked.machine.device))
 
-    def _manifest(self, images: Sequence[Image]) -> list[Line]:
+    def _manifest(self, images: Sequence[Image]) -> list[ManifestLine]:
         more = {item.number: item.more for item in self.items}
         return [
-            Line(
+            ManifestLine(
                 id=image.id,
                 prompt=image.prompt,
                 image=str((self.folder / "pictures" / image.file).absolute()),
@@ -194,7 +193,7 @@ class Run:
     def _summed_up(self, found: dict[str, Metric]) -> bool:
         """Put all numbers; False as long as some are missing."""
         for name, one in self._measures().items():
-            values = self._rows(self.folder / "measured" / name, list(self.files))
+            values = table(self.folder / "measured" / name, list(self.files))
             if values is None:
                 return False
             scores = dict(zip((image.id for image in self.images), values[:, 0].tolist(), strict=True))
@@ -215,8 +214,8 @@ class Run:
 
     def _compared(self, name: str, found: dict[str, Metric]) -> bool:
         """Put what one kind of features says; False as long as some are missing."""
-        y = self._rows(self.folder / "measured" / name, list(self.files))
-        x = self._rows(self.reference.store / name, list(self.reference.files)) if self.reference else None
+        y = table(self.folder / "measured" / name, list(self.files))
+        x = table(self.reference.store / name, list(self.reference.files)) if self.reference else None
         if y is None or (self.reference and x is None):
             return False
         if x is not None:
@@ -225,11 +224,6 @@ class Run:
             paired = x if self.reference and self.reference.paired else None
             found[f"{name} diversity"] = summary.diversity(self.items, self.draws, y, paired)
         return True
-
-    @staticmethod
-    def _rows(store: Path, names: list[str]) -> Tensor | None:
-        rows = table(store, names)
-        return None if rows is None or rows.missing() else rows.complete()
 
 
 def plan(
@@ -243,7 +237,7 @@ def plan(
     version: str,
     fused: bool = False,
     told: Mapping[str, object] | None = None,
-) -> Run:
+) -> SuiteRun:
     """An evaluation of a suite from what is asked for; nothing is drawn yet.
 
     Args:
@@ -288,7 +282,7 @@ def plan(
             f"LPIPS compares images of the same prompts, got --reference {asked.reference}: expected the folder of "
             f"another evaluation of {suite.name}; make one of the teacher with --adapter none --steps 50"
         )
-    return Run(
+    return SuiteRun(
         asked=asked,
         settings=settings,
         suite=suite,
@@ -304,15 +298,15 @@ def plan(
     )
 
 
-def _reference(folder: Path, out: Path, settings: Settings, images: Sequence[Image]) -> Reference:
+def _reference(folder: Path, out: Path, settings: Settings, images: Sequence[Image]) -> ReferenceImages:
     about = folder / "suite.json"
     if not about.exists():
         key = hashlib.sha256(str(folder.absolute()).encode()).hexdigest()[:16]
-        return Reference(store=out / "reference" / key, files=folder_images(folder), paired=False)
+        return ReferenceImages(store=out / "reference" / key, files=folder_images(folder), paired=False)
     theirs = drawn.read_settings(folder)
     if (theirs.suite, theirs.prompts) != (settings.suite, settings.prompts):
         files = {path.name: path for path in sorted((folder / "pictures").glob("*.png"))}
-        return Reference(store=folder / "measured", files=files, paired=False)
+        return ReferenceImages(store=folder / "measured", files=files, paired=False)
     files = {image.file: folder / "pictures" / image.file for image in images}
     missing = [name for name, path in files.items() if not path.exists()]
     if missing:
@@ -320,7 +314,7 @@ def _reference(folder: Path, out: Path, settings: Settings, images: Sequence[Ima
             f"{len(missing)} of {len(files)} images are not in {folder}, {missing[0]} first: expected the same "
             "prompts and as many images of each; finish that evaluation first"
         )
-    return Reference(store=folder / "measured", files=files, paired=True)
+    return ReferenceImages(store=folder / "measured", files=files, paired=True)
 
 
 def _official(suite: Suite, items: Sequence[Item], draws: int, model: str, named: str) -> dict[str, float]:

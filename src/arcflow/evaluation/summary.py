@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from arcflow.evaluation.results import Better, Distance, Estimate, Lacking, Part, Score
+from arcflow.evaluation.results import Better, CategoryScore, Distance, Estimate, Lacking, SuiteScore
 from arcflow.evaluation.suites.suite import Item
 from arcflow.metrics import images as image_metrics
 from arcflow.metrics import intervals, sets
@@ -19,7 +19,7 @@ def summary(
     better: Better = "higher",
     *,
     share: bool = False,
-) -> Score | Lacking:
+) -> SuiteScore | Lacking:
     """Mean of the scores, prompt by prompt, with its interval; of each category; and the mean of those means.
 
     `scores` are by id of image, or of prompt where a scorer gives one number for all its images. Prompts without a
@@ -38,16 +38,16 @@ def summary(
     mean = _interval(every, share=share)
     names = list(dict.fromkeys(item.category for item in scored))
     if len(names) < 2:
-        return Score(**vars(mean), prompts=len(scored), better=better)
+        return SuiteScore(**vars(mean), prompts=len(scored), better=better)
     of = torch.tensor([names.index(item.category) for item in scored])
     weights = len(scored) / (len(names) * torch.bincount(of).double())[of]  # each category counts the same
-    return Score(
+    return SuiteScore(
         **vars(mean),
         prompts=len(scored),
         better=better,
         category_mean=_interval(every * weights, over=weights, share=share and bool((every == every[0]).all())),
         categories={
-            name: Part(**vars(_interval(every[of == place], share=share)), prompts=int((of == place).sum()))
+            name: CategoryScore(**vars(_interval(every[of == place], share=share)), prompts=int((of == place).sum()))
             for place, name in enumerate(names)
         },
     )
@@ -82,7 +82,7 @@ def between(x: Tensor, y: Tensor) -> dict[str, Distance | Lacking]:
     }
 
 
-def diversity(items: Sequence[Item], draws: int, y: Tensor, x: Tensor | None) -> Score | Lacking:
+def diversity(items: Sequence[Item], draws: int, y: Tensor, x: Tensor | None) -> SuiteScore | Lacking:
     """Mean distance between the images of a prompt; with the features x of a reference, divided by its own."""
     better: Better = "as the reference" if x is None else "close to 1"
     try:
@@ -90,4 +90,4 @@ def diversity(items: Sequence[Item], draws: int, y: Tensor, x: Tensor | None) ->
         mean = _interval(image_metrics.diversity(y, draws), theirs)
     except ValueError as error:
         return Lacking(value=None, why=str(error), prompts=len(items), better=better)
-    return Score(**vars(mean), prompts=len(items), better=better)
+    return SuiteScore(**vars(mean), prompts=len(items), better=better)

@@ -81,17 +81,17 @@ def spatial(pipe: DiffusionPipeline) -> tuple[int, ...]:
     return (pipe.vae_scale_factor, pipe.vae_scale_factor)
 
 
-Pictures = UInt8[np.ndarray, "batch height width 3"]
+EditedImages = UInt8[np.ndarray, "batch height width 3"]
 """Images to edit, all of one size."""
 
 
 @dataclass(frozen=True)
-class Edit:
+class Editing:
     """How a family's editing models read an image: with the text, and as tokens behind those of x."""
 
     places: Callable[[Cond, int, int], Cond]
     """(conditioning of an image, rows and columns of tokens) -> where that image and the one to edit stand."""
-    encode: Callable[[DiffusionPipeline, list[str], Pictures, str | torch.device | None], Cond] | None = None
+    encode: Callable[[DiffusionPipeline, list[str], EditedImages, str | torch.device | None], Cond] | None = None
     """(pipe, instructions, images to edit, device) -> what text encoders that see the image make of both, a row for
     each; None where they read the instruction alone."""
     draws: bool = True
@@ -172,7 +172,7 @@ class Family:
     """Frames of a video that its pipelines draw unless told another number."""
     compression: Callable[[DiffusionPipeline], tuple[int, ...]] = spatial
     """(pipe) -> pixels, and frames, along the sides of a latent pixel."""
-    edit: Edit | None = None
+    edit: Editing | None = None
     """What its editing models do besides; None where it has none that is carried as a teacher."""
     sizes: tuple[str, ...] = SIZES
     """Entries of the transformer's config that a base must share with an adapter."""

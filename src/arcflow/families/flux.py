@@ -6,7 +6,7 @@ from diffusers import DiffusionPipeline
 from arcflow import paper
 from arcflow.families.autoencoder import shifted_from_vae, shifted_to_vae
 from arcflow.families.conditioning import Cond
-from arcflow.families.family import TIME_EMBEDDERS, Edit, Family, as_keywords
+from arcflow.families.family import TIME_EMBEDDERS, Editing, Family, as_keywords
 
 
 def _encode(pipe: DiffusionPipeline, prompts: list[str], length: int, device: str | torch.device | None) -> Cond:
@@ -51,5 +51,5 @@ FLUX = Family(
     to_vae=shifted_to_vae,
     from_vae=shifted_from_vae,
     second="true_cfg_scale",
-    edit=Edit(places=_places_beside),
+    edit=Editing(places=_places_beside),
 )

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from arcflow.families.autoencoder import normalized_from_vae, normalized_to_vae
 from arcflow.families.conditioning import Cond
-from arcflow.families.family import TIME_EMBEDDERS, Edit, Family, as_keywords, reads_512_tokens
+from arcflow.families.family import TIME_EMBEDDERS, Editing, Family, as_keywords, reads_512_tokens
 
 
 def _encode(pipe: DiffusionPipeline, prompts: list[str], length: int, device: str | torch.device | None) -> Cond:
@@ -61,5 +61,5 @@ FLUX2 = Family(
     from_vae=_from_vae,
     negative=False,
     packs=False,
-    edit=Edit(places=_places_beside),
+    edit=Editing(places=_places_beside),
 )

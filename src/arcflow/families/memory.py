@@ -23,7 +23,7 @@ class Parts:
 
 
 @dataclass(frozen=True)
-class Way:
+class FittingWay:
     """A way to sample, and the GB of GPU memory it takes at its peak."""
 
     name: str
@@ -79,7 +79,7 @@ STREAMED = 2.0
 """GB of layers that are on the card at a time when the rest streams in from the CPU."""
 
 
-def ways(parts: Parts) -> Iterator[Way]:
+def ways(parts: Parts) -> Iterator[FittingWay]:
     """Ways to hold a model in memory, from the fastest to the smallest."""
 
     def in_turn(transformer: float, text: float) -> float:
@@ -88,13 +88,13 @@ def ways(parts: Parts) -> Iterator[Way]:
         return max(network, text * parts.text, parts.vae + parts.decode) + CONTEXT
 
     whole = parts.transformer + parts.adapter + parts.text + parts.vae + max(parts.step, parts.decode)
-    yield Way("everything on the card", whole + CONTEXT, "card")
-    yield Way("model offload", in_turn(1.0, 1.0), "offload")
-    yield Way("transformer and text encoder in int8, model offload", in_turn(INT8, INT8), "int8")
-    yield Way("transformer and text encoder in nf4, model offload", in_turn(NF4, NF4), "nf4")
-    yield Way("group offload", STREAMED + max(parts.step, parts.vae + parts.decode) + CONTEXT, "group")
+    yield FittingWay("everything on the card", whole + CONTEXT, "card")
+    yield FittingWay("model offload", in_turn(1.0, 1.0), "offload")
+    yield FittingWay("transformer and text encoder in int8, model offload", in_turn(INT8, INT8), "int8")
+    yield FittingWay("transformer and text encoder in nf4, model offload", in_turn(NF4, NF4), "nf4")
+    yield FittingWay("group offload", STREAMED + max(parts.step, parts.vae + parts.decode) + CONTEXT, "group")
 
 
-def best(parts: Parts, card: int | float) -> Way | None:
+def best(parts: Parts, card: int | float) -> FittingWay | None:
     """The fastest way that fits a card with this memory in GB; None if none does."""
     return next((way for way in ways(parts) if way.gigabytes <= card), None)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from arcflow.families import FAMILIES, family_of
 from arcflow.families.conditioning import AGAINST, Cond
-from arcflow.families.family import Edit, Family, Pictures
+from arcflow.families.family import EditedImages, Editing, Family
 from arcflow.families.weights import compute_dtype
 
 
@@ -135,7 +135,7 @@ def place(
 def encode_edits(
     pipe: DiffusionPipeline,
     prompts: list[str],
-    pictures: Pictures,
+    pictures: EditedImages,
     *,
     guidance: float | None = None,
     max_sequence_length: int | None = None,
@@ -168,7 +168,7 @@ def encode_edits(
     return cond
 
 
-def editing(family: Family) -> Edit:
+def editing(family: Family) -> Editing:
     """How the family's editing models read an image. Raises ValueError if none is carried."""
     if family.edit is None:
         known = ", ".join(one.name for one in FAMILIES if one.edit)

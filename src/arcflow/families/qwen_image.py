@@ -8,7 +8,7 @@ from PIL import Image
 
 from arcflow.families.autoencoder import frame_from_vae, frame_to_vae
 from arcflow.families.conditioning import Cond, padded
-from arcflow.families.family import TIME_EMBEDDERS, Arguments, Edit, Family, Pictures, reads_512_tokens
+from arcflow.families.family import TIME_EMBEDDERS, Arguments, EditedImages, Editing, Family, reads_512_tokens
 
 
 def _arguments(cond: Cond) -> Arguments:
@@ -32,7 +32,7 @@ def _places(text: Cond, rows: int, columns: int) -> Cond:
 
 
 def _encode_edit(
-    pipe: DiffusionPipeline, prompts: list[str], pictures: Pictures, device: str | torch.device | None
+    pipe: DiffusionPipeline, prompts: list[str], pictures: EditedImages, device: str | torch.device | None
 ) -> Cond:
     """What the text encoder makes of an instruction and its image. Edit-Plus (2509, 2511) shows it a smaller one."""
     from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit_plus as plus  # loads a vision model's code
@@ -70,5 +70,5 @@ QWEN_IMAGE = Family(
     to_vae=frame_to_vae,
     from_vae=frame_from_vae,
     second="true_cfg_scale",
-    edit=Edit(places=_places_beside, encode=_encode_edit, draws=False),
+    edit=Editing(places=_places_beside, encode=_encode_edit, draws=False),
 )

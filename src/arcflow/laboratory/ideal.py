@@ -92,7 +92,7 @@ def ideal_errors(
         part = path[here : there + 1]
         u = -part.diff(dim=0) / s.diff().view(-1, *[1] * (part.ndim - 1))
         weight = measure(sigmas[here : there + 1], shift)
-        arc = fit(u, s, weight / weight.sum(), modes=modes, pixels=pixels, refine=refine, cutoff=cutoff)
+        arc = fit_mixture(u, s, weight / weight.sum(), modes=modes, pixels=pixels, refine=refine, cutoff=cutoff)
         left = torch.stack([arc.mean_velocity(a, b) for a, b in pairwise(s.tolist())]) - u
         asked = raw_time(sigmas[here : there + 1], shift)
         found.velocity.append(float((asked / asked.sum()) @ left.square().flatten(1).mean(1)))
@@ -103,7 +103,7 @@ def ideal_errors(
     return Errors(found.velocity, found.end, float((x - path[-1]).square().mean()), found.directions)
 
 
-def fit(
+def fit_mixture(
     u: Float[Tensor, "intervals *batch width"],
     s: Float[Tensor, " points"],
     weight: Float[Tensor, " intervals"],

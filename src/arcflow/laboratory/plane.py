@@ -20,7 +20,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from arcflow.config import Distill, Model, Optim, Run
-from arcflow.data.prefetch import Sample
+from arcflow.data.prefetch import Prepared
 from arcflow.distillation.policy import Student, Teacher
 from arcflow.distillation.walk import arcs
 from arcflow.families.conditioning import Cond
@@ -125,7 +125,7 @@ def learn(
     learner, progress = Learner(parameters, run), Progress()
     for iteration in range(iterations):
         generator = torch.Generator().manual_seed(seed_of(seed, "draws", iteration))
-        sample = Sample(noise(batch, generator).float(), {}, {})
+        sample = Prepared(noise(batch, generator).float(), {}, {})
         objective = arcflow_objective(run, iteration, net, teacher)
         losses = learner.gradients(objective, sample, generator)
         learner.update(progress)

@@ -33,7 +33,7 @@ GAP = 0.075
 
 
 @dataclass(frozen=True)
-class Part:
+class CallsTable:
     """The table of one number of calls."""
 
     title: str
@@ -55,7 +55,7 @@ def write_ranking(path: Path, results: Comparison, folder: Path) -> Path:
         calls=calls,
         first=rows[results.first].title,
         teacher_steps=paper.TEACHER_STEPS,
-        tables=[Part(f"At {n} call{'s' * (n > 1)}", _table(results, n)) for n in (calls, *others)],
+        tables=[CallsTable(f"At {n} call{'s' * (n > 1)}", _table(results, n)) for n in (calls, *others)],
         calls_figure=curves,
         cost_figure=cost_figure(rows, calls, results.first) if trained else None,
         drawn=_drawn(results, calls, folder),

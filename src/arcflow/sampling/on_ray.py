@@ -34,7 +34,7 @@ Batch = Mapping[str, np.ndarray]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Job:
+class WorkerOrder:
     """What a worker must know."""
 
     subject: Subject
@@ -54,7 +54,9 @@ class Job:
         return settle(self.subject, self.drawing, self.machine)
 
 
-def sample_on_ray(job: Job, rows: Sequence[ListedPrompt], seeds: Sequence[int], fleet: Fleet) -> tuple[int, int]:
+def sample_on_ray(
+    job: WorkerOrder, rows: Sequence[ListedPrompt], seeds: Sequence[int], fleet: Fleet
+) -> tuple[int, int]:
     """How many images are new, and how many there are to be; Ray is joined already.
 
     Raises:
@@ -92,14 +94,14 @@ def sample_on_ray(job: Job, rows: Sequence[ListedPrompt], seeds: Sequence[int], 
     return new, len(recipes)
 
 
-def _recipes(job: Job, rows: Sequence[ListedPrompt], seeds: Sequence[int]) -> list[Recipe]:
+def _recipes(job: WorkerOrder, rows: Sequence[ListedPrompt], seeds: Sequence[int]) -> list[Recipe]:
     return job.settled().recipes(rows, seeds)
 
 
 class Draw:
     """A worker: draws the images of a shard and writes it."""
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: WorkerOrder) -> None:
         self.job, self.shards = job, Shards(job.where, job.kind)
         self.setup = job.settled()
         self.pipe = self.setup.open()

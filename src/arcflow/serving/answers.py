@@ -16,7 +16,7 @@ from jaxtyping import UInt8
 
 from arcflow import __version__
 from arcflow.serving import schema
-from arcflow.serving.engine import Engine, Job
+from arcflow.serving.engine import Engine, WaitingImage
 from arcflow.serving.errors import refusal
 from arcflow.serving.images import written
 from arcflow.serving.order import Drawn, Order, Piece
@@ -50,7 +50,7 @@ class Answers:
         """The images, or the events of them."""
         if asked.stream:
             return await self._streamed(request, asked, order, pieces, event)
-        jobs = [Job(order, piece) for piece in pieces]
+        jobs = [WaitingImage(order, piece) for piece in pieces]
         self.engine.submit(jobs)
         try:
             drawn = await _waited(request, jobs)
@@ -82,7 +82,7 @@ class Answers:
                 tell(place, (step, image))
 
         wanted = bool(asked.partial_images)
-        jobs = [Job(order, piece, partial(glimpse, i) if wanted else None) for i, piece in enumerate(pieces)]
+        jobs = [WaitingImage(order, piece, partial(glimpse, i) if wanted else None) for i, piece in enumerate(pieces)]
         for place, job in enumerate(jobs):
             job.future.add_done_callback(partial(tell, place))
         self.engine.submit(jobs)
@@ -165,7 +165,7 @@ class Answers:
         return base64.b64encode(written(drawn.image, asked.output_format, asked.output_compression, recipe)).decode()
 
 
-async def _waited(request: Request, jobs: Sequence[Job]) -> list[Drawn]:
+async def _waited(request: Request, jobs: Sequence[WaitingImage]) -> list[Drawn]:
     """The images of these jobs, as long as the client is there."""
     together = asyncio.gather(*(asyncio.wrap_future(job.future) for job in jobs))
     together.add_done_callback(lambda done: done.cancelled() or done.exception())  # also when nobody asks any more

@@ -72,7 +72,7 @@ class Draws(Protocol):
     def shrink(self, order: Order) -> bool: ...
 
 
-class Job:
+class WaitingImage:
     """One image that is waited for. Its future ends with the image, or with what went wrong."""
 
     def __init__(self, order: Order, piece: Piece, partial: Partial | None = None) -> None:
@@ -100,7 +100,7 @@ class Engine:
         self.state: State = "loading"
         self.offer: Offer | None = None
         self.error: BaseException | None = None
-        self.waiting = list[Job]()
+        self.waiting = list[WaitingImage]()
         self.changed = threading.Condition()
         self.pace = 0.5
         """Seconds per image, lately."""
@@ -127,7 +127,7 @@ class Engine:
                 raise NotReady(self.state)
             return self.offer
 
-    def submit(self, jobs: Sequence[Job]) -> None:
+    def submit(self, jobs: Sequence[WaitingImage]) -> None:
         """Take all of these jobs into the queue, or none.
 
         Raises:
@@ -144,7 +144,7 @@ class Engine:
             self.metrics.waiting.set(len(self.waiting))
             self.changed.notify_all()
 
-    def leave(self, jobs: Sequence[Job]) -> None:
+    def leave(self, jobs: Sequence[WaitingImage]) -> None:
         """These are not waited for any more: out of the queue, and out of the batch where all others left too."""
         with self.changed:
             for job in jobs:
@@ -188,7 +188,7 @@ class Engine:
             self.offer = offer
             self.state = "ready" if self.state == "loading" else self.state
             self.changed.notify_all()
-        batch = list[Job]()
+        batch = list[WaitingImage]()
         try:
             while batch := self._next(studio):
                 start = time.perf_counter()
@@ -207,7 +207,7 @@ class Engine:
             self.state = "closed" if self.error is None else "failed"
             self.changed.notify_all()
 
-    def _next(self, studio: Draws) -> list[Job]:
+    def _next(self, studio: Draws) -> list[WaitingImage]:
         """The next batch, its futures running; empty when the engine is to end."""
         with self.changed:
             while True:
@@ -230,7 +230,7 @@ class Engine:
         self.waiting = [job for job in self.waiting if not job.left.is_set()]
         self.metrics.waiting.set(len(self.waiting))
 
-    def _draw(self, studio: Draws, batch: list[Job]) -> None:
+    def _draw(self, studio: Draws, batch: list[WaitingImage]) -> None:
         """Draw a batch; every future gets its image or its error."""
         begun = time.monotonic()
         hits, misses = studio.texts.hits, studio.texts.misses
@@ -257,7 +257,7 @@ class Engine:
         self.metrics.texts.labels("yes").inc(studio.texts.hits - hits)
         self.metrics.texts.labels("no").inc(studio.texts.misses - misses)
 
-    def _failed(self, studio: Draws, batch: list[Job], error: Exception) -> None:
+    def _failed(self, studio: Draws, batch: list[WaitingImage], error: Exception) -> None:
         """Draw a failed batch again in smaller ones, so that one image's failure is no other's."""
         short = _out_of_memory(error)
         self.metrics.errors.labels("memory" if short else type(error).__name__).inc()
@@ -276,7 +276,7 @@ class Engine:
             self._draw(studio, batch[start : start + size])
 
 
-def _rank(job: Job) -> tuple[bool, float]:
+def _rank(job: WaitingImage) -> tuple[bool, float]:
     late = time.monotonic() - job.since > PATIENCE
     return job.order.model == TEACHER and not late, job.since
 

@@ -31,7 +31,7 @@ from arcflow.config import Device, Dtype, Fit
 from arcflow.sampling.open import SHIPPED
 from arcflow.serving.app import Limits, create_app
 from arcflow.serving.engine import Engine
-from arcflow.serving.studio import Setup, Studio
+from arcflow.serving.studio import Studio, StudioSetup
 from arcflow.system.cluster import gpus_of_a_worker, joined
 from arcflow.system.signals import stop_signals
 
@@ -114,7 +114,7 @@ def _builder(hosting: Hosting) -> Callable[[], FastAPI]:
     """What makes the application in a replica; it is sent there, with what it knows."""
 
     def build() -> FastAPI:
-        setup = Setup(
+        setup = StudioSetup(
             model=hosting.model,
             adapters=hosting.adapters,
             styles=hosting.styles,

@@ -66,7 +66,7 @@ class Gone(Exception):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Setup:
+class StudioSetup:
     """What a studio is made of."""
 
     model: str = SHIPPED
@@ -124,7 +124,7 @@ class Watch:
 class Studio:
     """A pipeline that draws what is ordered."""
 
-    def __init__(self, setup: Setup) -> None:
+    def __init__(self, setup: StudioSetup) -> None:
         """Load everything.
 
         Raises:

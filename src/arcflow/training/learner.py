@@ -19,7 +19,7 @@ from torch import Generator, Tensor, nn
 from arcflow import student
 from arcflow.config import Run
 from arcflow.data.batches import micro_batches
-from arcflow.data.prefetch import Sample
+from arcflow.data.prefetch import Prepared
 from arcflow.distillation.kept import asked_before
 from arcflow.distillation.objective import Part, distill, teacher_ratio
 from arcflow.distillation.policy import Policy, Student, Teacher
@@ -33,7 +33,7 @@ from arcflow.system.processes import Ranks
 from arcflow.system.seeds import Draws, seed_of
 from arcflow.training.optimizer import accepted, adamw, diagnosis, rate, set_rate, step_directions
 
-Losing = Callable[[Sample, Draws], Iterable[Part]]
+Losing = Callable[[Prepared, Draws], Iterable[Part]]
 """(samples, their random numbers) -> losses, each for a backward pass of its own before the next is asked for."""
 
 
@@ -93,7 +93,7 @@ class Learner:
             parameters.pop(name).requires_grad_(False)
         return cls(parameters, run, ranks)
 
-    def gradients(self, objective: Losing, sample: Sample, draws: Draws) -> "Losses":
+    def gradients(self, objective: Losing, sample: Prepared, draws: Draws) -> "Losses":
         """The losses of a batch, whose gradients are added to the parameters: one backward pass for each part of the
         objective and each micro-batch. `draws` are the batch's random numbers, or each sample's own."""
 
@@ -149,7 +149,7 @@ def arcflow_objective(
     settings = replace(config, steps=calls, also_steps=())
     ratio = teacher_ratio(step, config.decay, config.hold)
 
-    def objective(sample: Sample, draws: Draws) -> Iterable[Part]:
+    def objective(sample: Prepared, draws: Draws) -> Iterable[Part]:
         return distill(
             student,
             teacher,
@@ -170,9 +170,9 @@ def sample_draws(seeds: Iterable[int]) -> list[Generator]:
     return [Generator().manual_seed(seed) for seed in seeds]
 
 
-def _rows(sample: Sample, piece: slice) -> Sample:
+def _rows(sample: Prepared, piece: slice) -> Prepared:
     clean = None if sample.clean is None else sample.clean[piece]
-    return Sample(sample.x[piece], rows(sample.cond, piece), sample.position, clean)
+    return Prepared(sample.x[piece], rows(sample.cond, piece), sample.position, clean)
 
 
 class Losses:

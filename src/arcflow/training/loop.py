@@ -23,7 +23,7 @@ from diffusers import DiffusionPipeline
 from tqdm import tqdm
 
 from arcflow.config import Run, check, to_json
-from arcflow.data.prefetch import Sample
+from arcflow.data.prefetch import Prepared
 from arcflow.distillation.kept import Kept, asked_before, asks, keeping, led_until
 from arcflow.distillation.objective import Part, teacher_ratio
 from arcflow.distillation.pairs import averaged
@@ -37,7 +37,7 @@ from arcflow.system.seeds import Draws, seed_of
 from arcflow.system.signals import Insisted, Stopped, Wishes, stop_signals
 from arcflow.training.home import home
 from arcflow.training.learner import arcflow_objective, sample_draws
-from arcflow.training.opened import Training, open_run
+from arcflow.training.opened import OpenTraining, open_run
 from arcflow.training.pace import Pace
 
 
@@ -65,7 +65,7 @@ def _silent(message: str) -> None:
     pass
 
 
-def _to_the_end(run: Training) -> None:
+def _to_the_end(run: OpenTraining) -> None:
     """Train until the last iteration, or until something ends the run before: then all that is whole is saved."""
     iterations, done = run.config.optim.iterations, run.progress.step
     quiet = None if run.ranks.first else True
@@ -95,7 +95,7 @@ def _to_the_end(run: Training) -> None:
             raise
 
 
-def _iterate(run: Training, caught: Wishes, bar: tqdm) -> None:
+def _iterate(run: OpenTraining, caught: Wishes, bar: tqdm) -> None:
     """Iterations, up to the last one or to a stop, with what is written, saved and measured between them."""
     config, progress = run.config, run.progress
     learn(run.pipe.transformer)
@@ -136,7 +136,7 @@ def _iterate(run: Training, caught: Wishes, bar: tqdm) -> None:
             break
 
 
-def _pace(run: Training) -> Pace:
+def _pace(run: OpenTraining) -> Pace:
     """What tells when the run will end; on all processes but the first it is told to nobody."""
     config, cuda = run.config, torch_device(run.config.device).type == "cuda"
     return Pace(
@@ -156,7 +156,7 @@ def _is_first_use(step: int, config: Run) -> bool:
     return asked and asked_before(step, distill) % config.log_every == 0
 
 
-def _measure_first(run: Training) -> None:
+def _measure_first(run: OpenTraining) -> None:
     """The distance that the run begins with: read from the log if a run that was stopped has measured it already."""
     step, journal = run.progress.step, run.journal
     known = run.ranks.agree(lambda: journal.measured(step) if journal else None)
@@ -166,7 +166,7 @@ def _measure_first(run: Training) -> None:
         run.measure()
 
 
-def _update(run: Training, step: int) -> tuple[dict[str, float], float]:
+def _update(run: OpenTraining, step: int) -> tuple[dict[str, float], float]:
     """The losses and the gradient norm of iteration `step`, once its batch has moved the weights."""
     config = run.config
     torch.manual_seed(dropout_seed(config.seed, step, run.ranks.rank))
@@ -183,7 +183,7 @@ def _update(run: Training, step: int) -> tuple[dict[str, float], float]:
     return logs | {"teacher_ratio": ratio}, norm
 
 
-def _taught(run: Training, step: int) -> tuple[dict[str, float], dict[str, Any]]:
+def _taught(run: OpenTraining, step: int) -> tuple[dict[str, float], dict[str, Any]]:
     """Losses and gradients of the next batch, for which the teacher is asked; and where the data set stands then."""
     config = run.config
     number = asked_before(step, config.distill)
@@ -194,7 +194,7 @@ def _taught(run: Training, step: int) -> tuple[dict[str, float], dict[str, Any]]
     objective = arcflow_objective(config, step, run.student, run.teacher, average)
     made = list[Kept]()
 
-    def parts(piece: Sample, own: Draws) -> Iterator[Part]:
+    def parts(piece: Prepared, own: Draws) -> Iterator[Part]:
         return keeping(objective(piece, own), piece.cond, made)
 
     losses = run.learner.gradients(parts, sample, draws)
@@ -203,7 +203,7 @@ def _taught(run: Training, step: int) -> tuple[dict[str, float], dict[str, Any]]
     return losses.logs(), sample.position
 
 
-def _again(run: Training, step: int) -> dict[str, float]:
+def _again(run: OpenTraining, step: int) -> dict[str, float]:
     """Losses and gradients of a batch whose walks are kept. The velocity error has a name of its own: held against that
     of walks that are new, it tells what is learned by heart."""
     config = run.config
@@ -215,7 +215,7 @@ def _again(run: Training, step: int) -> dict[str, float]:
     return logs | {"velocity_error_kept": logs.pop("velocity_error")}
 
 
-def _finish(run: Training, caught: Wishes) -> None:
+def _finish(run: OpenTraining, caught: Wishes) -> None:
     """Put the averaged weights in and write the adapter; a run that was told to stop ends as `Stopped` instead."""
     progress = run.progress
     if progress.step < run.config.optim.iterations:
@@ -232,7 +232,7 @@ def _finish(run: Training, caught: Wishes) -> None:
         save_adapter(run)
 
 
-def _save_what_is(run: Training) -> None:
+def _save_what_is(run: OpenTraining) -> None:
     """Save the last whole iteration of a run that ends with an error, if it can be."""
     try:
         run.checkpoints.finish(run.progress, run.mark)
@@ -248,7 +248,7 @@ def dropout_seed(seed: int, step: int, rank: int) -> int:
     return seed_of(seed, "dropout", step, rank) if rank else seed_of(seed, "dropout", step)
 
 
-def save_adapter(run: Training) -> None:
+def save_adapter(run: OpenTraining) -> None:
     """Write the adapter with everything needed to sample rightly, and the record of its training."""
     config = run.config
     settings = json.loads(to_json(config))

@@ -17,7 +17,7 @@ from arcflow.config import Run, check, to_json
 from arcflow.data.batches import Prompts, Size, open_prompts
 from arcflow.data.embeddings import Encode, encoder
 from arcflow.data.images import read_images
-from arcflow.data.prefetch import Prefetcher, Sample
+from arcflow.data.prefetch import Prefetcher, Prepared
 from arcflow.distillation.kept import Walks
 from arcflow.distillation.policy import Student, Teacher
 from arcflow.families import family_of, network
@@ -39,7 +39,7 @@ from arcflow.training.validation import DistanceToTeacher
 
 
 @dataclass
-class Training:
+class OpenTraining:
     """A run that is open."""
 
     config: Run
@@ -61,7 +61,7 @@ class Training:
     walks: Walks
     """The teacher's walks that are kept."""
     prefetcher: Prefetcher
-    batch: Callable[[int], Sample]
+    batch: Callable[[int], Prepared]
     """The prefetched one, on all processes or on none."""
     journal: Log | None
     """The log; None on all processes but the first."""
@@ -109,7 +109,7 @@ def open_run(
     ranks: Ranks,
     log: Callable[[str], None],
     lost: Callable[[], str | None],
-) -> Training:
+) -> OpenTraining:
     """The run of these settings, opened where its newest checkpoint stands.
 
     Raises:
@@ -160,7 +160,7 @@ def open_run(
     journal = open_log(config, ranks, folder, progress.step, log, checkpoints.mark)
     if progress.step:
         log(f"resuming {folder} at iteration {progress.step} of {config.optim.iterations}")
-    return Training(
+    return OpenTraining(
         config=config,
         folder=folder,
         ranks=ranks,
@@ -240,10 +240,10 @@ def take_up(data: Prompts, position: Json, folder: Path) -> None:
         ) from error
 
 
-def fetched(prefetcher: Prefetcher, ranks: Ranks) -> Callable[[int], Sample]:
+def fetched(prefetcher: Prefetcher, ranks: Ranks) -> Callable[[int], Prepared]:
     """The prefetched batches. One that cannot be made on one process ends the run on all, at the same iteration."""
 
-    def fetch(step: int) -> Sample:
+    def fetch(step: int) -> Prepared:
         sample, trouble = None, None
         try:
             sample = prefetcher(step)
@@ -272,7 +272,7 @@ def prefetcher_of(
     """This process's part of every batch. One process reads the prompts, so that a streamed data set is read once."""
     mine = ranks.rows(config.optim.batch)
 
-    def make(number: int) -> Sample:
+    def make(number: int) -> Prepared:
         batch, position = ranks.agree(lambda: (data.batch(number), data.state()), ranks.side)
         x = network.noise(pipe, batch.seeds[mine], *batch.size, family=family).to(device)
         clean = None
@@ -280,7 +280,7 @@ def prefetcher_of(
             drawn = read_images(batch.images[mine], batch.size[:2])
             clean = network.encode_images(pipe, drawn, family=family).to(device)
         cond = encode(batch.prompts[mine], batch.size, batch.sources[mine])
-        return Sample(x, cond, position, clean)
+        return Prepared(x, cond, position, clean)
 
     in_memory = config.data.cache and not config.data.embeddings
     return Prefetcher(make, device, ahead=not in_memory)

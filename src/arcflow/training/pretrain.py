@@ -2,8 +2,9 @@
 
     text  ->  autoencoder  ->  latents  ->  decoder  ->  flow  ->  guidance  ->  teacher/
 
-Each stage is one call of `fit` and leaves its result in the output folder. A stage that is finished is not repeated,
-one that was interrupted goes on from its last checkpoint: all randomness of a step is a function of stage and step.
+Each stage is one call of `minimize` and leaves its result in the output folder. A stage that is finished is not
+repeated, one that was interrupted goes on from its last checkpoint: all randomness of a step is a function of stage and
+step.
 """
 
 import json
@@ -98,7 +99,7 @@ class Stage:
         return max(0.02, min(1.0, warm, fall))
 
 
-def fit(
+def minimize(
     stage: Stage,
     out: Path,
     modules: dict[str, nn.Module],
@@ -176,7 +177,7 @@ def train_text(out: Path, recipe: Pretrain) -> tuple[T5EncoderModel, CLIPTextMod
             prompts = text.captions(128, f"text-{step}")
             return text.text_loss(t5, clip, probes, prompts, text.tokenize(tokenizer, [p.text for p in prompts]))
 
-        fit(Stage("text", recipe.text_steps, 2e-3), out, {"t5": t5, "clip": clip, "probes": probes}, loss)
+        minimize(Stage("text", recipe.text_steps, 2e-3), out, {"t5": t5, "clip": clip, "probes": probes}, loss)
         _finish(out / "t5", t5.save_pretrained)
         _finish(out / "clip", clip.save_pretrained)
     return (
@@ -208,7 +209,7 @@ def train_autoencoder(out: Path, recipe: Pretrain) -> AutoencoderKL:
                 return ae.autoencoder_loss(vae, _images(scenes), ae.plain_map(scenes))
 
         stage = Stage("autoencoder", recipe.autoencoder_steps, 2.5e-3, cooldown=0.9)
-        fit(stage, out, {"vae": vae}, loss, lambda: ae.reconstruction_accuracy(vae, 4 * PROBED))
+        minimize(stage, out, {"vae": vae}, loss, lambda: ae.reconstruction_accuracy(vae, 4 * PROBED))
         ae.standardize(vae)
         _finish(out / "autoencoder", vae.save_pretrained)
     return _channels_last(AutoencoderKL.from_pretrained(out / "autoencoder")).eval()
@@ -240,7 +241,7 @@ def train_decoder(out: Path, recipe: Pretrain, vae: AutoencoderKL) -> Autoencode
                 return ae.decoder_loss(vae, _images(ae.scenes(16, f"decoder-{step}")))
 
         stage = Stage("decoder", recipe.decoder_steps, 1.5e-3, cooldown=0.9, ema=0.99)
-        fit(stage, out, {"vae": vae}, loss, lambda: ae.reconstruction_accuracy(vae, 4 * PROBED))
+        minimize(stage, out, {"vae": vae}, loss, lambda: ae.reconstruction_accuracy(vae, 4 * PROBED))
         _finish(out / "vae", vae.save_pretrained)
     return AutoencoderKL.from_pretrained(out / "vae").eval()
 
@@ -289,7 +290,7 @@ def train_flow(out: Path, recipe: Pretrain, batches: Batches, vae: AutoencoderKL
             teacher = flow.guided_by_captions(net, empty, paper.GUIDANCE)
             return held_out_accuracy(teacher, batches, vae, guidance=1.0)
 
-        fit(
+        minimize(
             Stage("flow", recipe.flow_steps, 1.2e-3, cooldown=0.35, ema=0.999),
             out,
             {"transformer": net},
@@ -309,7 +310,7 @@ def train_guidance(
         def probe() -> dict[str, float]:
             return held_out_accuracy(flow.velocity_of(net), batches, vae, guidance=paper.GUIDANCE)
 
-        fit(
+        minimize(
             Stage("guidance", recipe.guidance_steps, 4e-4, cooldown=0.8, ema=0.995),
             out,
             {"transformer": net},
