@@ -17,7 +17,7 @@ from arcflow.distillation.walk import arcs, euler
 from arcflow.laboratory import plane
 from arcflow.laboratory.ideal import fit_mixture, ideal_errors, raw_time
 from arcflow.path import SHIFT, step_grid
-from arcflow.reports.page import EULER, FAINT, STUDENT, TEACHER, canvas, render
+from arcflow.reports.page import EULER, FAINT, STUDENT, TEACHER, canvas, figure_png
 
 parser = argparse.ArgumentParser(description="The story of arcflow in the plane, told in numbers and one image.")
 parser.add_argument("--out", type=Path, default=Path("out/laboratory"))
@@ -176,5 +176,5 @@ for panel in (by_modes, by_calls):
 
 figure.tight_layout(w_pad=3, h_pad=2.5)
 options.out.mkdir(parents=True, exist_ok=True)
-(options.out / "laboratory.png").write_bytes(render(figure))
+(options.out / "laboratory.png").write_bytes(figure_png(figure))
 print(f"{options.out / 'laboratory.png'}, {time.monotonic() - started:.0f} s")

@@ -47,24 +47,24 @@ def test_a_strange_line_costs_that_line_alone(strange, said, tmp_path) -> None:
     with pytest.raises(
         ValueError, match=f"1 answers of the scorer hps cannot be used .*line 1: {said}.*others are kept"
     ):
-        scorers.ask(tmp_path, "hps", answering(tmp_path, strange), lines("x/0", "x/1"))
+        scorers.run_scorer(tmp_path, "hps", answering(tmp_path, strange), lines("x/0", "x/1"))
     assert scorers.read_scores(tmp_path, "hps") == {"x/0": 1.5, "x/1": 1.5}
-    assert scorers.ask(tmp_path, "hps", "false {manifest} {out}", lines("x/0", "x/1")) == 0
+    assert scorers.run_scorer(tmp_path, "hps", "false {manifest} {out}", lines("x/0", "x/1")) == 0
 
 
 def test_a_folder_in_the_place_of_the_answers_is_named(tmp_path) -> None:
     with pytest.raises(ValueError, match="hps.out is a folder: expected what the scorer hps answers; remove it"):
-        scorers.ask(tmp_path, "hps", "mkdir {out}; cat {manifest}", lines("x/0"))
+        scorers.run_scorer(tmp_path, "hps", "mkdir {out}; cat {manifest}", lines("x/0"))
 
 
 def test_damaged_scores_are_asked_for_again(tmp_path, capsys) -> None:
-    scorers.ask(tmp_path, "hps", answering(tmp_path), lines("x/0", "x/1", "x/2", "x/3"))
+    scorers.run_scorer(tmp_path, "hps", answering(tmp_path), lines("x/0", "x/1", "x/2", "x/3"))
     store = tmp_path / "scores" / "hps.jsonl"
     first, second, third, _ = store.read_text().splitlines()
     damaged = [first.replace("1.5", "1.4"), second[:12], third, "\0" * 30]
     store.write_text("\n".join(damaged) + "\n")
     assert scorers.read_scores(tmp_path, "hps") == {"x/2": 1.5}
-    assert scorers.ask(tmp_path, "hps", answering(tmp_path), lines("x/0", "x/1", "x/2", "x/3")) == 3
+    assert scorers.run_scorer(tmp_path, "hps", answering(tmp_path), lines("x/0", "x/1", "x/2", "x/3")) == 3
     assert "hps.jsonl: 3 lines are damaged; their images are scored again" in capsys.readouterr().err
     assert scorers.read_scores(tmp_path, "hps") == {f"x/{i}": 1.5 for i in range(4)}
     store.write_text('{"id": "x/0", "score": 7}\n')  # as they were written before
@@ -124,6 +124,6 @@ def test_nothing_of_a_scorer_outlives_us(tmp_path) -> None:
 
 
 def test_records_are_plain_json_lines(tmp_path) -> None:
-    scorers.ask(tmp_path, "hps", answering(tmp_path), lines("x/0"))
+    scorers.run_scorer(tmp_path, "hps", answering(tmp_path), lines("x/0"))
     (record,) = map(json.loads, (tmp_path / "scores" / "hps.jsonl").read_text().splitlines())
     assert record["id"] == "x/0" and record["score"] == 1.5

@@ -80,6 +80,6 @@ def test_answers_are_about_its_own_prompts_and_become_a_number_that_goes_round(n
     scores = suite.answers(answers_file(name, tmp_path), found, "mine")
     own = {item.id for item in found} | {item.image(draw) for item in found for draw in range(suite.images)}
     assert scores and scores.keys() <= own
-    metric = summary.summary(found, suite.images, scores)
+    metric = summary.summed_up(found, suite.images, scores)
     assert isinstance(metric, SuiteScore) and 0 <= metric.value <= 1 and 1 <= metric.prompts <= len(found)
     assert records.record(SuiteScore, json.loads(json.dumps(records.plain(metric)))) == metric

@@ -271,9 +271,9 @@ def lines(*ids: str, folder: Path) -> list[scorers.ManifestLine]:
 
 
 def test_a_scorer_is_asked_about_what_has_no_score_and_nothing_else(scorer, tmp_path) -> None:
-    assert scorers.ask(tmp_path, "hps", scorer(), lines("x/0", "x/1", folder=tmp_path)) == 2
-    assert scorers.ask(tmp_path, "hps", scorer(), lines("x/0", "x/1", "x/2", folder=tmp_path)) == 1
-    assert scorers.ask(tmp_path, "hps", "false {manifest} {out}", lines("x/2", folder=tmp_path)) == 0
+    assert scorers.run_scorer(tmp_path, "hps", scorer(), lines("x/0", "x/1", folder=tmp_path)) == 2
+    assert scorers.run_scorer(tmp_path, "hps", scorer(), lines("x/0", "x/1", "x/2", folder=tmp_path)) == 1
+    assert scorers.run_scorer(tmp_path, "hps", "false {manifest} {out}", lines("x/2", folder=tmp_path)) == 0
     assert scorers.read_scores(tmp_path, "hps") == {"x/0": 6, "x/1": 7, "x/2": 8}
     assert scorers.read_scores(tmp_path, "hp") == {}
     assert (tmp_path / "scores/hps.asked").read_text().split() == ["x/0", "x/1", "x/2"]
@@ -284,8 +284,8 @@ def test_a_scorer_that_dies_loses_nothing_it_answered(scorer, tmp_path) -> None:
     with pytest.raises(
         ValueError, match=r"ended with code 1 after 3 of 5 .*kept \(out of memory; .*goes on from there"
     ):
-        scorers.ask(tmp_path, "hps", scorer("dies"), five)
-    assert scorers.ask(tmp_path, "hps", scorer(), five) == 2
+        scorers.run_scorer(tmp_path, "hps", scorer("dies"), five)
+    assert scorers.run_scorer(tmp_path, "hps", scorer(), five) == 2
     assert scorers.read_scores(tmp_path, "hps") == {f"x/{i}": 6 + i for i in range(5)}
     assert Counter((tmp_path / "scores/hps.asked").read_text().split()) == Counter(f"x/{i}" for i in range(5))
 
@@ -298,7 +298,7 @@ def test_answers_of_a_run_that_was_killed_are_kept(share, scorer, tmp_path) -> N
     left = store / f"hps{scorers.part_of(share)}"
     left.with_suffix(".manifest").write_text("".join(json.dumps({"id": f"x/{i}"}) + "\n" for i in range(3)))
     left.with_suffix(".out").write_text('{"id": "x/0", "score": 0.5}\n{"id": "x/1", "sco')
-    assert scorers.ask(tmp_path, "hps", scorer(), lines("x/0", "x/1", folder=tmp_path)) == 1
+    assert scorers.run_scorer(tmp_path, "hps", scorer(), lines("x/0", "x/1", folder=tmp_path)) == 1
     assert scorers.read_scores(tmp_path, "hps") == {"x/0": 0.5, "x/1": 7}
 
 
@@ -317,9 +317,9 @@ def test_answers_of_a_run_that_was_killed_are_kept(share, scorer, tmp_path) -> N
 def test_strange_answers_are_one_error_and_good_ones_are_kept(flaw, said, kept, scorer, tmp_path) -> None:
     three = lines("x/0", "x/1", "x/2", folder=tmp_path)
     with pytest.raises(ValueError, match=rf'{said}.*expected one line {{"id".*run the same command again'):
-        scorers.ask(tmp_path, "hps", scorer(flaw), three)
+        scorers.run_scorer(tmp_path, "hps", scorer(flaw), three)
     assert len(scorers.read_scores(tmp_path, "hps")) == kept
-    assert scorers.ask(tmp_path, "hps", scorer(), three) == 3 - kept
+    assert scorers.run_scorer(tmp_path, "hps", scorer(), three) == 3 - kept
 
 
 def test_a_scorer_does_not_take_itself_for_one_of_our_processes(monkeypatch, tmp_path) -> None:
@@ -373,7 +373,7 @@ def test_a_run_killed_at_every_stage_goes_on_and_does_nothing_twice(
     with monkeypatch.context() as killing, pytest.raises(KeyboardInterrupt):
         killing.setattr(sample_folder, "save_png", die)
         evaluate("dpg", **more)
-    compute, rated = measured.squared_error, list[str]()
+    compute, rated = measured.measure_squared_error, list[str]()
 
     def count(twins, images, names):
         rated.extend(names)
@@ -384,9 +384,9 @@ def test_a_run_killed_at_every_stage_goes_on_and_does_nothing_twice(
             raise KeyboardInterrupt
         return count(twins, images, names)
 
-    monkeypatch.setattr(measured, "squared_error", count)
+    monkeypatch.setattr(measured, "measure_squared_error", count)
     with monkeypatch.context() as killing, pytest.raises(KeyboardInterrupt):
-        killing.setattr(measured, "squared_error", die_later)
+        killing.setattr(measured, "measure_squared_error", die_later)
         evaluate("dpg", **more)
     with pytest.raises(ValueError, match="after 3 of 8 images"):
         evaluate("dpg", **{**more, **dying})
@@ -440,9 +440,11 @@ def test_a_reference_of_the_same_images_is_at_no_distance(evaluate, tmp_path) ->
 def test_diversity_is_told_in_units_of_the_references(tmp_path) -> None:
     items = read_items(SUITES["world"], None, count=3)
     x = torch.randn(6, 5, generator=torch.Generator().manual_seed(0))
-    assert summary.diversity(items, 2, 2 * x, x).value == pytest.approx(2)
-    assert summary.diversity(items, 2, x, None).value == pytest.approx(float((x[::2] - x[1::2]).norm(dim=1).mean()))
-    assert "something other than 0 to divide by" in summary.diversity(items, 2, x, torch.zeros_like(x)).why
+    assert summary.relative_diversity(items, 2, 2 * x, x).value == pytest.approx(2)
+    assert summary.relative_diversity(items, 2, x, None).value == pytest.approx(
+        float((x[::2] - x[1::2]).norm(dim=1).mean())
+    )
+    assert "something other than 0 to divide by" in summary.relative_diversity(items, 2, x, torch.zeros_like(x)).why
 
 
 def test_other_images_are_farther_and_few_are_said_to_be_too_few(evaluate, tmp_path) -> None:

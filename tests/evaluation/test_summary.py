@@ -4,7 +4,7 @@ import pytest
 
 from arcflow.evaluation.results import Distance, SuiteScore, told
 from arcflow.evaluation.suites.suite import Item
-from arcflow.evaluation.summary import summary
+from arcflow.evaluation.summary import summed_up
 from arcflow.metrics.intervals import share_interval
 
 
@@ -14,20 +14,20 @@ def items(count: int) -> list[Item]:
 
 def test_a_share_of_few_prompts_is_not_certain() -> None:
     scores = {f"{i}/0": 1.0 for i in range(8)}
-    of_shares, of_scores = (summary(items(8), 1, scores, share=share) for share in (True, False))
+    of_shares, of_scores = (summed_up(items(8), 1, scores, share=share) for share in (True, False))
     assert isinstance(of_shares, SuiteScore) and isinstance(of_scores, SuiteScore)
     assert (of_scores.low, of_scores.high) == (1.0, 1.0)
     assert (of_shares.low, of_shares.high) == pytest.approx(share_interval(1.0, 8)[1:])
     assert of_shares.category_mean and of_shares.category_mean.low == of_shares.low
     assert of_shares.categories and of_shares.categories["odd"].low == pytest.approx(share_interval(1.0, 4).low)
     right = scores | {"3/0": 0.0, "5/0": 0.0}
-    some = summary(items(8), 1, right, share=True)
+    some = summed_up(items(8), 1, right, share=True)
     assert isinstance(some, SuiteScore) and (some.low, some.high) == pytest.approx(share_interval(0.75, 8)[1:])
 
 
 def test_several_images_of_a_prompt_count_as_one() -> None:
     scores = {f"{i}/{draw}": float(draw < i % 3) for i in range(9) for draw in range(2)}
-    both = [summary(items(9), 2, scores, share=share) for share in (True, False)]
+    both = [summed_up(items(9), 2, scores, share=share) for share in (True, False)]
     assert both[0] == both[1]
 
 

@@ -23,11 +23,11 @@ from arcflow.metrics.intervals import seed_difference, seed_interval
 from arcflow.reports.comparison import (
     GAP,
     LINES,
-    beside,
     calls_figure,
     cost_figure,
+    figure_colors,
     markdown_ranking,
-    shown,
+    spread_labels,
     write_ranking,
 )
 from arcflow.system import records
@@ -104,13 +104,13 @@ def test_the_markdown_has_a_table_for_each_number_of_calls(results):
 
 def test_a_figure_has_the_first_euler_and_the_nearest_and_no_more_than_can_be_told_apart():
     results = records.read(Comparison, Path(__file__).parents[2] / "benchmarks" / "results" / "methods.json")
-    names = shown(results.rows, results.first)
+    names = figure_colors(results.rows, results.first)
     assert len(names) == LINES < len(results.rows) and {results.first, "euler"} <= names.keys()
 
 
 def test_labels_stand_apart_and_in_the_order_of_their_lines():
     heights = [0.95, 0.96, 0.2, 0.94, 0.955]
-    places = beside(heights)
+    places = spread_labels(heights)
     order = sorted(range(len(heights)), key=heights.__getitem__)
     gaps = [places[there] - places[here] for here, there in itertools.pairwise(order)]
     assert min(gaps) >= GAP - 1e-9 and max(places) <= 1.0

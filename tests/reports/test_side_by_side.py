@@ -12,7 +12,7 @@ from PIL import Image
 
 from arcflow.evaluation.results import Evaluation, EvaluationAbout, Result
 from arcflow.evaluation.side_by_side import ROWS, Tracks
-from arcflow.reports.page import png
+from arcflow.reports.page import image_png
 from arcflow.reports.side_by_side import curves_figure, path_figure, plane, write_report
 from arcflow.sampling.generate import PARTS, Samples
 
@@ -87,7 +87,7 @@ def test_the_report_shows_every_number_and_escapes_prompts(page) -> None:
 
 def test_an_image_survives_as_png() -> None:
     image = samples(1).images[0]
-    assert np.array_equal(np.asarray(Image.open(io.BytesIO(png(image)))), image)
+    assert np.array_equal(np.asarray(Image.open(io.BytesIO(image_png(image)))), image)
 
 
 def test_the_plane_is_the_one_the_teacher_bends_in() -> None:

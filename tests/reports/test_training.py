@@ -8,7 +8,7 @@ from PIL import Image
 
 from arcflow import config, recipes
 from arcflow.reports import training
-from arcflow.reports.training import MEASURED, beaten, numbers, write_training
+from arcflow.reports.training import MEASURED, beaten, measured_table, write_training
 
 LOG = [{"step": 0, "distance": 0.4, "euler_2": 0.5, "euler_4": 0.2, "euler_8": 0.1}]
 LOG += [{"step": step, "loss": 1 / step, "skipped": 0} for step in range(1, 60)]
@@ -54,6 +54,6 @@ def test_a_student_is_held_against_plain_euler() -> None:
 
 
 def test_a_long_run_has_a_short_table_that_ends_with_its_last_line() -> None:
-    table = numbers([{"step": i, "distance": 1.0 / (i + 1), "distance_4": 0.5} for i in range(1000)])
+    table = measured_table([{"step": i, "distance": 1.0 / (i + 1), "distance_4": 0.5} for i in range(1000)])
     assert len(table.rows) <= MEASURED + 1 and table.rows[-1].cells[0].text == "999"
     assert table.head == ["iteration", "distance", "distance, steps 4"]

@@ -22,7 +22,7 @@ class Compare:
 
     def run(self) -> None:
         from arcflow.comparison.runs import compare
-        from arcflow.reports.comparison import short_table, write_ranking
+        from arcflow.reports.comparison import ranking_table, write_ranking
         from arcflow.system.devices import keep_buffers
         from arcflow.system.owner import owned
 
@@ -34,5 +34,5 @@ class Compare:
         if self.json:
             print((out / f"{plan.study}.json").read_text("utf-8"), end="")
             return
-        print(short_table(results).text())
+        print(ranking_table(results).text())
         print(f"report: {out / plan.study}.html\nnumbers: {out / plan.study}.json")

@@ -38,7 +38,7 @@ class Evaluate:
 def _side_by_side(request: Request) -> None:
     from arcflow.evaluation import side_by_side
     from arcflow.evaluation.results import Evaluation, EvaluationAbout
-    from arcflow.reports.side_by_side import short_table, write_report
+    from arcflow.reports.side_by_side import evaluation_table, write_report
     from arcflow.system import files, records
     from arcflow.system.packages import about
     from arcflow.world.check import accuracy, is_right
@@ -70,7 +70,7 @@ def _side_by_side(request: Request) -> None:
     words = [text for text in prompts for _ in range(seeds)]
     curves = files.read_lines(adapter.parent / "log.jsonl")
     write_report(out / "report.html", evaluation, samples, words, ways, curves, is_right=is_right)
-    print(short_table(evaluation).text())
+    print(evaluation_table(evaluation).text())
     print(f"report: {out / 'report.html'}\nnumbers: {out / 'results.json'}")
 
 
@@ -82,7 +82,7 @@ def _handful(request: Request) -> None:
     """The page of any model: teacher, plain Euler at the student's steps, student."""
     from arcflow.evaluation import handful
     from arcflow.evaluation.results import EvaluationAbout
-    from arcflow.reports.handful import numbers, write_handful
+    from arcflow.reports.handful import handful_table, write_handful
     from arcflow.system import records
     from arcflow.system.packages import about
 
@@ -93,13 +93,13 @@ def _handful(request: Request) -> None:
     out, each, first = request.folder, request.images or 1, request.seed or 0
     prompts = [text for text in texts for _ in range(each)]
     seeds = list(range(first, first + len(prompts)))
-    samples = handful.draw(setup, prompts, seeds, request.machine.batch)
+    samples = handful.draw_ways(setup, prompts, seeds, request.machine.batch)
     made = EvaluationAbout(**about(command=f"arcflow {' '.join(sys.argv[1:])}", adapter=request.subject.adapter))
     results = handful.measured(setup, samples, prompts, seeds, each, made)
     handful.keep(samples, out / "images")
     records.write(out / "results.json", results)
     write_handful(out / "report.html", results, samples, prompts)
-    print(numbers(results).text())
+    print(handful_table(results).text())
     print(f"report: {out / 'report.html'}\nimages: {out / 'images'}\nnumbers: {out / 'results.json'}")
 
 

@@ -24,7 +24,7 @@ WAYS = ("teacher", "euler", "student")
 """Who draws, in the order of the columns."""
 
 
-def draw(setup: Setup, prompts: Sequence[str], seeds: Sequence[int], batch: int) -> dict[str, Samples]:
+def draw_ways(setup: Setup, prompts: Sequence[str], seeds: Sequence[int], batch: int) -> dict[str, Samples]:
     """The images of each of `WAYS`, one for each pair of prompt and seed.
 
     A model that is not all on the card is opened twice, for an adapter goes on it before it is fitted.

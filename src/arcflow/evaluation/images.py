@@ -108,19 +108,19 @@ def alone(folder: Path, share: tuple[int, int]) -> Iterator[None]:
         yield
 
 
-def digest(items: Sequence[Item]) -> str:
+def items_digest(items: Sequence[Item]) -> str:
     """Tells lists of prompts apart."""
     return files.text_digest([[item.id, item.prompt] for item in items], 16)
 
 
-def to_draw(folder: Path, images: Sequence[Image], share: tuple[int, int] = (0, 1)) -> list[Image]:
+def missing_images(folder: Path, images: Sequence[Image], share: tuple[int, int] = (0, 1)) -> list[Image]:
     """The images of this process's share that are not there yet."""
     there = {record["file"] for record in read_manifest(folder / "pictures")}
     mine = list(images)[share[0] :: share[1]]
     return [p for p in mine if p.file not in there or not is_whole(folder / "pictures" / p.file)]
 
 
-def draw(
+def draw_missing(
     pipe: DiffusionPipeline, folder: Path, images: Sequence[Image], batch: int, share: tuple[int, int] = (0, 1)
 ) -> int:
     """Draw what is missing, from the pipeline as it is set up now; how many."""

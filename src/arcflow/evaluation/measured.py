@@ -175,18 +175,18 @@ class Measure:
         return named_by(self.name, self.of(material))
 
 
-def accuracy(prompts: Mapping[str, str], images: np.ndarray, names: list[str]) -> Tensor:
+def measure_accuracy(prompts: Mapping[str, str], images: np.ndarray, names: list[str]) -> Tensor:
     """1 for an image of the built-in world that shows what its caption says."""
     return torch.tensor([[float(is_right(image, prompts[name]))] for image, name in zip(images, names, strict=True)])
 
 
-def squared_error(twins: Mapping[str, Path], images: np.ndarray, names: list[str]) -> Tensor:
+def measure_squared_error(twins: Mapping[str, Path], images: np.ndarray, names: list[str]) -> Tensor:
     """Mean squared difference to another image, of channels from 0 to 1."""
     theirs = np.stack([read_image(twins[name]) for name in names])
     return image_metrics.squared_error(torch.from_numpy(images) / 255, torch.from_numpy(theirs) / 255)[:, None]
 
 
-def clip_score(model: str, device: str, prompts: Mapping[str, str]) -> Call:
+def measure_clip(model: str, device: str, prompts: Mapping[str, str]) -> Call:
     """Cosine of image and prompt, times 100."""
     network = features.clip(model, device=device)
 
@@ -197,13 +197,13 @@ def clip_score(model: str, device: str, prompts: Mapping[str, str]) -> Call:
     return call
 
 
-def lpips(device: str, twins: Mapping[str, Path]) -> Call:
+def measure_lpips(device: str, twins: Mapping[str, Path]) -> Call:
     """Perceptual distance to another image."""
     distance = features.lpips_distance(device=device)
     return lambda images, names: distance(images, np.stack([read_image(twins[name]) for name in names]))[:, None]
 
 
-def twins(material: Material) -> Mapping[str, Path]:
+def twins_of(material: Material) -> Mapping[str, Path]:
     """The reference's images, which a paired measure has made sure of."""
     assert material.twins is not None
     return material.twins
@@ -214,27 +214,27 @@ MEASURES = (
         name="accuracy",
         better="higher",
         wanted=lambda material: material.suite == "world",
-        load=lambda material: partial(accuracy, material.prompts),
+        load=lambda material: partial(measure_accuracy, material.prompts),
         share=True,
     ),
     Measure(
         name="clip",
         better="higher",
         wanted=lambda material: bool(material.clip),
-        load=lambda material: clip_score(material.clip or "", material.device, material.prompts),
+        load=lambda material: measure_clip(material.clip or "", material.device, material.prompts),
         of=lambda material: material.clip or "",
     ),
     Measure(
         name="squared_error",
         better="lower",
         wanted=lambda material: material.twins is not None,
-        load=lambda material: partial(squared_error, twins(material)),
+        load=lambda material: partial(measure_squared_error, twins_of(material)),
     ),
     Measure(
         name="lpips",
         better="lower",
         wanted=lambda material: material.lpips and material.twins is not None,
-        load=lambda material: lpips(material.device, twins(material)),
+        load=lambda material: measure_lpips(material.device, twins_of(material)),
     ),
 )
 """Every score of single images, in the order of the results."""

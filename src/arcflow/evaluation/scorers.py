@@ -113,7 +113,9 @@ def _flaw(record: Mapping[str, object]) -> str:
     return "" if finite else f"{shown(name, 60)} has the score {shown(score, 20)}"
 
 
-def ask(folder: Path, name: str, command: str, images: Sequence[ManifestLine], share: tuple[int, int] = (0, 1)) -> int:
+def run_scorer(
+    folder: Path, name: str, command: str, images: Sequence[ManifestLine], share: tuple[int, int] = (0, 1)
+) -> int:
     """Let a command score those of the images, lines of a manifest, that have no score yet; how many it scored.
 
     Raises:

@@ -40,7 +40,7 @@ from arcflow.evaluation.request import Request
 from arcflow.evaluation.results import Metric, Settings, SuiteResults
 from arcflow.evaluation.scorers import ManifestLine
 from arcflow.evaluation.suites import SUITES
-from arcflow.evaluation.suites.suite import Item, Suite, read_items, read_lines, read_records
+from arcflow.evaluation.suites.suite import Item, Suite, numbered_lines, read_items, read_records
 from arcflow.families.identity import part_digest
 from arcflow.sampling.generate import euler
 from arcflow.sampling.open import dtype_of
@@ -85,10 +85,10 @@ class SuiteRun:
     def draw(self, open_pipe: Callable[[], DiffusionPipeline]) -> None:
         """Draw what is missing and show it to the official scorer; `open_pipe` gives the pipeline, student and all."""
         new = 0
-        if drawn.to_draw(self.folder, self.images, self.share):
+        if drawn.missing_images(self.folder, self.images, self.share):
             pipe = open_pipe()
             with nullcontext() if self.adapter else euler(pipe):
-                new = drawn.draw(pipe, self.folder, self.images, self.asked.machine.batch, self.share)
+                new = drawn.draw_missing(pipe, self.folder, self.images, self.asked.machine.batch, self.share)
             del pipe
             if torch.cuda.is_available():  # a scorer may want the memory
                 gc.collect()
@@ -116,7 +116,7 @@ class SuiteRun:
 
         lines = self._manifest(self.images[self.share[0] :: self.share[1]])
         for name, command in self.scorers.items():
-            self._timed(name, partial(scorers.ask, self.folder, name, command, lines, self.share))
+            self._timed(name, partial(scorers.run_scorer, self.folder, name, command, lines, self.share))
 
     def _timed(self, stage: str, do: Callable[[], int]) -> int:
         return drawn.timed(self.folder, stage, do, self.share)
@@ -163,7 +163,7 @@ class SuiteRun:
 
     def results(self, about: About) -> SuiteResults | None:
         """All numbers, also in results.json; None as long as another process has not done its share."""
-        if drawn.to_draw(self.folder, self.images):
+        if drawn.missing_images(self.folder, self.images):
             return None
         found: dict[str, Metric] = {}
 
@@ -197,7 +197,7 @@ class SuiteRun:
             if values is None:
                 return False
             scores = dict(zip((image.id for image in self.images), values[:, 0].tolist(), strict=True))
-            found[name] = summary.summary(self.items, self.draws, scores, one.better, share=one.share)
+            found[name] = summary.summed_up(self.items, self.draws, scores, one.better, share=one.share)
 
         if not all(self._compared(name, found) for name in self._features()):
             return False
@@ -206,10 +206,10 @@ class SuiteRun:
             scores = scorers.read_scores(self.folder, name)
             if not all(image.id in scores for image in self.images):
                 return False
-            found[name] = summary.summary(self.items, self.draws, scores, "")
+            found[name] = summary.summed_up(self.items, self.draws, scores, "")
 
         for name, scores in self.answers.items():
-            found[name] = summary.summary(self.items, self.draws, scores, "higher", share=self.suite.shares)
+            found[name] = summary.summed_up(self.items, self.draws, scores, "higher", share=self.suite.shares)
         return True
 
     def _compared(self, name: str, found: dict[str, Metric]) -> bool:
@@ -222,7 +222,7 @@ class SuiteRun:
             found |= {f"{name} {metric}": value for metric, value in summary.between(x, y).items()}
         if self.draws > 1:
             paired = x if self.reference and self.reference.paired else None
-            found[f"{name} diversity"] = summary.diversity(self.items, self.draws, y, paired)
+            found[f"{name} diversity"] = summary.relative_diversity(self.items, self.draws, y, paired)
         return True
 
 
@@ -266,7 +266,7 @@ def plan(
     wanted |= {"dtype": dtype_of(asked.machine.device, asked.machine.dtype)}
     settings = Settings(
         suite=suite.name,
-        prompts=drawn.digest(read_items(suite, asked.prompts, complete=False)) if asked.prompts else "built in",
+        prompts=drawn.items_digest(read_items(suite, asked.prompts, complete=False)) if asked.prompts else "built in",
         height=height,
         width=width,
         guidance=guidance,
@@ -321,7 +321,7 @@ def _official(suite: Suite, items: Sequence[Item], draws: int, model: str, named
     """The answers in a file that an official scorer, or any other program, wrote."""
     path = Path(named)
     try:
-        lines = read_lines(path) if path.suffix == ".jsonl" else []
+        lines = numbered_lines(path) if path.suffix == ".jsonl" else []
         if lines and "score" in json.loads(lines[0][1]):
             found = {record["id"]: float(record["score"]) for record in read_records(path)}
         elif suite.answers:

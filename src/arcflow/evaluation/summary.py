@@ -12,7 +12,7 @@ from arcflow.metrics import intervals, sets
 from arcflow.metrics.streaming import Moments
 
 
-def summary(
+def summed_up(
     items: Sequence[Item],
     draws: int,
     scores: Mapping[str, float],
@@ -82,7 +82,7 @@ def between(x: Tensor, y: Tensor) -> dict[str, Distance | Lacking]:
     }
 
 
-def diversity(items: Sequence[Item], draws: int, y: Tensor, x: Tensor | None) -> SuiteScore | Lacking:
+def relative_diversity(items: Sequence[Item], draws: int, y: Tensor, x: Tensor | None) -> SuiteScore | Lacking:
     """Mean distance between the images of a prompt; with the features x of a reference, divided by its own."""
     better: Better = "as the reference" if x is None else "close to 1"
     try:

@@ -229,7 +229,7 @@ def mended(methods: Comparison) -> str:
     return f"{why} {form} {_number(own.distance)} and {own.accuracy.mean:.1%}."
 
 
-def bends(methods: Comparison) -> Finding:
+def momentum_helps(methods: Comparison) -> Finding:
     """Momentum beats straight lines at 2 calls."""
     return _against(methods, "linear", "The same network, objective and budget; only the path of a call is straight.")
 
@@ -336,7 +336,7 @@ CLAIMS: dict[str, tuple[Claim, tuple[str, ...]]] = {
     f"About {paper.SPEEDUP} times faster": (faster, ("shipped",)),
     f"Under {100 * paper.TRAINED:.0f} % of the parameters are trained": (few_parameters, ()),
     "Ahead of its rivals at 2 calls and equal training": (ahead, ("methods",)),
-    "Momentum beats straight lines at 2 calls": (bends, ("methods",)),
+    "Momentum beats straight lines at 2 calls": (momentum_helps, ("methods",)),
     "The closed form beats sub-stepped policies in time at equal quality": (closed_form, ("methods", "policies")),
     f"Converges over {paper.SOONER:.0f} times faster than TwinFlow": (converges, ("methods",)),
     "A LoRA converges sooner than full fine-tuning": (sooner_than_full, ("rank",)),

@@ -14,7 +14,7 @@ from PIL import Image
 from arcflow import paper
 from arcflow.comparison.config import SHOWN
 from arcflow.comparison.results import Comparison, Mean, Rows, counts, main_calls, ranked, verdict
-from arcflow.reports.page import EULER, FAINT, STUDENT, TEACHER, Pixels, canvas, render, write_page
+from arcflow.reports.page import EULER, FAINT, STUDENT, TEACHER, Pixels, canvas, figure_png, write_page
 from arcflow.reports.side_by_side import ImageRow, Shown
 from arcflow.reports.side_by_side import calls as calls_told
 from arcflow.reports.table import Cell, Line, Mark, Table
@@ -76,9 +76,9 @@ def _table(results: Comparison, calls: int) -> Table:
         note += f", {means.broken} images not finite" if means.broken else ""
         line = Line.of(
             rows[name].title + note,
-            Cell(spread(means.distance, ".4f"), _mark(apart.distance, better="lower")),
-            Cell(spread(means.accuracy, ".1%"), _mark(apart.accuracy, better="higher")),
-            Cell(spread(means.diversity, ".2f"), _mark(apart.diversity)),
+            Cell(with_interval(means.distance, ".4f"), _mark(apart.distance, better="lower")),
+            Cell(with_interval(means.accuracy, ".1%"), _mark(apart.accuracy, better="higher")),
+            Cell(with_interval(means.diversity, ".2f"), _mark(apart.diversity)),
             *(f"{means.skills[skill]:.0%}" for skill in skills),
             ours=name == results.first,
         )
@@ -86,7 +86,7 @@ def _table(results: Comparison, calls: int) -> Table:
     return Table(["", "distance", "accuracy", "diversity", *(skill.replace("_", " ") for skill in skills)], lines)
 
 
-def spread(value: Mean, form: str) -> str:
+def with_interval(value: Mean, form: str) -> str:
     """A mean, and half the width of its interval where there is one."""
     if value.low is None or value.high is None:
         return f"{value.mean:{form}}"
@@ -124,7 +124,7 @@ def _cut(path: Path, count: int) -> list[Pixels]:
     return np.split(strip, count, 1)
 
 
-def short_table(results: Comparison) -> Table:
+def ranking_table(results: Comparison) -> Table:
     """What the command prints: the ranking at the main number of calls."""
     rows, calls = results.rows, main_calls(results.rows)
     lines = []
@@ -142,7 +142,7 @@ def colors(rows: Rows) -> dict[str, str]:
     return {name: next(trained if row.trained else untrained) for name, row in rows.items()}
 
 
-def shown(rows: Rows, first: str) -> dict[str, str]:
+def figure_colors(rows: Rows, first: str) -> dict[str, str]:
     """Those that a figure has, with their colors: the first entrant, plain Euler, and the nearest to the teacher at the
     main number of calls, `LINES` in all."""
     order = [name for name in (first, "euler") if name in rows]
@@ -150,7 +150,7 @@ def shown(rows: Rows, first: str) -> dict[str, str]:
     return {name: color for name, color in colors(rows).items() if name in order[:LINES]}
 
 
-def beside(heights: list[float]) -> list[float]:
+def spread_labels(heights: list[float]) -> list[float]:
     """Where labels stand, so that none covers another: each at its height where there is room, as shares of a panel."""
     places: list[float] = []
     for height in sorted(heights):
@@ -164,7 +164,7 @@ def beside(heights: list[float]) -> list[float]:
 def calls_figure(rows: Rows, first: str) -> bytes:
     """Distance and accuracy against the number of calls, each line with its name, as PNG."""
     figure, (left, right) = canvas(2, 12.0, 4.6)
-    wanted = shown(rows, first)
+    wanted = figure_colors(rows, first)
     for name, color in wanted.items():
         means = rows[name].calls
         style = {"color": color, "marker": "o", "ms": 4, "lw": 2.4 if color == STUDENT else 1.4}
@@ -187,19 +187,19 @@ def calls_figure(rows: Rows, first: str) -> bytes:
     right.set_ylim(-0.02, 1.02)  # intervals of few trainings reach beyond what a share can be
     last = [rows[name].calls[max(rows[name].calls)].accuracy.mean for name in wanted]
     low, high = right.get_ylim()
-    places = beside([(value - low) / (high - low) for value in last])
+    places = spread_labels([(value - low) / (high - low) for value in last])
     for (name, color), place in zip(wanted.items(), places, strict=True):
         weight = "bold" if name == first else "normal"
         style = {"transform": right.transAxes, "va": "center", "fontsize": 10, "fontweight": weight}
         right.text(1.03, place, rows[name].title, color=color, **style)
     figure.tight_layout(w_pad=3)
-    return render(figure)
+    return figure_png(figure)
 
 
 def cost_figure(rows: Rows, calls: int, first: str) -> bytes:
     """Distance against what a training has cost, as PNG."""
     figure, (panel,) = canvas(1, 9.0, 4.6)
-    for name, color in shown(rows, first).items():
+    for name, color in figure_colors(rows, first).items():
         means = rows[name].calls.get(calls)
         if means and means.curve:
             curve = np.array(means.curve)
@@ -211,7 +211,7 @@ def cost_figure(rows: Rows, calls: int, first: str) -> bytes:
     panel.title.set_color(TEACHER)
     figure.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False, fontsize=10)
     figure.tight_layout()
-    return render(figure)
+    return figure_png(figure)
 
 
 def markdown_ranking(results: Comparison) -> str:
@@ -224,9 +224,9 @@ def markdown_ranking(results: Comparison) -> str:
             means = rows[name].calls[calls]
             line = Line.of(
                 rows[name].title,
-                spread(means.distance, ".4f"),
-                spread(means.accuracy, ".1%"),
-                spread(means.diversity, ".2f"),
+                with_interval(means.distance, ".4f"),
+                with_interval(means.accuracy, ".1%"),
+                with_interval(means.diversity, ".2f"),
                 f"{min(means.skills.values()):.0%}",
                 ours=name == results.first,
             )

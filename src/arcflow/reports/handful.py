@@ -34,19 +34,19 @@ def write_handful(path: Path, results: Handful, samples: dict[str, Samples], pro
         model="The small FLUX that comes with the package" if results.model == "world" else results.model,
         size=f"{results.height} x {results.width} pixels",
         images=len(prompts),
-        whole=rounded(teacher.seconds_per_image / student.seconds_per_image),
-        network=rounded(teacher.transformer / student.transformer),
-        nearer=rounded(euler.mse_to_teacher / student.mse_to_teacher) if student.mse_to_teacher else "\u221e",
-        distance=rounded(student.mse_to_teacher),
-        interval=f"{rounded(student.low)}, {rounded(student.high)}" if known else "",
+        whole=two_digits(teacher.seconds_per_image / student.seconds_per_image),
+        network=two_digits(teacher.transformer / student.transformer),
+        nearer=two_digits(euler.mse_to_teacher / student.mse_to_teacher) if student.mse_to_teacher else "\u221e",
+        distance=two_digits(student.mse_to_teacher),
+        interval=f"{two_digits(student.low)}, {two_digits(student.high)}" if known else "",
         moving=" Of a video four frames are shown, from the first to the last." if results.frames > 1 else "",
         drawn=[_line(results, samples, prompt, place) for place, prompt in enumerate(prompts[:ROWS])],
-        numbers=numbers(results),
+        numbers=handful_table(results),
         about=results.about,
     )
 
 
-def rounded(value: float | None) -> str:
+def two_digits(value: float | None) -> str:
     """Two digits, which are more than a handful of prompts can tell; of a large number all before the point."""
     if value is None:
         return ""
@@ -62,13 +62,15 @@ def _line(results: Handful, samples: dict[str, Samples], prompt: str, place: int
     return ImageRow(prompt, [shown(name) for name in WAYS])
 
 
-def numbers(results: Handful) -> Table:
+def handful_table(results: Handful) -> Table:
     """A line for each way to sample; what the command prints as well."""
 
     def cells(one: Way) -> list[str]:
-        around = "" if one.low is None or not one.mse_to_teacher else f" [{rounded(one.low)}, {rounded(one.high)}]"
+        around = (
+            "" if one.low is None or not one.mse_to_teacher else f" [{two_digits(one.low)}, {two_digits(one.high)}]"
+        )
         times = (*(one.seconds[part] for part in PARTS), one.seconds_per_image)
-        return [f"{rounded(one.mse_to_teacher)}{around}", *(f"{seconds:.3g}" for seconds in times)]
+        return [f"{two_digits(one.mse_to_teacher)}{around}", *(f"{seconds:.3g}" for seconds in times)]
 
     lines = [Line.of(TITLES[name], one.nfe, *cells(one), ours=name == "student") for name, one in results.rows.items()]
     return Table(["", "calls", "distance", *(PART_TITLES[part] + ", s" for part in PARTS), "together, s"], lines)

@@ -58,7 +58,7 @@ def write_page(path: Path, template: str, **values: object) -> Path:
     return path
 
 
-def png(image: Pixels) -> bytes:
+def image_png(image: Pixels) -> bytes:
     """An image as the bytes of a PNG file."""
     file = io.BytesIO()
     Image.fromarray(image).save(file, format="PNG", optimize=True)
@@ -67,7 +67,7 @@ def png(image: Pixels) -> bytes:
 
 def source(image: bytes | Pixels) -> str:
     """An image, or a PNG file, as the source of an img."""
-    content = image if isinstance(image, bytes) else png(image)
+    content = image if isinstance(image, bytes) else image_png(image)
     return "data:image/png;base64," + base64.b64encode(content).decode()
 
 
@@ -93,7 +93,7 @@ def canvas(panels: int, width: float, height: float, rows: int = 1) -> "tuple[Fi
     return figure, axes
 
 
-def render(figure: "Figure") -> bytes:
+def figure_png(figure: "Figure") -> bytes:
     """A figure as the bytes of a PNG file."""
     file = io.BytesIO()
     figure.savefig(file, format="png", bbox_inches="tight")

@@ -17,7 +17,7 @@ from torch import Tensor
 from arcflow.evaluation.results import Evaluation, Result
 from arcflow.evaluation.side_by_side import Tracks
 from arcflow.metrics.intervals import share_interval
-from arcflow.reports.page import EULER, FAINT, STUDENT, TEACHER, Pixels, canvas, render, write_page
+from arcflow.reports.page import EULER, FAINT, STUDENT, TEACHER, Pixels, canvas, figure_png, write_page
 from arcflow.reports.table import Line, Table
 from arcflow.sampling.generate import PARTS, Samples
 from arcflow.system import files
@@ -155,7 +155,7 @@ def _table(results: Evaluation, heads: list[str], cells: Callable[[Result], list
     return Table(["", "calls", *heads], lines)
 
 
-def short_table(results: Evaluation) -> Table:
+def evaluation_table(results: Evaluation) -> Table:
     """What the command prints."""
     lines = [
         Line.of(_title(row), result.nfe, f"{result.mse_to_teacher:.4f}", f"{result.right:.1%}")
@@ -203,7 +203,7 @@ def path_figure(ways: Sequence[Tracks], width: float | None = None) -> bytes:
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="lower center", ncols=3, frameon=False, fontsize=11, bbox_to_anchor=(0.5, -0.02))
     figure.tight_layout(rect=(0, 0.06, 1, 1), w_pad=2)
-    return render(figure)
+    return figure_png(figure)
 
 
 def _draw_way(panel: "Axes", way: Tracks) -> None:
@@ -284,7 +284,7 @@ def curves_figure(log: Sequence[LogLine]) -> bytes:
             )
     right.set(title="distance to the teacher", xlabel="iteration", yscale="log")
     figure.tight_layout(w_pad=3)
-    return render(figure)
+    return figure_png(figure)
 
 
 def _series(log: Sequence[LogLine], name: str) -> np.ndarray:

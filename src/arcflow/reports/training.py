@@ -54,7 +54,7 @@ def write_training(folder: Path) -> Path | None:
         curves=curves,
         pictures=_picture(pictures[-1]) if pictures else None,
         prompts=_prompts(folder, settings),
-        numbers=numbers(measured),
+        numbers=measured_table(measured),
         settings=Table(["setting", "value"], [Line.of(name, value) for name, value in _flat(settings).items()]),
         adapter=folder / "adapter" if (folder / "adapter").is_dir() else None,
         model=settings["model"]["base"],
@@ -77,7 +77,7 @@ def beaten(distance: float, euler: Mapping[int, float]) -> str:
     return f"nearer than plain Euler in {behind[-1]} calls"
 
 
-def numbers(measured: Sequence[LogLine]) -> Table:
+def measured_table(measured: Sequence[LogLine]) -> Table:
     """What was measured on the held-out prompts, line by line."""
     names = [name for name in measured[-1] if name.startswith("distance")]
     every = max(1, -(-len(measured) // MEASURED))

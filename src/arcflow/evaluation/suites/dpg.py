@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from arcflow.evaluation.suites.layouts import grid, write_once
-from arcflow.evaluation.suites.suite import Item, Suite, read_lines, read_table
+from arcflow.evaluation.suites.suite import Item, Suite, numbered_lines, read_table
 
 
 def dpg_layout(item: Item, images: Sequence[Path], root: Path, model: str) -> None:
@@ -18,7 +18,7 @@ def dpg_answers(path: Path, items: Sequence[Item], model: str) -> dict[str, floa
     by categories of questions is left out."""
     ids = {item.id: item for item in items}
     found = {}
-    for place, line in read_lines(path):
+    for place, line in numbered_lines(path):
         numbers = re.search(r"((?:, [0-9.e+-]+){2,})$", line)
         if not numbers:
             continue

@@ -140,7 +140,7 @@ def _world(count: int) -> list[Item]:
     return [Item(i, f"{i:05d}", text, parse(text).skill) for i, text in enumerate(texts)]
 
 
-def read_lines(path: Path) -> list[tuple[int, str]]:
+def numbered_lines(path: Path) -> list[tuple[int, str]]:
     """The numbered lines of a file of text that are not blank: ends of any system, and no others, so that U+2028 in a
     prompt is part of it."""
     with path.open(encoding="utf-8-sig") as stream:
@@ -150,7 +150,7 @@ def read_lines(path: Path) -> list[tuple[int, str]]:
 def read_records(path: Path) -> list[Json]:
     """The objects in the lines of a file. Raises ValueError with the line that is none."""
     found = []
-    for place, line in read_lines(path):
+    for place, line in numbered_lines(path):
         try:
             record = json.loads(line)
         except (ValueError, RecursionError) as error:
