@@ -28,10 +28,10 @@ def main() -> None:
     parser.add_argument("--modes", type=int, nargs="+", default=[1, 4, 16])
     parser.add_argument("--calls", type=int, nargs="+", default=[1, 2])
     options = parser.parse_args()
-    teacher, x = plane.circle(), plane.noise(COUNT, torch.Generator().manual_seed(seeds.seed_of("held out")))
+    teacher, x = plane.circle(), plane.starting_points(COUNT, torch.Generator().manual_seed(seeds.seed_of("held out")))
     ends = plane.exact(teacher, x)
     for calls in (1, 2, 4, 8):
-        print(f"plain Euler, {calls}: {plane.distance(euler(teacher, x, {}, step_grid(calls)), ends):.3f}")
+        print(f"plain Euler, {calls}: {plane.mean_distance(euler(teacher, x, {}, step_grid(calls)), ends):.3f}")
     print(f"\n| modes | {' | '.join(f'calls: {n}' for n in options.calls)} | seconds each |")
     print("|---|" + "---|" * (len(options.calls) + 1), flush=True)
     for modes in options.modes:
@@ -39,10 +39,10 @@ def main() -> None:
         for steps in options.calls:
             found = []
             for seed in range(options.seeds):
-                student = plane.learn(
+                student = plane.train_student(
                     teacher, modes=modes, steps=steps, iterations=options.iterations, batch=options.batch, seed=seed
                 )
-                found.append(plane.distance(plane.walked(student, x, steps), ends))
+                found.append(plane.mean_distance(plane.arrivals(student, x, steps), ends))
             cells.append(f"{min(found):.3f}-{max(found):.3f}")
         each = (time.monotonic() - started) / len(options.calls) / options.seeds
         print(f"| {modes} | {' | '.join(cells)} | {each:.0f} |", flush=True)

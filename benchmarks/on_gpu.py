@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from arcflow import recipes, student
 from arcflow.families import memory
 from arcflow.sampling import attach
-from arcflow.sampling.generate import Meter, euler, metered
+from arcflow.sampling.generate import Meter, metered, stock_euler
 from arcflow.student import adapter
 from arcflow.system.devices import attention
 from benchmarks.exact_step import seconds
@@ -110,7 +110,7 @@ def sampling(pipe: Any, repeats: int) -> None:
     here, ways = Sampling(pipe, repeats), dict((way.name, way.gigabytes) for way in memory.ways(memory.MODELS["flux"]))
     text = here.encode()
     encoding = here.encoding()
-    with euler(pipe):
+    with stock_euler(pipe):
         fifty = here.medians(text, 50)
     with tempfile.TemporaryDirectory() as folder:
         adapter.save_adapter(student.build(pipe.transformer, modes=16, rank=256), folder)

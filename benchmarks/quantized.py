@@ -170,7 +170,7 @@ def apart(one: Tensor, other: Tensor) -> float:
 def measure(count: int) -> tuple[list[Row], float]:
     """All rows, and the accuracy of the float32 teacher in 50 steps."""
     pipe, prompts = load_teacher(), held_out(count)
-    with generate.euler(pipe):
+    with generate.stock_euler(pipe):
         teacher = draw(pipe, count, steps=50)
     rows: list[Row] = []
     student = None

@@ -43,7 +43,7 @@ def main() -> None:
     prompts, seeds = ["a red ring left of a blue square"] * options.images, list(range(options.images))
     pairs = []
     for repeat in range(options.repeats + 1):  # one to warm up
-        with generate.euler(teacher):
+        with generate.stock_euler(teacher):
             fifty = generate.generate(teacher, prompts, seeds, steps=50, **SIZE).seconds["transformer"]
         two = generate.generate(ours, prompts, seeds, steps=2, **SIZE).seconds["transformer"]
         if repeat:
@@ -70,7 +70,7 @@ def one_call(teacher: Any, students: dict[str, Any], prompts: list[str], seeds: 
     cond = network.encode_prompts(teacher, prompts, **SIZE)
     pipes = {"teacher": teacher, **students}
     times: dict[str, list[tuple[float, float]]] = {name: [] for name in pipes}
-    with generate.euler(teacher):
+    with generate.stock_euler(teacher):
         for repeat in range(calls // 2 + 1):  # one to warm up
             for pipe in pipes.values():
                 pipe.scheduler.set_timesteps(2)

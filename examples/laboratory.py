@@ -36,7 +36,7 @@ torch.set_num_threads(1)  # tensors this small gain nothing from more
 
 # %%
 teacher = plane.circle()
-x = plane.noise(1000, torch.Generator().manual_seed(0))
+x = plane.starting_points(1000, torch.Generator().manual_seed(0))
 sigmas = step_grid(64)
 paths = plane.exact(teacher, x, sigmas, trace=True)
 ends = paths[-1]
@@ -47,7 +47,7 @@ ends = paths[-1]
 # One Euler step goes to the middle of all data: the same point for every noise. Two begin to turn too late.
 
 # %%
-plain = {calls: plane.distance(euler(teacher, x, {}, step_grid(calls)), ends) for calls in (1, 2, 4, 8, 16)}
+plain = {calls: plane.mean_distance(euler(teacher, x, {}, step_grid(calls)), ends) for calls in (1, 2, 4, 8, 16)}
 for calls, error in plain.items():
     print(f"plain Euler, calls {calls:2d}: mean distance {error:.3f} to where the teacher arrives")
 
@@ -63,10 +63,10 @@ MODES, CALLS = (1, 2, 4, 16), (1, 2)
 students = {}
 for modes in MODES:
     for calls in CALLS:
-        students[modes, calls] = plane.learn(
+        students[modes, calls] = plane.train_student(
             teacher, modes=modes, steps=calls, iterations=options.iterations, batch=options.batch, lr=1e-2
         )
-learned = {key: plane.distance(plane.walked(student, x, key[1]), ends) for key, student in students.items()}
+learned = {key: plane.mean_distance(plane.arrivals(student, x, key[1]), ends) for key, student in students.items()}
 for (modes, calls), error in learned.items():
     print(f"student, modes {modes:2d}, calls {calls}: {error:.3f}")
 

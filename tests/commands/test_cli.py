@@ -7,7 +7,6 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -159,7 +158,7 @@ def test_image_size_follows_the_model() -> None:
     assert open.size_of("world", None, None) == (64, 64)
     assert open.size_of("owner/name", None, None) == (1024, 1024)
     with pytest.raises(ValueError, match="width = 101: expected a multiple of 16"):
-        open.check_size(SimpleNamespace(vae_scale_factor=8), 64, 101)
+        open.check_side(16, 64, 101)
     for wrong, said in (({"steps": 0}, "steps = 0"), ({"batch": 0}, "batch = 0"), ({"seeds": [10**20]}, "64 bits")):
         with pytest.raises(ValueError, match=said):
             open.check_drawing(**{"steps": 2, "batch": 8, **wrong})

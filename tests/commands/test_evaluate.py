@@ -11,7 +11,7 @@ from arcflow import cli, save_adapter, student
 from arcflow.evaluation.results import Handful
 from arcflow.families import loading
 from arcflow.reports.page import LARGE, photo
-from arcflow.sampling.generate import euler, generate
+from arcflow.sampling.generate import generate, stock_euler
 from arcflow.system import records
 from tests.support.pipelines import SIDE, fresh, perturb
 from tests.support.suites import request
@@ -45,7 +45,7 @@ def test_any_model_gets_a_page_with_teacher_euler_and_student_from_one_noise(own
     assert found.student.low is not None and found.student.low <= found.student.mse_to_teacher
 
     flux = fresh(pristine["flux"])
-    with euler(flux):
+    with stock_euler(flux):
         twin = generate(flux, ["two green balls"], [7], steps=2, height=SIDE, width=SIDE).images[0]
     assert np.array_equal(np.asarray(Image.open(own / "out" / "images" / "003-euler.png")), twin)
     assert len(list((own / "out" / "images").iterdir())) == 12

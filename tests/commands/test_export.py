@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from arcflow import cli, student
 from arcflow.path import step_grid
 from arcflow.sampling import open
-from arcflow.sampling.plain import difference
+from arcflow.sampling.plain import latent_difference
 from arcflow.student import adapter
 from arcflow.student.plain_lora import LORA
 from arcflow.student.record import AdapterInfo
@@ -89,7 +89,7 @@ def test_a_student_of_several_steps_leaves_as_a_lora_at_the_least_of_them(flux, 
     cli.main(["export", "--adapter", str(made), "--layout", "lora", "--out", str(tmp_path / "lora")])
     size = dict(height=SIDE, width=SIDE, max_sequence_length=8, guidance_scale=3.5)
     lora = tmp_path / "lora" / LORA["diffusers"]
-    assert difference(flux, made, lora, prompts=["a red cube"], **size) < 1e-5
+    assert latent_difference(flux, made, lora, prompts=["a red cube"], **size) < 1e-5
     card = (tmp_path / "lora" / "README.md").read_text()
     assert "2 network calls for an image" in card and "num_inference_steps=2" in card
     assert ", ".join(f"{level:.4g}" for level in step_grid(2).tolist()) in card

@@ -13,7 +13,7 @@ from arcflow.data.batches import PromptData, PromptStream, open_prompts
 from arcflow.data.embeddings import CHUNK, EmbeddedPrompts
 from arcflow.data.images import read_images
 from arcflow.data.prompts import ListedPrompt
-from arcflow.data.stream import content_of
+from arcflow.data.stream import data_digest
 from arcflow.families.conditioning import repeat, rows
 from arcflow.system.processes import Ranks
 from arcflow.system.seeds import seed_of
@@ -183,8 +183,8 @@ def test_a_stream_is_known_by_what_is_in_its_files(shards, monkeypatch):
 
     known = {"hf://a": {"lfs": {"sha256": "1"}}, "hf://b": {"blob_id": "2"}}
     monkeypatch.setattr(HfFileSystem, "info", lambda self, path: known[path])
-    assert content_of(["hf://a", "hf://b"]) == content_of(["hf://b", "hf://a"]) != content_of(["hf://a"])
-    assert content_of(["hf://a", "hf://away"]) is None and content_of(["https://a.org/x.csv"]) is None
+    assert data_digest(["hf://a", "hf://b"]) == data_digest(["hf://b", "hf://a"]) != data_digest(["hf://a"])
+    assert data_digest(["hf://a", "hf://away"]) is None and data_digest(["https://a.org/x.csv"]) is None
 
 
 def test_a_stream_looks_at_no_images(tmp_path):

@@ -10,7 +10,7 @@ from arcflow import save_adapter, student
 from arcflow.evaluation.results import Evaluation, EvaluationAbout, Result
 from arcflow.evaluation.side_by_side import ROWS, compare, tracks
 from arcflow.families import network
-from arcflow.sampling.generate import PARTS, euler, generate
+from arcflow.sampling.generate import PARTS, generate, stock_euler
 from arcflow.system import records
 from arcflow.system.packages import about
 from tests.support.pipelines import SIDE, perturb
@@ -47,7 +47,7 @@ def test_every_row_has_every_number(flux, adapter) -> None:
 
 def test_the_distance_is_that_of_final_latents_from_the_same_noise(flux, adapter) -> None:
     results, _ = compare(flux, adapter, PROMPTS, accuracy=bright, first_seed=5, **SIZE)
-    with euler(flux):
+    with stock_euler(flux):
         teacher = generate(flux, PROMPTS, [5, 6], steps=50, **SIZE).latents
         four = generate(flux, PROMPTS, [5, 6], steps=4, **SIZE).latents
     assert results["euler_4"].mse_to_teacher == pytest.approx(float((four - teacher).square().mean()))

@@ -20,7 +20,7 @@ from arcflow.evaluation.suites import SUITES
 from arcflow.evaluation.suites.suite import read_items
 from arcflow.sampling import folder as sample_folder
 from arcflow.sampling import open
-from arcflow.sampling.generate import euler, generate
+from arcflow.sampling.generate import generate, stock_euler
 from arcflow.student.identity import tensors_digest
 from arcflow.system import records
 from arcflow.system.packages import About
@@ -216,7 +216,7 @@ def test_grids_are_square_row_by_row_and_metadata_is_the_benchmarks_line(evaluat
 def test_images_are_those_of_the_stock_pipeline_from_their_seed(evaluate, flux, tmp_path) -> None:
     evaluate("coco", steps=2)
     items = read_items(SUITES["coco"], tmp_path / "captions_val2014.json", complete=False)
-    with euler(flux):
+    with stock_euler(flux):
         seeds = [SUITES["coco"].seed(item, 0) for item in items]
         stock = generate(flux, [item.prompt for item in items], seeds, steps=2, height=SIDE, width=SIDE).images
     for item, image in zip(items, stock, strict=True):

@@ -8,7 +8,7 @@ import torch
 
 from arcflow import attach, detach, recipes, student
 from arcflow.families import memory, network
-from arcflow.sampling.generate import euler
+from arcflow.sampling.generate import stock_euler
 from arcflow.student import adapter
 from tests.support import pipelines as tiny
 
@@ -69,7 +69,7 @@ def test_what_is_measured_on_a_gpu_draws_with_and_without_a_student_and_trains_i
     pipe = build(lambda: (flux.transformer, [flux.text_encoder_2, flux.text_encoder], flux.vae), "cpu")
     here = Sampling(pipe, repeats=1, side=tiny.SIDE)
     text = here.encode()
-    with euler(pipe):
+    with stock_euler(pipe):
         assert here.draw(text, 3).calls["transformer"] == 3
     adapter.save_adapter(student.build(pipe.transformer, modes=4, rank=2), tmp_path)
     student.remove(pipe.transformer)

@@ -39,7 +39,7 @@ def path_of(arc):
 @pytest.fixture(scope="module")
 def curved():
     """Paths of the laboratory's teacher, which are no mixture."""
-    return plane.exact(plane.circle(), plane.noise(20, torch.Generator().manual_seed(0)), SIGMAS, trace=True)
+    return plane.exact(plane.circle(), plane.starting_points(20, torch.Generator().manual_seed(0)), SIGMAS, trace=True)
 
 
 @pytest.mark.parametrize("steps", [1, 2, 3])

@@ -5,7 +5,7 @@ import torch
 
 from arcflow.config import Distill
 from arcflow.distillation.method import Turn
-from arcflow.distillation.renoise import clean, sample
+from arcflow.distillation.renoise import clean, sample_renoised
 from arcflow.distillation.walk import euler
 from arcflow.methods.consistency import INTERVALS, KEEP, METHOD
 from arcflow.path import column, step_grid
@@ -96,17 +96,17 @@ def test_from_everywhere_on_its_walk_the_student_sees_where_the_teacher_ends(mon
 
 def test_one_call_of_the_exact_student_is_the_end_of_the_teachers_path():
     eps = gaussian.noise(64)
-    torch.testing.assert_close(sample(exact, eps, {}, 1, CONFIG, torch.Generator()), gaussian.end(eps))
+    torch.testing.assert_close(sample_renoised(exact, eps, {}, 1, CONFIG, torch.Generator()), gaussian.end(eps))
 
 
 @pytest.mark.parametrize("steps", [2, 4])
 def test_many_calls_give_the_data_s_mean_and_spread_and_forget_the_noise(steps):
     eps = gaussian.noise(20000)
-    x = sample(exact, eps, {}, steps, CONFIG, torch.Generator().manual_seed(1))
+    x = sample_renoised(exact, eps, {}, steps, CONFIG, torch.Generator().manual_seed(1))
     assert float(x.mean()) == pytest.approx(gaussian.MEAN, abs=0.03)
     assert float(x.std()) == pytest.approx(gaussian.SPREAD, rel=0.01)
     assert not torch.allclose(x, gaussian.end(eps), atol=0.1)
-    assert torch.equal(x, sample(exact, eps, {}, steps, CONFIG, torch.Generator().manual_seed(1)))
+    assert torch.equal(x, sample_renoised(exact, eps, {}, steps, CONFIG, torch.Generator().manual_seed(1)))
 
 
 def test_the_student_is_called_so_many_times_on_the_samplers_grid():
@@ -117,5 +117,5 @@ def test_the_student_is_called_so_many_times_on_the_samplers_grid():
         return exact(x, sigma, cond)
 
     config = Distill(steps=3, final_step_scale=0.5)
-    sample(student, gaussian.noise(4), {}, 3, config, torch.Generator())
+    sample_renoised(student, gaussian.noise(4), {}, 3, config, torch.Generator())
     assert seen == gaussian.levels(3, config)[:-1].tolist()

@@ -101,7 +101,7 @@ def test_a_student_learns_the_mean_and_spread_of_the_data(steps, monkeypatch):
 
     def spread():
         x = torch.randn(500, 8, 16, generator=draws(7))
-        end = renoise.sample(pupil, x, {}, steps, config, draws(8))
+        end = renoise.sample_renoised(pupil, x, {}, steps, config, draws(8))
         return end.mean().item(), end.std().item()
 
     assert spread()[1] < 0.85 * NARROW, "the teacher's own few calls are too narrow"
@@ -121,13 +121,13 @@ def test_a_student_learns_the_mean_and_spread_of_the_data(steps, monkeypatch):
 def test_sampling_is_what_training_simulates():
     config, pupil = Distill(steps=3), Affine([1.0, 0.86, 0.6])
     x = torch.randn(SHAPE, generator=draws())
-    end = renoise.sample(pupil, x, {}, 3, config, draws(1))
+    end = renoise.sample_renoised(pupil, x, {}, 3, config, draws(1))
     again, state = draws(1), x
     for here, there in ((1.0, 6.4 / 7.4), (6.4 / 7.4, 3.2 / 5.2)):
         x0 = state - here * pupil(state, torch.full((len(x),), here), {}).velocity(0.0)
         state = (1 - there) * x0 + there * torch.randn(SHAPE, generator=again)
     torch.testing.assert_close(end, renoise.clean(pupil, state, torch.full((len(x),), 3.2 / 5.2), {}))
-    assert not torch.equal(end, renoise.sample(pupil, x, {}, 3, config, draws(2)))
+    assert not torch.equal(end, renoise.sample_renoised(pupil, x, {}, 3, config, draws(2)))
 
 
 def test_each_sample_may_bring_its_own_random_numbers():

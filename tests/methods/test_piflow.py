@@ -6,7 +6,15 @@ import pytest
 import torch
 
 from arcflow.config import Distill
-from arcflow.methods.piflow import RANGE, SPREAD, DenoisedCurve, GaussianMixture, denoised_curve, gaussian_mixture, pull
+from arcflow.methods.piflow import (
+    RANGE,
+    SPREAD,
+    DenoisedCurve,
+    GaussianMixture,
+    denoised_curve,
+    gaussian_mixture,
+    pull_weights,
+)
 from arcflow.momentum import Mixture, unpack
 from arcflow.path import shift_sigma, step_grid
 from arcflow.student.head import MomentumHead
@@ -218,7 +226,7 @@ def test_a_curves_path_is_the_solution_of_its_equation_and_additive():
 def test_the_pull_of_a_whole_step_is_what_the_state_loses():
     levels = torch.tensor([[0.9, 0.6, 0.3, 0.0]]).double()
     for end, lost in ((0.3, 2 / 3), (0.0, 1.0)):
-        weights = pull(levels, torch.tensor([0.9]).double(), torch.tensor([end]).double()) * (0.9 - end)
+        weights = pull_weights(levels, torch.tensor([0.9]).double(), torch.tensor([end]).double()) * (0.9 - end)
         assert weights.sum().item() == pytest.approx(lost)
         assert (weights >= 0).all()
 

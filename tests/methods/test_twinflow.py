@@ -128,7 +128,7 @@ def test_the_mean_velocity_is_consistent_and_nothing_else_is():
     x = (1 - t)[:, None, None] * MEAN + width(t, NARROW)[:, None, None] * noise()
 
     def flow(x, t, r):
-        return twinflow.mean_velocity(exact(), x, t, r, cond())
+        return twinflow.network_flow(exact(), x, t, r, cond())
 
     def wrong(f):
         return twinflow.inconsistency(f, narrow_teacher(x, t, {}), x, t, r, flow).square().mean().sqrt()

@@ -18,7 +18,7 @@ import arcflow
 from arcflow import student
 from arcflow.path import step_grid
 from arcflow.reports import model_card
-from arcflow.sampling.plain import difference
+from arcflow.sampling.plain import latent_difference
 from arcflow.student import adapter, formats
 from arcflow.student.plain_lora import LORA, Factors, Keys, factors_of, lora_tensors, raw_times, stock_scheduler
 from tests.support.pipelines import SIDE, draws, fresh, perturb, sample
@@ -129,7 +129,7 @@ def test_every_family_takes_the_plain_lora(pipe, tmp_path):
     settings: dict[str, Any] = {"height": SIDE, "width": SIDE}
     if adapter.read_info(made).guidance:
         settings["guidance_scale"] = adapter.read_info(made).guidance
-    assert difference(pipe, made, lora, prompts=["a red cube"], **settings) < 1e-5
+    assert latent_difference(pipe, made, lora, prompts=["a red cube"], **settings) < 1e-5
     assert pipe.scheduler is stock and torch.equal(sample(pipe), before)
 
 
@@ -208,7 +208,7 @@ def test_a_mixture_says_what_is_lost_and_is_refused_beyond_a_bound(flux, tmp_pat
     size = dict(height=SIDE, width=SIDE, max_sequence_length=8)
 
     def measure(file):
-        return difference(flux, made, file, prompts=["a red cube"], **size)
+        return latent_difference(flux, made, file, prompts=["a red cube"], **size)
 
     with pytest.raises(ValueError, match="give --model"):
         model_card.export(str(made), tmp_path / "lora", layout="lora")
@@ -242,9 +242,9 @@ def test_a_mixture_that_is_straight_loses_next_to_nothing(flux, tmp_path):
         tmp_path / "lora",
         layout="lora",
         transformer=flux.transformer,
-        measure=lambda file: difference(flux, made, file, prompts=["a red cube"], **size),
+        measure=lambda file: latent_difference(flux, made, file, prompts=["a red cube"], **size),
     )
-    assert difference(flux, made, out / LORA["diffusers"], prompts=["a red cube"], **size) < 1e-3
+    assert latent_difference(flux, made, out / LORA["diffusers"], prompts=["a red cube"], **size) < 1e-3
 
 
 def test_a_mixture_is_merged_where_a_stock_class_can_hold_it(pipe, tmp_path):

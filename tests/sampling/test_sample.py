@@ -11,7 +11,7 @@ from PIL import Image
 
 from arcflow import attach, detach, save_adapter, student
 from arcflow.sampling.folder import Recipe, parameters, png, read_manifest, sample_folder
-from arcflow.sampling.generate import euler, generate, metered, trajectory
+from arcflow.sampling.generate import generate, metered, stock_euler, trajectory
 from tests.support.pipelines import SIDE, perturb
 
 SIZE = {"height": SIDE, "width": SIDE}
@@ -34,7 +34,7 @@ def recipe(prompt: str = PROMPTS[0], seed: int = 0) -> Recipe:
 
 
 def test_images_are_those_of_the_stock_pipeline(flux) -> None:
-    with euler(flux):
+    with stock_euler(flux):
         ours = generate(flux, PROMPTS[:1], [7], steps=3, **SIZE)
         generator = torch.Generator("cpu").manual_seed(7)
         stock = flux(PROMPTS[0], num_inference_steps=3, max_sequence_length=8, generator=generator, **SIZE).images[0]
@@ -43,7 +43,7 @@ def test_images_are_those_of_the_stock_pipeline(flux) -> None:
 
 def test_euler_walks_the_fixed_shift_grid_and_gives_the_scheduler_back(flux) -> None:
     kept = flux.scheduler
-    with euler(flux):
+    with stock_euler(flux):
         generate(flux, PROMPTS[:1], [0], steps=2, **SIZE)
         assert flux.scheduler.sigmas.tolist() == pytest.approx([1.0, 3.2 * 0.5 / 2.1, 0.0])
     assert flux.scheduler is kept
@@ -59,7 +59,7 @@ def test_batches_change_nothing_and_calls_are_counted(pipe, adapter) -> None:
 
 
 def test_every_part_is_timed_and_no_hook_stays(pipe) -> None:
-    with euler(pipe):
+    with stock_euler(pipe):
         samples = generate(pipe, PROMPTS[:2], [0, 1], steps=2, **SIZE)
     assert all(seconds > 0 for seconds in samples.seconds.values())
     assert samples.seconds_per_image == pytest.approx(sum(samples.seconds.values()) / 2)
@@ -69,7 +69,7 @@ def test_every_part_is_timed_and_no_hook_stays(pipe) -> None:
 
 
 def test_a_trajectory_ends_where_the_image_is(flux) -> None:
-    with euler(flux):
+    with stock_euler(flux):
         path = trajectory(flux, PROMPTS[0], 5, steps=4, **SIZE)
         end = generate(flux, PROMPTS[:1], [5], steps=4, **SIZE).latents
     assert len(path) == 4
@@ -105,7 +105,7 @@ def test_a_pipeline_without_all_its_parts_is_refused_by_name(flux, part) -> None
 
 def test_a_folder_is_finished_and_not_drawn_again(flux, tmp_path) -> None:
     recipes = [recipe(prompt, seed) for prompt in PROMPTS[:2] for seed in (0, 1)]
-    with euler(flux):
+    with stock_euler(flux):
         first = sample_folder(flux, recipes[:1], tmp_path)
         rest = sample_folder(flux, [*recipes, recipes[0]], tmp_path, batch_size=2)
         again = sample_folder(flux, recipes, tmp_path)
@@ -115,7 +115,7 @@ def test_a_folder_is_finished_and_not_drawn_again(flux, tmp_path) -> None:
 
 
 def test_an_image_carries_its_recipe(flux, tmp_path) -> None:
-    with euler(flux):
+    with stock_euler(flux):
         (path,) = sample_folder(flux, [recipe()], tmp_path)
     text = Image.open(path).text  # type: ignore[attr-defined]
     assert text.pop("parameters").splitlines()[0] == recipe().prompt
@@ -137,7 +137,7 @@ def test_an_image_has_the_text_that_viewers_read() -> None:
 
 @pytest.mark.parametrize("left", [None, 0, 5, 60, -1])
 def test_an_image_that_is_gone_or_cut_and_a_line_cut_short_are_made_again(flux, tmp_path, left) -> None:
-    with euler(flux):
+    with stock_euler(flux):
         (path,) = sample_folder(flux, [recipe()], tmp_path)
         before = path.read_bytes()
         path.unlink()
@@ -162,7 +162,7 @@ def test_several_processes_share_a_list_and_none_is_lost_or_drawn_twice(flux, tm
             raise KeyboardInterrupt
         save(image, recipe, path)
 
-    with euler(flux):
+    with stock_euler(flux):
         assert len(sample_folder(flux, recipes, tmp_path, share=(0, 2))) == 5
         monkeypatch.setattr(folder, "save_png", die)
         with pytest.raises(KeyboardInterrupt):

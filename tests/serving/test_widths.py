@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from arcflow.serving.widths import agreeing, padded, sizes
+from arcflow.serving.widths import agreeing, next_width, sizes
 
 
 class Clock:
@@ -69,4 +69,4 @@ def test_a_full_device_is_not_tried_further(clock):
 
 def test_batches_are_padded_to_the_next_size():
     assert sizes(6) == [1, 2, 4, 6]
-    assert [padded(n, (4, 8)) for n in (1, 4, 5, 8)] == [4, 4, 8, 8]
+    assert [next_width(n, (4, 8)) for n in (1, 4, 5, 8)] == [4, 4, 8, 8]

@@ -6,7 +6,7 @@ from torch import nn
 
 from arcflow.momentum import unpack
 from arcflow.student.head import MomentumHead, start_gains
-from arcflow.training.optimizer import COUNT, MOST, along, directions
+from arcflow.training.optimizer import COUNT, MOST, directions, preconditioned
 
 
 @pytest.mark.parametrize("span", [0.238, 0.762])
@@ -37,7 +37,7 @@ def fit(turn: bool, steps: int = 60) -> float:
         optimizer.zero_grad()
         loss.backward()
         if turn:
-            with along(mix, means):
+            with preconditioned(mix, means):
                 optimizer.step()
         else:
             optimizer.step()
@@ -57,7 +57,7 @@ def test_with_the_identity_a_step_is_the_optimizers_own():
         for _ in range(3):
             weight.square().sum().backward()
             if turn:
-                with along(torch.eye(2, dtype=torch.float64), [weight]):
+                with preconditioned(torch.eye(2, dtype=torch.float64), [weight]):
                     optimizer.step()
             else:
                 optimizer.step()

@@ -13,7 +13,7 @@ from peft import LoraConfig, get_peft_model_state_dict
 
 from arcflow.config import Data, from_json
 from arcflow.families import network
-from arcflow.families.loading import _with_lora, settle
+from arcflow.families.loading import _with_lora, put_on_device
 from arcflow.student.layers import learn
 from arcflow.system import files
 from arcflow.system.processes import OnAll, Ranks
@@ -144,7 +144,7 @@ def test_the_teacher_draws_no_random_numbers_though_its_lora_has_a_dropout(tmp_p
     about = _collate_lora_metadata({"transformer": net})
     FluxPipeline.save_lora_weights(tmp_path, get_peft_model_state_dict(net), **about)
     pipe, run = _with_lora(tiny_pipe(), str(tmp_path)), config(tmp_path / "run", model__dropout=0.5)
-    settle(pipe, run.model, torch.device("cpu"), Ranks())
+    put_on_device(pipe, run.model, torch.device("cpu"), Ranks())
     build_student(pipe.transformer, run, Ranks())
     walker, teacher = views(pipe.transformer)
     cond, x = network.encode_prompts(pipe, ["a red ring"], height=8, width=8), network.noise(pipe, [0], 8, 8)

@@ -67,7 +67,7 @@ class Sample:
         recipes = setup.recipes(rows, self.seed or (0,))
         from arcflow.reports.contact_sheet import INDEX, write_sheet
         from arcflow.sampling.folder import is_whole, read_manifest, sample_folder, share_of_work, to_draw
-        from arcflow.sampling.generate import euler
+        from arcflow.sampling.generate import stock_euler
         from arcflow.system.files import sweep
         from arcflow.system.owner import owned_share
 
@@ -79,7 +79,7 @@ class Sample:
                     sweep(self.out)
                 if missing:
                     pipe = setup.open()
-                    with nullcontext() if setup.adapter else euler(pipe):
+                    with nullcontext() if setup.adapter else stock_euler(pipe):
                         new = sample_folder(pipe, recipes, self.out, batch_size=self.machine.batch, share=share)
                 there = [record for record in read_manifest(self.out) if is_whole(self.out / record["file"])]
                 write_sheet(self.out, there)
@@ -119,7 +119,7 @@ class Sample:
         from contextlib import nullcontext
 
         from arcflow.sampling.shards import Shards
-        from arcflow.system.cluster import joined, need_ray
+        from arcflow.system.cluster import connected, need_ray
         from arcflow.system.owner import owned
 
         check(self.sharding.per_shard >= 1, "--per-shard", self.sharding.per_shard, "1 or more", "leave it out for 64")
@@ -140,7 +140,7 @@ class Sample:
             folder=str(Path.cwd()),
         )
         alone = owned(Path(shards.root), "draws") if shards.local else nullcontext()
-        with alone, joined(self.fleet.address):
+        with alone, connected(self.fleet.address):
             new, wanted = sample_on_ray(job, rows, self.seed or (0,), self.fleet)
         print(f"new images: {new}; in {where}: {wanted} of {wanted}")
 

@@ -110,7 +110,7 @@ class Score:
         prompts = held_out(self.count)
         pipe = load_teacher(self.folder).to(torch_device(self.device))
         seeds = list(range(FIRST_SEED, FIRST_SEED + self.count))
-        with generate.euler(pipe):
+        with generate.stock_euler(pipe):
             drawn = generate.generate(pipe, prompts, seeds, steps=self.steps, height=SIZE, width=SIZE, progress=True)
         print_scores(accuracy(drawn.images, prompts))
 

@@ -44,7 +44,7 @@ class Stream:
         need_extra(column, columns, name)
         # Images that stand beside the prompts are neither fetched nor decoded.
         self.rows = rows.select_columns([one for one in dict.fromkeys((column, "height", "width")) if one in columns])
-        self.content = content_of([str(path) for paths in (made.config.data_files or {}).values() for path in paths])
+        self.content = data_digest([str(path) for paths in (made.config.data_files or {}).values() for path in paths])
         """A digest of its files, whatever they are called; None where that cannot be told."""
         self.column, self.block = column, block
         self.sieve = Sieve(name, strict, "row")
@@ -115,7 +115,7 @@ class Stream:
         self._go(**state)
 
 
-def content_of(paths: Sequence[str]) -> str | None:
+def data_digest(paths: Sequence[str]) -> str | None:
     """Tells data sets apart by the content of their files, of which none is read whole or fetched: those on the Hub
     have a digest there. None if one of them is somewhere else, or there are none."""
     found = list(map(_file_content, paths))

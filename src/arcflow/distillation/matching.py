@@ -24,12 +24,12 @@ Lay = Callable[[Mixture, Tensor, Tensor, Distill], Policy]
 """(what the head said, state, noise level, step grid) -> the path over the step."""
 
 
-def as_it_is(mixture: Mixture, x: Tensor, sigma: Tensor, config: Distill) -> Policy:
+def unchanged(mixture: Mixture, x: Tensor, sigma: Tensor, config: Distill) -> Policy:
     """The mixture is a path already."""
     return mixture
 
 
-def matching(config: Distill, training: Training, *, lay: Lay = as_it_is, modes_drop: bool = True) -> Objective:
+def matching(config: Distill, training: Training, *, lay: Lay = unchanged, modes_drop: bool = True) -> Objective:
     """ArcFlow's objective for the path that `lay` makes of the head's output. Without `modes_drop` the copy that walks
     to the states is whole, for paths that are not made of modes. The teacher's share follows `config.hold` and
     `config.decay`, in parts of the budget."""

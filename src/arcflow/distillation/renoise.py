@@ -40,7 +40,9 @@ def simulate(
 
 
 @torch.no_grad()
-def sample(student: Student, x: Tensor, cond: Cond, steps: int, config: Distill, generator: torch.Generator) -> Tensor:
+def sample_renoised(
+    student: Student, x: Tensor, cond: Cond, steps: int, config: Distill, generator: torch.Generator
+) -> Tensor:
     """The last guess of a sampler that noises its guesses again."""
     *sigmas, _ = sampler_grid(steps, config).tolist()
     x = simulate(student, x, cond, sigmas, generator)

@@ -16,7 +16,7 @@ from arcflow.families.fit import fitted
 from arcflow.metrics.intervals import bootstrap, prompt_means
 from arcflow.sampling.attach import attach
 from arcflow.sampling.folder import png
-from arcflow.sampling.generate import Samples, euler, generate
+from arcflow.sampling.generate import Samples, generate, stock_euler
 from arcflow.sampling.open import TEACHER_STEPS, Setup
 from arcflow.system import files
 
@@ -51,7 +51,7 @@ def draw_ways(setup: Setup, prompts: Sequence[str], seeds: Sequence[int], batch:
     if setup.fit != "card":
         fitted(pipe, setup.fit, setup.device)
     samples = dict[str, Samples]()
-    with euler(pipe, setup.info.shift):
+    with stock_euler(pipe, setup.info.shift):
         samples["teacher"] = drawn(pipe, TEACHER_STEPS, scale)
         samples["euler"] = drawn(pipe, setup.steps, scale)
     if setup.fit == "card":

@@ -17,7 +17,7 @@ from ray.exceptions import RayTaskError
 
 from arcflow.evaluation.request import Request
 from arcflow.sampling.options import Fleet
-from arcflow.system.cluster import gpus_of_a_worker, joined, workers_that_fit
+from arcflow.system.cluster import connected, gpus_of_a_worker, workers_that_fit
 
 Share = Callable[[Request, tuple[int, int], str], list[str]]
 """Does one share of the work, (its number, of how many), for this command line; what to tell the user."""
@@ -30,7 +30,7 @@ def on_ray(share: Share, request: Request, fleet: Fleet, command: str) -> list[s
         ValueError: what a worker refuses, in its words.
     """
     folder = os.getcwd()
-    with joined(fleet.address):
+    with connected(fleet.address):
         gpus = gpus_of_a_worker(fleet.gpus)
         workers = workers_that_fit(fleet.workers, fleet.cpus, gpus)
         work = ray.remote(_share).options(num_cpus=fleet.cpus, num_gpus=gpus, max_retries=-1)

@@ -26,7 +26,7 @@ from arcflow.families import conditioning
 from arcflow.families.network import decode, encode_prompts, noise
 from arcflow.path import step_grid
 from arcflow.sampling import attach
-from arcflow.sampling.generate import Samples, euler, generate, trajectory
+from arcflow.sampling.generate import Samples, generate, stock_euler, trajectory
 from arcflow.student import layers
 from arcflow.student.adapter import read_info
 
@@ -89,7 +89,7 @@ def compare(
                     progress=progress,
                 )
 
-    with euler(pipe):
+    with stock_euler(pipe):
         run("teacher")
     attach.attach(pipe, folder, fuse=not layers.other_adapters(pipe.transformer) if fuse is None else fuse)
     try:
@@ -132,7 +132,7 @@ def tracks(
     eps = noise(pipe, [seed], height, width)
     guidance = read_info(folder).guidance
     walk = {"height": height, "width": width, "guidance": guidance}
-    with euler(pipe):
+    with stock_euler(pipe):
         teacher = torch.cat([eps, trajectory(pipe, prompt, seed, steps=ROWS[REFERENCE][1], **walk)])
         chords = torch.cat([eps, trajectory(pipe, prompt, seed, steps=steps, **walk)])
     attach.attach(pipe, folder)

@@ -42,7 +42,7 @@ from arcflow.evaluation.scorers import ManifestLine
 from arcflow.evaluation.suites import SUITES
 from arcflow.evaluation.suites.suite import Item, Suite, numbered_lines, read_items, read_records
 from arcflow.families.identity import part_digest
-from arcflow.sampling.generate import euler
+from arcflow.sampling.generate import stock_euler
 from arcflow.sampling.open import dtype_of
 from arcflow.student.identity import tensors_digest
 from arcflow.system import records
@@ -87,7 +87,7 @@ class SuiteRun:
         new = 0
         if drawn.missing_images(self.folder, self.images, self.share):
             pipe = open_pipe()
-            with nullcontext() if self.adapter else euler(pipe):
+            with nullcontext() if self.adapter else stock_euler(pipe):
                 new = drawn.draw_missing(pipe, self.folder, self.images, self.asked.machine.batch, self.share)
             del pipe
             if torch.cuda.is_available():  # a scorer may want the memory

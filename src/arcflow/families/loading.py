@@ -130,7 +130,7 @@ def _check_libraries(model: Model, encoders: bool) -> None:
         raise ValueError(f"{asked}: expected a GPU, without which bitsandbytes' weights are not made; take int8")
 
 
-def settle(pipe: DiffusionPipeline, model: Model, device: torch.device, ranks: Ranks) -> DiffusionPipeline:
+def put_on_device(pipe: DiffusionPipeline, model: Model, device: torch.device, ranks: Ranks) -> DiffusionPipeline:
     """The same pipeline, on its device but for a network that is yet to be shared out, or that came short. What is not
     trained is in evaluation mode: it draws no random numbers."""
     for name, part in pipe.components.items():

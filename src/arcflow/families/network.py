@@ -32,7 +32,7 @@ def call(
 ) -> Float[Tensor, "batch tokens out"]:
     """Raw output of the network at noise level `sigma`, with the stock pipeline's casts."""
     family = family or family_of(transformer)
-    output = run(transformer, x, sigma, cond, family)
+    output = raw_output(transformer, x, sigma, cond, family)
     if isinstance(output, list):  # images of one frame
         output = torch.stack(output).squeeze(2)
     if family.folds:
@@ -42,7 +42,7 @@ def call(
     return tokens if family.sign == 1 else family.sign * tokens
 
 
-def run(
+def raw_output(
     transformer: nn.Module,
     x: Float[Tensor, "batch tokens width"],
     sigma: float | Float[Tensor, " batch"],

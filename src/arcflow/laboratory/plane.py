@@ -55,7 +55,7 @@ class Gaussians:
     def draw(self, count: int, generator: torch.Generator) -> Float[Tensor, "count 1 2"]:
         """Points of the data, float64."""
         places = torch.randint(len(self.means), (count,), generator=generator)
-        return (self.means.double()[places] + self.spread * noise(count, generator)[:, 0])[:, None]
+        return (self.means.double()[places] + self.spread * starting_points(count, generator)[:, 0])[:, None]
 
 
 def circle(places: int = 8, radius: float = 3.0, spread: float = 0.25) -> Gaussians:
@@ -64,7 +64,7 @@ def circle(places: int = 8, radius: float = 3.0, spread: float = 0.25) -> Gaussi
     return Gaussians(radius * torch.stack([angle.cos(), angle.sin()], -1), spread)
 
 
-def noise(count: int, generator: torch.Generator) -> Float[Tensor, "count 1 2"]:
+def starting_points(count: int, generator: torch.Generator) -> Float[Tensor, "count 1 2"]:
     """Points to start from, float64."""
     return torch.randn(count, 1, 2, generator=generator, dtype=torch.float64)
 
@@ -92,7 +92,7 @@ def seeded(*parts: int | str) -> Iterator[None]:
         yield
 
 
-def learn(
+def train_student(
     teacher: Teacher,
     *,
     modes: int,
@@ -125,7 +125,7 @@ def learn(
     learner, progress = Learner(parameters, run), Progress()
     for iteration in range(iterations):
         generator = torch.Generator().manual_seed(seed_of(seed, "draws", iteration))
-        sample = Prepared(noise(batch, generator).float(), {}, {})
+        sample = Prepared(starting_points(batch, generator).float(), {}, {})
         objective = arcflow_objective(run, iteration, net, teacher)
         losses = learner.gradients(objective, sample, generator)
         learner.update(progress)
@@ -158,11 +158,11 @@ def exact(
     return torch.stack(points) if trace else x
 
 
-def distance(ends: Float[Tensor, "batch 1 2"], others: Float[Tensor, "batch 1 2"]) -> float:
+def mean_distance(ends: Float[Tensor, "batch 1 2"], others: Float[Tensor, "batch 1 2"]) -> float:
     """Mean distance, in the plane, of ends that started from the same noise."""
     return float((ends.double() - others.double()).norm(dim=-1).mean())
 
 
-def walked(student: Student, x: Float[Tensor, "batch 1 2"], steps: int) -> Float[Tensor, "batch 1 2"]:
+def arrivals(student: Student, x: Float[Tensor, "batch 1 2"], steps: int) -> Float[Tensor, "batch 1 2"]:
     """Where the student arrives in `steps` calls."""
     return arcs(student, x.float(), {}, step_grid(steps))

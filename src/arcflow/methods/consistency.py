@@ -24,7 +24,7 @@ from arcflow.distillation.method import Method, Objective, Training, Turn
 from arcflow.distillation.objective import Part
 from arcflow.distillation.pairs import Pairs, as_target
 from arcflow.distillation.policy import Student, Teacher
-from arcflow.distillation.renoise import clean, sample
+from arcflow.distillation.renoise import clean, sample_renoised
 from arcflow.families.conditioning import Cond
 from arcflow.path import column, step_grid
 from arcflow.runs.ema import Ema
@@ -67,6 +67,6 @@ METHOD = Method(
     paper="2310.04378",
     modes=1,
     objective=consistency,
-    sample=sample,
+    sample=sample_renoised,
     per_calls=False,
 )

@@ -28,7 +28,7 @@ from arcflow.config import Distill
 from arcflow.distillation.method import Method, Training, Turn
 from arcflow.distillation.objective import Part
 from arcflow.distillation.policy import Student, Teacher, level
-from arcflow.distillation.renoise import clean, guess, sample, simulate
+from arcflow.distillation.renoise import clean, guess, sample_renoised, simulate
 from arcflow.distillation.walk import sampler_grid
 from arcflow.families.conditioning import Cond
 from arcflow.path import column, shift_sigma
@@ -136,6 +136,6 @@ METHOD = Method(
     paper="2405.14867",
     modes=1,
     objective=objective,
-    sample=sample,
+    sample=sample_renoised,
     second_network=True,
 )

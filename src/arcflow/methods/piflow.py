@@ -138,7 +138,7 @@ class DenoisedCurve(ByMeans):
         sigma, end = (level.detach().cpu().double() for level in (self.sigma, self.end))
         there = float64_ends(a, b, sigma)
         levels = sigma + (end - sigma) * torch.linspace(0, 1, self.x0.shape[-2], dtype=sigma.dtype)[:, None]
-        weights = pull(levels.T, *(sigma - s for s in there))
+        weights = pull_weights(levels.T, *(sigma - s for s in there))
         x = self.x.to(torch.promote_types(self.x.dtype, torch.float32))
         w = weights.to(x).view(len(weights), *[1] * (x.ndim - 2), -1, 1)
         return w.sum(-2) * x - (w * self.x0).sum(-2)
@@ -152,7 +152,7 @@ class DenoisedCurve(ByMeans):
         return replace(self, x=x)
 
 
-def pull(
+def pull_weights(
     levels: Float[Tensor, "samples points"], start: Float[Tensor, " samples"], end: Float[Tensor, " samples"]
 ) -> Float[Tensor, "samples points"]:
     """How strongly the state is drawn to the image at each level, averaged from noise level `start` down to `end`:

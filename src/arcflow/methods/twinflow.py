@@ -58,7 +58,7 @@ Flow = Callable[[Tensor, Tensor, Tensor], Tensor]
 """(state, t, r) -> mean velocity from t to r."""
 
 
-def mean_velocity(
+def network_flow(
     student: Student,
     x: Float[Tensor, "batch *rest"],
     t: Float[Tensor, " batch"],
@@ -118,7 +118,7 @@ def sample(student: Student, x: Tensor, cond: Cond, steps: int, config: Distill,
     """Latents walked from level to level of the grid by the mean velocity between them."""
     for here, there in pairwise(sampler_grid(steps, config).tolist()):
         t, r = level(here, x), level(there, x)
-        x = guess(mean_velocity(student, x, t, r, cond), x, t - r)
+        x = guess(network_flow(student, x, t, r, cond), x, t - r)
     return x
 
 
@@ -127,7 +127,7 @@ def difference(
     student: Student, x: Float[Tensor, "batch *rest"], t: Float[Tensor, " batch"], cond: Cond
 ) -> Float[Tensor, "batch *rest"]:
     """How the velocity of the network's own images differs from that of real ones, both as it knows them."""
-    return twin_velocity(student, x, t, cond) - mean_velocity(student, x, t, t, cond)
+    return twin_velocity(student, x, t, cond) - network_flow(student, x, t, t, cond)
 
 
 def iteration(student: Student, teacher: Teacher, x: Tensor, cond: Cond, turn: Turn) -> Iterator[Part]:
@@ -142,7 +142,7 @@ def iteration(student: Student, teacher: Teacher, x: Tensor, cond: Cond, turn: T
     r = t * (1 - share)
     with torch.no_grad():
         start, ones = x[quarter:], torch.ones_like(t[quarter:])
-        fake = start - mean_velocity(student, start, ones, torch.zeros_like(ones), rows(cond, slice(quarter, None)))
+        fake = start - network_flow(student, start, ones, torch.zeros_like(ones), rows(cond, slice(quarter, None)))
     y = torch.cat([x[:quarter], torch.lerp(fake, eps[quarter:], column(t[quarter:], fake))])
 
     own, others, whole = slice(3 * quarter, None), slice(3 * quarter), slice(quarter)
@@ -156,7 +156,7 @@ def iteration(student: Student, teacher: Teacher, x: Tensor, cond: Cond, turn: T
         # the same dropout in every call, or what it does would count 1 / h times
         with torch.random.fork_rng([x.device] if x.is_cuda else []):
             torch.manual_seed(seed)
-            return mean_velocity(student, x, t, r, rows(cond, others))
+            return network_flow(student, x, t, r, rows(cond, others))
 
     u = teacher(y[others], t[others], rows(cond, others))
     f = flow(y[others], t[others], r[others])

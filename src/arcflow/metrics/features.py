@@ -27,7 +27,7 @@ from transformers import AutoImageProcessor, AutoModel, AutoTokenizer, CLIPModel
 
 from arcflow.system import files
 from arcflow.system.packages import need
-from arcflow.world.autoencoder import CHANNELS, encode, to_tensor
+from arcflow.world.autoencoder import CHANNELS, to_tensor, vae_encode
 from arcflow.world.scene import SIZE
 from arcflow.world.teacher import teacher_folder
 
@@ -71,7 +71,7 @@ def world_features(batch_size: int = 32) -> Features:
     def call(images: Images) -> Tensor:
         if images.shape[1:3] != (SIZE, SIZE):
             raise ValueError(f"the world's images are {SIZE} x {SIZE}, got {images.shape[1]} x {images.shape[2]}")
-        z = encode(vae, to_tensor(images)).flatten(2)
+        z = vae_encode(vae, to_tensor(images)).flatten(2)
         return torch.cat([z.mean(2), (z @ z.mT)[:, first, second] / z.shape[2]], 1)
 
     return _in_batches(call, batch_size)

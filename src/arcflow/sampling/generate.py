@@ -1,9 +1,9 @@
 """Prompts and seeds in, images out: always through the stock pipeline, teacher and student alike.
 
-`generate` calls an unmodified diffusers pipeline. What it samples is decided before: with `euler(pipe)` the teacher
-walks straight pieces on the grid `sigma = shift tau / (1 + (shift - 1) tau)`; after `arcflow.attach` the student walks
-arcs on the same grid (with `fuse=True` its calls are as cheap as the teacher's). Every image starts from the noise of
-its own CPU generator, so a seed means the same noise for every method, batch size and device.
+`generate` calls an unmodified diffusers pipeline. What it samples is decided before: with `stock_euler(pipe)` the
+teacher walks straight pieces on the grid `sigma = shift tau / (1 + (shift - 1) tau)`; after `arcflow.attach` the
+student walks arcs on the same grid (with `fuse=True` its calls are as cheap as the teacher's). Every image starts from
+the noise of its own CPU generator, so a seed means the same noise for every method, batch size and device.
 
 Forward hooks measure where the time goes (text encoders, transformer, VAE decoder) and count the network calls; nothing
 is estimated. `sample_folder` writes PNG files that carry their own recipe and a manifest; a second run does only what
@@ -95,7 +95,7 @@ def _meter(meter: Meter, part: str, module: nn.Module) -> list[RemovableHandle]:
 
 
 @contextmanager
-def euler(pipe: DiffusionPipeline, shift: float = SHIFT) -> Iterator[None]:
+def stock_euler(pipe: DiffusionPipeline, shift: float = SHIFT) -> Iterator[None]:
     """Let the stock Euler scheduler drive the pipeline on the fixed-shift grid while the block runs."""
     kept = pipe.scheduler
     pipe.scheduler = FlowMatchEulerDiscreteScheduler(shift=shift, use_dynamic_shifting=False)

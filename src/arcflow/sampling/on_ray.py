@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from arcflow.data.prompts import ListedPrompt
 from arcflow.sampling.folder import Recipe, batches, drawn, png
-from arcflow.sampling.generate import euler
+from arcflow.sampling.generate import stock_euler
 from arcflow.sampling.open import Setup, settle
 from arcflow.sampling.options import Drawing, Fleet, Machine, Subject
 from arcflow.sampling.shards import Kind, Shards, Shot, key_of
@@ -107,7 +107,7 @@ class Draw:
         self.pipe = self.setup.open()
         self.stack = ExitStack()
         if not self.setup.adapter:
-            self.stack.enter_context(euler(self.pipe))
+            self.stack.enter_context(stock_euler(self.pipe))
 
     def __call__(self, rows: Batch) -> dict[str, list[int]]:
         """How many images were drawn for each row, a shard."""

@@ -419,11 +419,6 @@ def size_of(model: str, height: int | None, width: int | None) -> tuple[int, int
     return height or side, width or side
 
 
-def check_size(pipe: "diffusers.DiffusionPipeline", height: int, width: int) -> None:
-    """Refuse a size that the pipeline's tokens do not fill: it would draw another one in silence."""
-    check_side(2 * pipe.vae_scale_factor, height, width)
-
-
 def check_side(token: int, height: int, width: int) -> None:
     """Refuse a size that tokens of so many pixels along a side do not fill.
 

@@ -17,7 +17,7 @@ from arcflow.student.plain_lora import raw_times, stock_scheduler
 PROMPTS = ("a red cube on a blue sphere", "a photo of a cat", "two green balls")
 
 
-def difference(
+def latent_difference(
     pipe: DiffusionPipeline,
     adapter: str | Path,
     lora: Path,
@@ -55,15 +55,15 @@ def difference(
 
 
 def drawn_apart(model: str, adapter: str | Path, lora: Path) -> float:
-    """`difference` on the base itself, at its own size."""
+    """`latent_difference` on the base itself, at its own size."""
     pipe = open_pipe(model, "auto", "auto")
     pipe.set_progress_bar_config(disable=True)
     height, width = size_of(model, None, None)
     guided = family_of(pipe.transformer).guidance
     if guided is None:
-        return difference(pipe, adapter, lora, height=height, width=width)
+        return latent_difference(pipe, adapter, lora, height=height, width=width)
     scale = read_info(adapter).guidance
-    return difference(pipe, adapter, lora, height=height, width=width, guidance_scale=scale)
+    return latent_difference(pipe, adapter, lora, height=height, width=width, guidance_scale=scale)
 
 
 def _latents(pipe: DiffusionPipeline, prompts: Sequence[str], **settings: int | float | list[float] | None) -> Tensor:

@@ -10,7 +10,7 @@ from arcflow.serving import schema
 from arcflow.serving.arguments import taken
 from arcflow.serving.engine import Engine, NotReady
 from arcflow.serving.errors import Refused
-from arcflow.serving.images import fitted, holes, within
+from arcflow.serving.images import cropped, holes, within
 from arcflow.serving.order import Order, Piece, Task
 from arcflow.serving.studio import TEACHER, Offer
 
@@ -87,7 +87,7 @@ class Desk:
         first = secrets.randbelow(2**32) if asked.seed is None else asked.seed
         if first + asked.n > schema.SEEDS:
             raise Refused(f"seeds {first} to {first + asked.n - 1}: expected them below 2^63", param="seed")
-        seen = tuple(fitted(image, height, width) if changes else image for image in images)
+        seen = tuple(cropped(image, height, width) if changes else image for image in images)
         pieces = [
             Piece(
                 prompt=asked.prompt,

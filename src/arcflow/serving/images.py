@@ -20,7 +20,7 @@ MOST_PIXELS = 4096 * 4096
 READ = ("PNG", "JPEG", "WEBP")
 
 
-def read_image(data: bytes) -> Image.Image:
+def read_upload(data: bytes) -> Image.Image:
     """An uploaded image, upright.
 
     Raises:
@@ -54,7 +54,7 @@ def from_data_uri(text: str) -> bytes:
         raise ValueError("the image cannot be read: expected base64, or data:image/png;base64,...") from None
 
 
-def fitted(image: Image.Image, height: int, width: int) -> Image.Image:
+def cropped(image: Image.Image, height: int, width: int) -> Image.Image:
     """The image in color at this size, cut at the sides where its shape is another."""
     return ImageOps.fit(_flat(image), (width, height), Image.Resampling.LANCZOS)
 

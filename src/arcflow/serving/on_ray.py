@@ -32,7 +32,7 @@ from arcflow.sampling.open import SHIPPED
 from arcflow.serving.app import Limits, create_app
 from arcflow.serving.engine import Engine
 from arcflow.serving.studio import Studio, StudioSetup
-from arcflow.system.cluster import gpus_of_a_worker, joined
+from arcflow.system.cluster import connected, gpus_of_a_worker
 from arcflow.system.signals import stop_signals
 
 NAME = "arcflow"
@@ -142,7 +142,7 @@ def serve_on_ray(hosting: Hosting, host: str, port: int, address: str | None, sa
     """
     port = port or _free(host)
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
-    with joined(address), stop_signals() as caught:  # Ray has a handler of its own, which is replaced
+    with connected(address), stop_signals() as caught:  # Ray has a handler of its own, which is replaced
         serve.start(http_options=HTTPOptions(host=host, port=port))
         say(f"starting {hosting.replicas} replicas")
         try:

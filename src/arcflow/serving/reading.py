@@ -9,7 +9,7 @@ from starlette.datastructures import FormData, UploadFile
 
 from arcflow.serving import schema
 from arcflow.serving.errors import Refused
-from arcflow.serving.images import MOST_BYTES, from_data_uri, read_image
+from arcflow.serving.images import MOST_BYTES, from_data_uri, read_upload
 
 MOST_JSON = 1 << 20
 """Bytes of a request without images."""
@@ -38,11 +38,11 @@ async def read_edit(request: Request) -> tuple[schema.Edit, list[Image.Image], I
         raise Refused(f"{len(files)} images: expected 1 to {MOST_IMAGES}", param="image")
     asked = schema.Edit.model_validate(fields)
     try:
-        images = [await asyncio.to_thread(read_image, file) for file in files]
+        images = [await asyncio.to_thread(read_upload, file) for file in files]
     except ValueError as error:
         raise Refused(str(error), param="image", code="invalid_image") from None
     try:
-        mask = await asyncio.to_thread(read_image, masks[0]) if masks else None
+        mask = await asyncio.to_thread(read_upload, masks[0]) if masks else None
     except ValueError as error:
         raise Refused(str(error), param="mask", code="invalid_image") from None
     return asked, images, mask

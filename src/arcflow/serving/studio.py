@@ -25,13 +25,13 @@ from arcflow.families.conditioning import Cond, masked
 from arcflow.families.family import Family
 from arcflow.families.fit import fitted
 from arcflow.sampling.attach import attach, detach
-from arcflow.sampling.generate import euler
+from arcflow.sampling.generate import stock_euler
 from arcflow.sampling.open import SHIPPED, settle, size_of
 from arcflow.sampling.options import Drawing, Machine, Subject
 from arcflow.serving.arguments import Words, guidance_of, inputs_of, known_to
 from arcflow.serving.order import Drawn, Order, Piece, Task
-from arcflow.serving.texts import Lengths, Texts, lengths_of, rounded, together
-from arcflow.serving.widths import agreeing, padded
+from arcflow.serving.texts import Lengths, Texts, lengths_of, padded_text, together
+from arcflow.serving.widths import agreeing, next_width
 from arcflow.student import views
 from arcflow.student.record import AdapterInfo
 from arcflow.system.timing import now
@@ -236,7 +236,7 @@ class Studio:
                         order,
                         [pieces[place] for place in places],
                         [texts[place] for place in places],
-                        padded(len(places), widths),
+                        next_width(len(places), widths),
                         watch.of(places),
                         spent,
                     )
@@ -374,7 +374,7 @@ class Studio:
         """Conditioning of the prompt, and of the negative one if there is any."""
 
         def encode(prompt: str) -> Cond:
-            return rounded(network.encode_text(self.pipe, [prompt]))
+            return padded_text(network.encode_text(self.pipe, [prompt]))
 
         wanted = [piece.prompt] if order.negative is None else [piece.prompt, piece.negative]
         return tuple(self.texts.of(prompt, encode, order.styles) for prompt in wanted)
@@ -408,7 +408,7 @@ class Studio:
                 stack.enter_context(views.teacher(pipe.transformer))
             self._wear(pipe, order.styles)
             if order.model == TEACHER:
-                stack.enter_context(euler(pipe, next(iter(self.infos.values())).shift))
+                stack.enter_context(stock_euler(pipe, next(iter(self.infos.values())).shift))
             yield pipe
 
     def _attach(self, name: str) -> None:

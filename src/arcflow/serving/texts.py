@@ -48,7 +48,7 @@ def _bytes(cond: Cond) -> int:
     return sum(tensor.nbytes for tensor in cond.values())
 
 
-def rounded(cond: Cond) -> Cond:
+def padded_text(cond: Cond) -> Cond:
     """Text of any length, with a mask, padded to the next multiple of `LENGTH`; always by one token at least, for a
     network without a masked token takes no mask. Text of the family's one length stays as it is."""
     mask = cond.get("encoder_hidden_states_mask")

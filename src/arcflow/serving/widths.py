@@ -60,6 +60,6 @@ def agreeing(
     return best
 
 
-def padded(count: int, widths: tuple[int, ...]) -> int:
+def next_width(count: int, widths: tuple[int, ...]) -> int:
     """The size at which `count` images are drawn: the next one that agrees."""
     return next((n for n in widths if n >= count), widths[-1])

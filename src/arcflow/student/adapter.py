@@ -25,10 +25,9 @@ from arcflow.student.formats import (
     Found,
     Layout,
     checked_tensors,
-    few,
     find,
     fingerprint_of,
-    joined,
+    joined_file,
     metadata_of,
     networks_in,
     published_config,
@@ -41,6 +40,7 @@ from arcflow.student.record import AdapterInfo
 from arcflow.system import files, hub
 from arcflow.system.packages import version_of
 from arcflow.system.processes import whole, writes
+from arcflow.system.text import few
 
 
 def load_adapter(transformer: nn.Module, folder: str | Path, *, dtype: torch.dtype | None = None) -> ModelMixin:
@@ -158,7 +158,7 @@ def join_adapters(adapters: Mapping[str, str | Path], path: str | Path) -> Path:
             f"both adapters are for the same network: expected one for each; give another than {adapters[PARTS[1]]}"
         )
     held = {name: (tensors_of(one), dataclasses.replace(one.info, sha256={})) for name, one in found.items()}
-    files.write_tensors(Path(path), *joined(held))
+    files.write_tensors(Path(path), *joined_file(held))
     return Path(path)
 
 

@@ -34,16 +34,16 @@ from arcflow.student.layers import (
     base_linear,
     check_at_hand,
     end_ranks,
-    few,
     frozen,
     is_student,
     norm_linears,
     put_on,
     state_of,
     take_off,
-    twins,
+    twin_names,
 )
 from arcflow.student.span import Meant
+from arcflow.system.text import few
 
 
 def build(
@@ -116,7 +116,7 @@ def draft(
         name: _low_rank(base_linear(transformer, name), own, alpha / rank, dropout, generator)
         for name, own in ranks.items()
     }
-    whole = [name for name in twins(transformer) if targets == "full"]
+    whole = [name for name in twin_names(transformer) if targets == "full"]
     forks = {name: Fork(frozen(transformer, name), dense(frozen(transformer, name))) for name in whole}
 
     tuned: dict[str, Tuned] = {}

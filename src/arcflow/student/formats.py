@@ -33,7 +33,7 @@ from arcflow.student import record
 from arcflow.student.record import AdapterInfo
 from arcflow.system import files
 from arcflow.system.packages import version_of
-from arcflow.system.text import shown
+from arcflow.system.text import few, shown
 
 Layout = Literal["arcflow", "published"]
 
@@ -105,7 +105,7 @@ def find(path: Path, network: str = "") -> Found:
         weights, told = (path / name for name in FILES[layout])
         if not (weights.is_file() and told.is_file()):
             continue
-        content = record.read_record(told)
+        content = record.read_unchecked(told)
         if layout == "published":
             return Found(weights, _published_info(content, told, weights), layout)
         info = record.info_of(content, told)
@@ -146,7 +146,7 @@ def _records(weights: Path) -> dict[str, dict[str, object]]:
     return {name: content for name, content in told.items() if isinstance(content, dict)}
 
 
-def joined(adapters: dict[str, tuple[dict[str, Tensor], AdapterInfo]]) -> tuple[dict[str, Tensor], dict[str, str]]:
+def joined_file(adapters: dict[str, tuple[dict[str, Tensor], AdapterInfo]]) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Tensors and metadata of a file that holds the adapters of several networks, by the networks' names."""
     tensors = {f"{network}.{name}": t for network, (own, _) in adapters.items() for name, t in own.items()}
     records = {network: json.loads(metadata_of(own, info)[RECORD]) for network, (own, info) in adapters.items()}
@@ -386,10 +386,3 @@ def fingerprint_of(transformer: ModelMixin) -> list[float]:
 
 def _bare(key: str) -> str:
     return key.removeprefix(PREFIX)
-
-
-def few(names: list[str], most: int = 8) -> str:
-    """Some names that a file gave, as they may stand in a message."""
-    return ", ".join(shown(name) for name in names[:most]) + (
-        f" and {len(names) - most} more" if len(names) > most else ""
-    )

@@ -14,8 +14,8 @@ from arcflow.student.layers import (
     add_at_calls,
     base_linear,
     check_at_hand,
+    refresh,
     separate,
-    settle,
     state_of,
 )
 
@@ -50,7 +50,7 @@ def fuse(transformer: nn.Module) -> nn.Module:
     except BaseException:
         _restore(transformer, state)
         raise
-    settle(transformer)
+    refresh(transformer)
     return transformer
 
 
@@ -72,7 +72,7 @@ def unfuse(transformer: nn.Module) -> nn.Module:
                 "pipe.remove_all_hooks() first."
             )
         _restore(transformer, state)
-        settle(transformer)
+        refresh(transformer)
     return transformer
 
 

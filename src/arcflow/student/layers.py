@@ -34,6 +34,7 @@ from arcflow.families.weights import JOINED, lora_names
 from arcflow.student.coefficients import CoefficientHead, Grids
 from arcflow.student.head import MomentumHead, PackedHead, wide
 from arcflow.student.span import Meant, hear, heard
+from arcflow.system.text import few
 
 
 class LowRank(nn.Module):
@@ -310,11 +311,11 @@ def put_on(transformer: nn.Module, state: State) -> None:
         norm.register_forward_pre_hook(_widened, with_kwargs=True)
     transformer.save_pretrained = refuse_to_save  # type: ignore[assignment]
     _join(transformer)
-    for part in parts_of(state):
+    for part in trained_modules(state):
         for parameter in part.parameters():
             parameter.requires_grad_(True)
         part.train(transformer.training)
-    settle(transformer)
+    refresh(transformer)
 
 
 def take_off(transformer: nn.Module) -> State:
@@ -341,11 +342,11 @@ def take_off(transformer: nn.Module) -> State:
             parameter.requires_grad_(True)
     del transformer._arcflow, transformer.save_pretrained
     transformer.train(state.training_before)
-    settle(transformer)
+    refresh(transformer)
     return state
 
 
-def parts_of(state: State) -> list[nn.Module]:
+def trained_modules(state: State) -> list[nn.Module]:
     """The modules whose weights are trained."""
     tuned = [part.whole if isinstance(part, Head) and part.whole else part.tuned for part in state.tuned.values()]
     return [*state.lows.values(), *(twin.tuned for twin in state.twins.values()), *tuned]
@@ -355,7 +356,7 @@ def learn(transformer: nn.Module) -> None:
     """Put the student in training mode, and nothing but the student: the teacher draws no random numbers, though a LoRA
     of the user's own may have a dropout."""
     transformer.eval()
-    for part in parts_of(state_of(transformer)):
+    for part in trained_modules(state_of(transformer)):
         part.train()
 
 
@@ -483,7 +484,7 @@ def shapes(
         linear = base_linear(transformer, name)
         found[f"{name}.lora_A.weight"] = (own, linear.in_features)
         found[f"{name}.lora_B.weight"] = (linear.out_features, own)
-    for name in twins(transformer) if targets == "full" else []:
+    for name in twin_names(transformer) if targets == "full" else []:
         found |= {f"{name}.{key}": tuple(p.shape) for key, p in frozen(transformer, name).named_parameters()}
     for name in norm_linears(transformer) if form == "mixture" else []:
         linear = base_linear(transformer, name)
@@ -507,7 +508,7 @@ def end_ranks(transformer: nn.Module, rank: int) -> dict[str, int]:
     return {name: min(rank, linear.in_features, linear.out_features) for name, linear in linears.items()}
 
 
-def twins(transformer: nn.Module) -> list[str]:
+def twin_names(transformer: nn.Module) -> list[str]:
     """Names of the blocks, and of the other top modules with weights but norm and head."""
     family, names = family_of(transformer), list[str]()
     ends = {family.norm.partition(".")[0], family.head.partition(".")[0], "student"}
@@ -740,7 +741,7 @@ def uncompiled(transformer: nn.Module) -> ModelMixin:
     return getattr(transformer, "_orig_mod", transformer)  # type: ignore[return-value]  # a model of diffusers
 
 
-def settle(transformer: nn.Module) -> None:
+def refresh(transformer: nn.Module) -> None:
     """What was made of the modules as they were is made again: compiled blocks do not notice hooks that come or go, and
     group offloading brings the weights to a call that it knew when it was switched on."""
     if any(getattr(module, "_compiled_call_impl", None) is not None for module in transformer.modules()):
@@ -760,8 +761,3 @@ def check_at_hand(transformer: nn.Module) -> None:
             f"weights of this transformer are on a disk ({hook.config.offload_to_disk_path}), as group offload leaves "
             f"them: attach, fuse and detach before enable_group_offload, or offload without offload_to_disk_path."
         )
-
-
-def few(names: list[str], most: int = 8) -> str:
-    """Some names, and how many more there are."""
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

@@ -78,7 +78,7 @@ class AdapterInfo:
         return tuple(tuple(step_grid(n, self.shift, self.final_step_scale).tolist()) for n in counts)
 
 
-def read_record(path: Path) -> dict[str, object]:
+def read_unchecked(path: Path) -> dict[str, object]:
     """The JSON object in a record's file, its fields not yet checked.
 
     Raises:

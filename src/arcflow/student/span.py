@@ -2,9 +2,9 @@
 
 A student that integrates needs to know how far the coming step goes. The scheduler that drives a loop knows it, and
 announces itself in its own thread (`announce`) until its last step is taken (`withdraw`). A call of the student then
-asks (`ask`), with the time that the network was given: the last announced scheduler whose coming step starts there
-answers. Nothing ties a transformer to a pipeline or to a scheduler, so that copies, pipelines that share parts, and
-threads with a scheduler each are all served; a call that no scheduler expects is refused.
+asks (`ask_for_step`), with the time that the network was given: the last announced scheduler whose coming step starts
+there answers. Nothing ties a transformer to a pipeline or to a scheduler, so that copies, pipelines that share parts,
+and threads with a scheduler each are all served; a call that no scheduler expects is refused.
 """
 
 import sys
@@ -95,7 +95,7 @@ def withdraw(steps: Steps) -> None:
     THREAD.announced = [known for known in THREAD.announced if known() not in (None, steps)]
 
 
-def ask(sigma: float | None) -> Step:
+def ask_for_step(sigma: float | None) -> Step:
     """The step that a call at noise level `sigma` has to cover.
 
     Raises:
@@ -136,7 +136,7 @@ def _nobody(sigma: float | None) -> ValueError:
 def answered(timestep: Tensor | None, guidance: Tensor | None, meant: Meant) -> Step:
     """The step, once what the pipeline does has been held against what the adapter expects."""
     sigma = None if timestep is None else meant.level(timestep)
-    step = ask(sigma)
+    step = ask_for_step(sigma)
     driver = _driver()
     if driver is not None and not isinstance(driver, Steps):
         raise _nobody(sigma)

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from arcflow.families.conditioning import Cond
-from arcflow.families.network import call, run
+from arcflow.families.network import call, raw_output
 from arcflow.momentum import Mixture, unpack
 from arcflow.series import Series
 from arcflow.student.coefficients import path_of
@@ -49,10 +49,10 @@ def predict(
     try:
         if family.folds:
             with state.head.keeping() as paths:
-                run(transformer, x, sigma, cond, family)
+                raw_output(transformer, x, sigma, cond, family)
             (output,) = paths
         else:
-            output = run(transformer, x, sigma, cond, family)
+            output = raw_output(transformer, x, sigma, cond, family)
     finally:
         state.head.integrates = integrates
     assert isinstance(output, Tensor)  # lists are of networks that fold

@@ -32,7 +32,7 @@ def need_ray(part: str, address: str | None) -> None:
 
 
 @contextmanager
-def joined(address: str | None) -> Iterator[None]:
+def connected(address: str | None) -> Iterator[None]:
     """Ray, connected while the block runs; `need_ray` has imported it.
 
     Args:

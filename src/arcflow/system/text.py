@@ -1,6 +1,7 @@
 """What comes from a file: an object of JSON, and what of a text may be shown on a terminal."""
 
 import unicodedata
+from collections.abc import Sequence
 from typing import Any
 
 Json = dict[str, Any]
@@ -24,3 +25,9 @@ def shown(text: object, most: int = 200) -> str:
 def printable(text: str, keep: str = "") -> str:
     """A text with every character that cannot be printed written out, but for those of `keep`."""
     return "".join(one if one.isprintable() or one in keep else one.encode("unicode_escape").decode() for one in text)
+
+
+def few(names: Sequence[str], most: int = 8) -> str:
+    """Some names as they may stand in a message, and how many more there are."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(shown(name) for name in names[:most]) + more

@@ -229,7 +229,7 @@ def _finish(run: OpenTraining, caught: Wishes) -> None:
     run.whole = False
     run.learner.average.swap()
     if run.ranks.first or run.ranks.mesh:  # all give their part of a network that is shared out
-        save_adapter(run)
+        save_result(run)
 
 
 def _save_what_is(run: OpenTraining) -> None:
@@ -248,7 +248,7 @@ def dropout_seed(seed: int, step: int, rank: int) -> int:
     return seed_of(seed, "dropout", step, rank) if rank else seed_of(seed, "dropout", step)
 
 
-def save_adapter(run: OpenTraining) -> None:
+def save_result(run: OpenTraining) -> None:
     """Write the adapter with everything needed to sample rightly, and the record of its training."""
     config = run.config
     settings = json.loads(to_json(config))

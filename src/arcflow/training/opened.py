@@ -22,7 +22,7 @@ from arcflow.distillation.kept import Walks
 from arcflow.distillation.policy import Student, Teacher
 from arcflow.families import family_of, network
 from arcflow.families.family import Family
-from arcflow.families.loading import load_pipe, settle
+from arcflow.families.loading import load_pipe, put_on_device
 from arcflow.runs.checkpoint import Checkpoints, Progress
 from arcflow.runs.log import Log, Tracker
 from arcflow.student.layers import learn
@@ -127,7 +127,7 @@ def open_run(
     family = family_of(pipe.transformer)
     for size in data.sizes:
         network.check_size(pipe, *size)
-    encode, negative = encoder(settle(pipe, config.model, device, ranks), config, data, device, ranks)
+    encode, negative = encoder(put_on_device(pipe, config.model, device, ranks), config, data, device, ranks)
     contents = contents_of(data, pipe.transformer, config.data.embeddings)
     claim_run(config, ranks, contents, write=False)
 

@@ -49,7 +49,7 @@ def step_directions(
     grid = sampler_grid(min(config.distill.all_steps), config.distill)
     means = [p for name, p in parameters.items() if "_means." in name]
     mix = directions(config.model.modes, float((grid[:-1] - grid[1:]).max()))
-    return lambda: along(mix, means)
+    return lambda: preconditioned(mix, means)
 
 
 def rate(iteration: int, optim: Optim) -> float:
@@ -119,7 +119,7 @@ def directions(modes: int, span: float) -> Float[Tensor, "modes modes"]:
 
 
 @contextmanager
-def along(mix: Float[Tensor, "modes modes"], parameters: Sequence[Tensor]) -> Iterator[None]:
+def preconditioned(mix: Float[Tensor, "modes modes"], parameters: Sequence[Tensor]) -> Iterator[None]:
     """The optimizer's step inside moves the head's means by T r instead of r: gradients are turned before it, the move
     after it. Weight decay would decay the move, so there must be none."""
 

@@ -224,7 +224,7 @@ def encode_scenes(out: Path, recipe: Pretrain, vae: AutoencoderKL) -> tuple[Tens
             prompts, rng = text.captions(chunk, f"train-{start}", SHARES), random.Random(f"scenes-{start}")
             x = _images([sample_scene(prompt, rng) for prompt in prompts])
             with torch.no_grad(), _half():
-                parts.append(unfolded(ae.encode(vae, x), PATCH).half())
+                parts.append(unfolded(ae.vae_encode(vae, x), PATCH).half())
             captions += [prompt.text for prompt in prompts]
         metadata = {"captions": json.dumps(captions)}
         files.write_tensors(path, {"latents": torch.cat(parts)}, metadata)
@@ -339,4 +339,4 @@ def _drawn(
         shape = (len(cond["pooled_projections"]), GRID**2, TOKEN)
         noise = torch.randn(shape, generator=torch.Generator().manual_seed(start))
         x = euler(teacher, noise, flow.at_guidance(cond, guidance), step_grid(steps))
-        yield ae.to_images(ae.decode(vae, folded(x, [GRID, GRID], PATCH)))
+        yield ae.to_images(ae.vae_decode(vae, folded(x, [GRID, GRID], PATCH)))

@@ -108,12 +108,12 @@ def posterior(model: ModelMixin, x: Float[Tensor, "count 3 64 64"]) -> DiagonalG
     return model.encode(x, return_dict=False)[0]
 
 
-def encode(model: ModelMixin, x: Float[Tensor, "count 3 64 64"]) -> Float[Tensor, "count 8 8 8"]:
+def vae_encode(model: ModelMixin, x: Float[Tensor, "count 3 64 64"]) -> Float[Tensor, "count 8 8 8"]:
     """Standardized latents, without the posterior's noise."""
     return (posterior(model, x).mode().float() - model.config.shift_factor) * model.config.scaling_factor
 
 
-def decode(model: ModelMixin, z: Float[Tensor, "count 8 8 8"]) -> Float[Tensor, "count 3 64 64"]:
+def vae_decode(model: ModelMixin, z: Float[Tensor, "count 8 8 8"]) -> Float[Tensor, "count 3 64 64"]:
     """Images of standardized latents."""
     return model.decode(z / model.config.scaling_factor + model.config.shift_factor, return_dict=False)[0]
 
@@ -138,9 +138,9 @@ def autoencoder_loss(model: ModelMixin, x: Tensor, plain: Tensor) -> Tensor:
 def decoder_loss(model: AutoencoderKL, x: Tensor) -> Tensor:
     """Stage two: the decoder alone, on noisy latents."""
     with torch.no_grad():
-        z = encode(model, x)
+        z = vae_encode(model, x)
     noise = LATENT_NOISE * torch.rand(len(z), 1, 1, 1) * torch.randn_like(z)
-    return pixel_loss(decode(model, z + noise), x)
+    return pixel_loss(vae_decode(model, z + noise), x)
 
 
 @torch.no_grad()
@@ -156,5 +156,5 @@ def reconstruction_accuracy(model: AutoencoderKL, count: int) -> dict[str, float
     prompts = sample_prompts(count, seed=1, split="test")
     rng = random.Random("reconstruction")
     x = to_tensor(render_all([sample_scene(prompt, rng) for prompt in prompts]))
-    images = [to_images(decode(model, encode(model, part))) for part in x.split(64)]
+    images = [to_images(vae_decode(model, vae_encode(model, part))) for part in x.split(64)]
     return accuracy(np.concatenate(images), prompts)

@@ -25,7 +25,7 @@ CENTROID = {"triangle": TRIANGLE / 4}
 """How far the center of mass lies below the object's center, in radii; 0 for the others."""
 
 
-def distance(shape: str, dx: np.ndarray, dy: np.ndarray, radius: float) -> np.ndarray:
+def signed_distance(shape: str, dx: np.ndarray, dy: np.ndarray, radius: float) -> np.ndarray:
     """Signed distance (pixels, negative inside; a lower bound near corners) at offsets (dx, dy) from the center."""
     ax, ay = np.abs(dx), np.abs(dy)
     if shape == "circle":
@@ -46,7 +46,7 @@ def coverage(shape: str, x: float, y: float, radius: float, rows: slice, columns
     """Share of each pixel that the shape covers, over a window of the image."""
     dy = np.arange(rows.start, rows.stop)[:, None] + 0.5 - y
     dx = np.arange(columns.start, columns.stop)[None, :] + 0.5 - x
-    return np.clip(0.5 - distance(shape, dx, dy, radius), 0, 1)
+    return np.clip(0.5 - signed_distance(shape, dx, dy, radius), 0, 1)
 
 
 def window(center: float, radius: float) -> slice:
