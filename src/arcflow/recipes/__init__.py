@@ -120,13 +120,18 @@ def reuse(forwards: int) -> int:
 
 def forwards(run: Run) -> float:
     """Forward-equivalents of a trained sample: the teacher's walk and the averaged student's, shared by all uses of the
-    walk, and the student's calls with their backward pass (with checkpointing, once more forward)."""
+    walk, and the student's calls with their backward pass (with checkpointing, once more forward). Of a student of
+    several numbers of calls, which take turns, it is the mean."""
     distill = run.distill
     guided = 2 if distill.teacher_cfg > 1 else 1
-    walk = distill.steps * distill.states * guided
-    own = distill.steps - 1 if distill.handover == "average" else 0
-    student = distill.steps * (4 if run.model.gradient_checkpointing else 3)
-    return (walk + own) / distill.reuse + student
+
+    def by(steps: int) -> float:
+        walk = steps * distill.states * guided
+        own = steps - 1 if distill.handover == "average" else 0
+        student = steps * (4 if run.model.gradient_checkpointing else 3)
+        return (walk + own) / distill.reuse + student
+
+    return sum(map(by, distill.all_steps)) / len(distill.all_steps)
 
 
 def flux() -> Run:
