@@ -39,7 +39,7 @@ def teacher_paths(count: int, steps: int, fewer: list[int]) -> tuple[Tensor, Ten
     held_out = open_prompts(replace(run.data, held_out_count=count), seed=run.seed, batch=count).held_out
     pipe = load_pipe(run.model)
     net, (height, width) = pipe.transformer.eval(), held_out.size
-    cond = network.encode_prompts(pipe, held_out.prompts, height=height, width=width, guidance=run.distill.guidance)
+    cond = network.encode_prompts(pipe, held_out.prompts, height=height, width=width)
     x = network.noise(pipe, held_out.seeds, height, width)
 
     def teacher(x: Tensor, sigma: Tensor, cond: Cond) -> Tensor:

@@ -15,6 +15,12 @@ def test_a_recipe_survives_its_json(recipe):
     assert from_json(to_json(recipe())) == recipe()
 
 
+@pytest.mark.parametrize("guidance", [3.5, (1.5, 5.0)])
+def test_a_number_and_a_range_of_guidance_survive_their_json(guidance):
+    run = Run(distill=Distill(guidance=guidance))
+    assert from_json(to_json(run)) == run
+
+
 @pytest.mark.parametrize("kind", [Model, Distill, Data, Optim, Run])
 def test_every_field_says_what_it_is(kind):
     import ast
@@ -53,6 +59,8 @@ def test_the_published_values():
         (lambda: Distill(mode_dropout=-0.1), r"distill.mode_dropout = -0.1"),
         (lambda: Distill(led=3), r"distill.led = 3: expected 0 to 2, the fewest segments"),
         (lambda: Distill(teacher_cfg=0.0), r"distill.teacher_cfg = 0.0: expected 1 or more; 1 switches it off"),
+        (lambda: Distill(guidance=(5.0, 1.5)), r"distill.guidance = \(5.0, 1.5\): .* the lower one first; say 3.5, or"),
+        (lambda: Distill(guidance=-1.0), r"distill.guidance = -1.0: expected a number from 0 on"),
         (lambda: Data(prompts="prompts.doc"), r'data.prompts = .*expected "world", a file \(.txt, .jsonl'),
         (lambda: Data(prompts="owner/name"), r"data.cache = True: expected False for a streamed data set"),
         (lambda: Data(held_out="world"), r"data.held_out = 'world'"),

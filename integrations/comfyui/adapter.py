@@ -56,6 +56,8 @@ class Adapter:
     """Numbers of steps that it was trained for."""
     guidance: float | None = None
     """Guidance embedding it was distilled with; None where the base takes none."""
+    guidances: tuple[float, float] | None = None
+    """The lowest and the highest one, where it was distilled over a range."""
     guided: bool = True
     """Whether its teacher was guided, so that guiding it again is too much."""
     teacher_lora: str | None = None
@@ -250,6 +252,9 @@ def _settings(path: Path, record: Mapping[str, Any]) -> dict[str, Any]:
     distill = settings.get("distill") if isinstance(settings, dict) else None
     cfg = distill.get("teacher_cfg") if isinstance(distill, dict) else None
     guidance = record.get("guidance")
+    among = record.get("guidance_range")
+    if among is not None and not (isinstance(among, list) and len(among) == 2 and {*map(type, among)} <= {int, float}):
+        raise ValueError(f"the record of {path.name} says guidance_range = {among!r}; expected two numbers.")
     rank = number("rank", 1, -1.0)
     return {
         "family": family,
@@ -258,6 +263,7 @@ def _settings(path: Path, record: Mapping[str, Any]) -> dict[str, Any]:
         "final_step_scale": number("final_step_scale", 1.0),
         "steps": (int(number("steps", 2)), *(int(one) for one in also)),
         "guidance": None if guidance is None else number("guidance", 0.0, -1.0),
+        "guidances": tuple(among) if among else None,
         "guided": not isinstance(cfg, int | float) or cfg > 1 or guidance is not None,
         "teacher_lora": str(lora) if lora else None,
         "fingerprint": tuple(float(one) for one in prints),

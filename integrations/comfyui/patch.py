@@ -213,10 +213,11 @@ class _Run:
         self.head.tell(here.to(x.device), (here - grid[places[0] + 1].to(here)).to(x.device))
         given = more.get("guidance")
         if isinstance(given, Tensor) and self.adapter.guidance is not None:
-            wanted = self.adapter.guidance
-            off = [value for value in given.flatten().tolist() if abs(value - wanted) > 0.01 * wanted]
+            low, high = self.adapter.guidances or (self.adapter.guidance, self.adapter.guidance)
+            near = [(value, min(max(value, low), high)) for value in given.flatten().tolist()]
+            off = [(value, wanted) for value, wanted in near if abs(value - wanted) > 0.01 * wanted]
             if off:
-                self._say("guidance is %g, not that of %s: add a FluxGuidance node with %g", off[0], wanted)
+                self._say("guidance is %g, not that of %s: add a FluxGuidance node with %g", *off[0])
         return executor(x, t, *rest, **more)
 
     def _judge(self, sigmas: Tensor) -> None:

@@ -8,6 +8,7 @@ configuration released with it.
 
 import dataclasses
 import json
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -114,8 +115,9 @@ class Distill:
     """Shift from raw time to noise level: sigma = shift tau / (1 + (shift - 1) tau)."""
     final_step_scale: float = paper.FINAL_STEP_SCALE
     """Length of the last step in raw time, relative to the others."""
-    guidance: float = paper.GUIDANCE
-    """Guidance handed to models that embed it (FLUX.1-dev); others ignore it."""
+    guidance: float | tuple[float, float] = paper.GUIDANCE
+    """Guidance handed to models that embed it (FLUX.1-dev); others ignore a number. Two are a range: each sample
+    is told one of its own, drawn evenly, and the student follows what it is told in there."""
     teacher_cfg: float = 1.0
     """True classifier-free guidance of the teacher against the empty prompt; 1 is off."""
     states: int = paper.STATES
@@ -155,6 +157,7 @@ class Distill:
         known = all(steps >= 1 for steps in self.also_steps) and self.steps not in self.also_steps
         check(known, "distill.also_steps", self.also_steps, f"numbers of 1 or more beside {self.steps}", "say 1 4")
         check(self.shift > 0, "distill.shift", self.shift, "a positive number", f"the published value is {paper.SHIFT}")
+        self._check_guidance()
         scale = self.final_step_scale
         check(
             scale > 0,
@@ -185,6 +188,19 @@ class Distill:
         check(0 <= self.end <= 1, "distill.end", self.end, "a share of 0 to 1", "half is a good one, 0 leaves it out")
         leads = not self.end or self.hold > 0 or self.led > 0
         check(leads, "distill.end", self.end, "0 where the teacher never leads", "raise distill.hold or distill.led")
+
+    def _check_guidance(self) -> None:
+        """Numbers from 0 on, of a range the lower one first."""
+        given = self.guidance
+        ends = given if isinstance(given, tuple) else (given, given)
+        valid = len(ends) == 2 and all(0 <= end < math.inf for end in ends) and ends[0] <= ends[1]
+        expected = "a number from 0 on, or a range of two, the lower one first"
+        check(valid, "distill.guidance", given, expected, f"say {paper.GUIDANCE:g}, or 1.5 5")
+
+    @property
+    def guidance_range(self) -> tuple[float, float] | None:
+        """The lowest and the highest guidance that a sample may be told; None of a number that all are told."""
+        return self.guidance if isinstance(self.guidance, tuple) else None
 
     @property
     def all_steps(self) -> tuple[int, ...]:

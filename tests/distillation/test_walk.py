@@ -64,6 +64,16 @@ def test_guidance_moves_away_from_the_empty_prompt():
     assert torch.equal(u, torch.tensor([[5.0] * 3, [9.0] * 3]))
 
 
+def test_the_empty_prompt_is_told_the_guidance_of_its_sample():
+    def teacher(x, sigma, cond):
+        return x * (cond["text"] * cond["guidance"])[:, None]
+
+    cond = {"text": torch.tensor([2.0, 2.0]), "guidance": torch.tensor([1.0, 3.0])}
+    empty = {"text": torch.tensor([1.0]), "guidance": torch.tensor([7.0])}
+    u = guided(teacher, empty, 4.0)(torch.ones(2, 1), torch.ones(2), cond)
+    assert torch.equal(u, torch.tensor([[5.0], [15.0]]))
+
+
 @pytest.mark.parametrize(("empty", "calls"), [(2, 1), (1, 2)], ids=["one length", "two lengths"])
 def test_both_prompts_are_asked_in_one_call_where_their_texts_are_equally_long(empty, calls):
     asked = []

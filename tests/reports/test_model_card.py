@@ -66,6 +66,11 @@ def test_an_export_may_be_one_file(flux, made, tmp_path):
     assert all((back / name).read_bytes() == (made / name).read_bytes() for name in formats.FILES["arcflow"])
 
 
+def test_the_card_tells_a_range_of_guidance(made):
+    info = dataclasses.replace(adapter.read_info(made), guidance_range=(1.5, 5.0))
+    assert "| guidance | 1.5 to 5, as you choose; 3.5 by default |" in model_card.card(info, "someone/one").text
+
+
 def test_the_card_has_the_command_that_makes_the_run_again(made, tmp_path):
     settings = json.loads(to_json(dataclasses.replace(flux(), seed=7)))
     info = dataclasses.replace(adapter.read_info(made), training={"settings": settings})

@@ -18,6 +18,7 @@ import arcflow
 from arcflow import ArcFlowScheduler, student
 from arcflow.families import family_of, network
 from arcflow.student import adapter, layers
+from arcflow.student.record import AdapterInfo
 from tests.support.pipelines import SIDE, flux2_transformer, perturb, sample, save_style
 from tests.support.students import without_gain
 
@@ -26,12 +27,12 @@ FUSE = importlib.import_module("arcflow.student.fuse")
 pytestmark = pytest.mark.filterwarnings("ignore:Already found a `peft_config`")
 
 
-def made(pipe, folder, seed=0, **build):
+def made(pipe, folder, seed=0, info=None, **build):
     """An adapter for this pipeline."""
     sizes = {"modes": 4, "rank": 2, "targets": "all", "generator": torch.Generator().manual_seed(seed), **build}
     net = student.build(copy.deepcopy(pipe.transformer), **sizes)
     perturb(net, seed=seed)
-    return adapter.save_adapter(net, folder)
+    return adapter.save_adapter(net, folder, info=info)
 
 
 @pytest.fixture
@@ -85,6 +86,17 @@ def test_another_guidance_than_the_adapters_brings_a_warning(flux, tmp_path):
     with pytest.warns(UserWarning, match="embeds guidance 7, .* distilled at 3.5: pass guidance_scale=3.5"):
         sample(flux, guidance_scale=7.0)
     sample(flux)
+
+
+def test_a_guidance_within_an_adapters_range_is_followed_and_one_outside_it_brings_a_warning(flux, tmp_path):
+    folder = made(flux, tmp_path, info=AdapterInfo(guidance=3.5, guidance_range=(1.5, 5.0)))
+    arcflow.attach(flux, folder)
+    low, high = (sample(flux, guidance_scale=scale) for scale in (1.5, 5.0))
+    assert not torch.equal(low, high)
+    for scale, near in ((7.0, "5"), (1.0, "1.5")):
+        arcflow.attach(flux, folder)
+        with pytest.warns(UserWarning, match=f"embeds .* distilled at guidances of 1.5 to 5: pass .*={near}"):
+            sample(flux, guidance_scale=scale)
 
 
 # Several pipelines and schedulers

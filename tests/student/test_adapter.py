@@ -314,6 +314,7 @@ def test_a_base_of_the_same_sizes_but_other_weights_is_named(flux, tmp_path):
         ({"shift": 0.0}, "shift = 0.0; expected a finite number above 0"),
         ({"shift": float("nan")}, "shift = nan; expected a finite number"),
         ({"guidance": "strong"}, "guidance = 'strong'; expected null or a finite number"),
+        ({"guidance_range": [5.0, 1.5]}, r"guidance_range = .*; expected null or two .* the lower one first"),
         ({"also_steps": [0]}, r"also_steps = \[0\]; expected a list"),
         ({"sizes": {"num_layers": 2.5}}, "sizes = .*; expected an object"),
         ({"base": "a\x1b[2Jb"}, r"base = 'a\\x1b\[2Jb'; expected a text .* without control characters"),

@@ -6,6 +6,7 @@ import json
 import random
 import shutil
 import struct
+from pathlib import Path
 
 import pytest
 import torch
@@ -142,6 +143,14 @@ def test_every_field_of_a_record_has_a_kind():
     blank = dataclasses.asdict(formats.AdapterInfo(modes=1))
     for name, value in json.loads(json.dumps(blank)).items():
         assert record.KINDS[name][0](value), name
+
+
+def test_an_adapter_without_a_range_of_guidance_has_a_record_as_before_there_were_any():
+    plain, ranged = formats.AdapterInfo(guidance=3.5), formats.AdapterInfo(guidance=3.5, guidance_range=(1.5, 5.0))
+    assert "guidance_range" not in record.content_of(plain)
+    content = json.loads(json.dumps({**record.content_of(ranged), "modes": 1}))
+    assert record.info_of(content, Path("arcflow.json")).guidances == (1.5, 5.0)
+    assert plain.guidances == (3.5, 3.5) and formats.AdapterInfo().guidances is None
 
 
 def test_control_characters_do_not_reach_the_terminal(tmp_path, monkeypatch, capsys):

@@ -30,7 +30,7 @@ PROMPTS = ["a red circle", "two blue squares", "a green star above a circle", "a
 def run_of(folder, shard=None):
     """The teacher's path, the optimizer's own directions, then the student's path: all that a run can do, in short."""
     changes = {"model__dropout": 0.0, "keep": 10, "eval_every": 6, "pictures": 0, "shard": shard}
-    distillation = {"distill__hold": 6, "distill__decay": 3}
+    distillation = {"distill__hold": 6, "distill__decay": 3, "distill__guidance": (2.0, 5.0)}
     return config(folder, **changes, **distillation, optim__directions="segment")
 
 

@@ -80,7 +80,7 @@ class Bench:
     def cond(self, prompts: list[str]) -> Cond:
         """Conditioning at the guidance that students are distilled with."""
         text = {name: value.to(self.device) for name, value in self.table(prompts).items()}
-        return network.place(self.pipe, text, height=SIZE, width=SIZE, guidance=Distill().guidance)
+        return network.place(self.pipe, text, height=SIZE, width=SIZE, guidance=paper.GUIDANCE)
 
     def noise(self, seeds: Sequence[int]) -> Tensor:
         return network.noise(self.pipe, list(seeds), SIZE, SIZE).to(self.device)

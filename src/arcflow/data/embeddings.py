@@ -15,6 +15,7 @@ from arcflow.data.cache import Cache
 from arcflow.data.images import read_images
 from arcflow.families import family_of, network
 from arcflow.families.conditioning import Cond
+from arcflow.families.guidance import usual
 from arcflow.families.identity import encoder_digest
 from arcflow.system.processes import Ranks
 from arcflow.system.text import Json
@@ -33,7 +34,8 @@ def encoder(
     pipe: DiffusionPipeline, config: Run, data: Prompts, device: torch.device, ranks: Ranks | None = None
 ) -> tuple[Encode, Cond | None]:
     """What gives the conditioning of prompts, and that of the empty prompt if the teacher is guided with it; nothing,
-    where each sample has one of its own (`conditioning.against`)."""
+    where each sample has one of its own (`conditioning.against`). Where the run has a range of guidance, all are at the
+    usual one of it: samples are told theirs later (`families.guidance.told`)."""
     against = [""] if config.distill.teacher_cfg > 1 else []
     known = [row.text for row in data.train] + data.held_out.prompts + against
     text: Callable[[list[str]], Cond] = partial(
@@ -48,7 +50,8 @@ def encoder(
     elif config.data.cache:
         text = EmbeddedPrompts(text, known)
 
-    family, guidance = family_of(pipe.transformer), config.distill.guidance
+    family = family_of(pipe.transformer)
+    guidance = usual(config.distill.guidance, family)
 
     edit = None if config.data.sources == "none" else network.editing(family)
 

@@ -29,13 +29,13 @@ def sampler_grid(steps: int, config: Distill) -> Float[Tensor, " points"]:
 
 def guided(teacher: Teacher, negative: Cond, scale: float | Tensor) -> Teacher:
     """The teacher under true guidance, u = n + scale (p - n), in float32; `negative` is a batch of one, whatever the
-    size of its image, and gives way to what samples have of their own (`conditioning.against`). Both prompts go through
-    the network in one call where their texts are equally long; padding would cost a mask, which fused attention does
-    not like."""
+    size of its image and its guidance, and gives way to what samples have of their own (`conditioning.against`). Both
+    prompts go through the network in one call where their texts are equally long; padding would cost a mask, which
+    fused attention does not like."""
 
     def velocity(x: Tensor, sigma: Tensor, cond: Cond) -> Tensor:
-        image = {name: value for name, value in cond.items() if name.startswith("img_")}
-        empty = (against(cond) or repeat(negative, len(x))) | image
+        own = {name: value for name, value in cond.items() if name.startswith("img_") or name == "guidance"}
+        empty = (against(cond) or repeat(negative, len(x))) | own
         if all(empty[name].shape == value.shape for name, value in cond.items()):
             both = teacher(torch.cat([x, x]), torch.cat([sigma, sigma]), beside(empty, cond))
             without, wanted = both.float().chunk(2)

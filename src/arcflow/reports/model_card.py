@@ -258,12 +258,22 @@ def _facts(info: AdapterInfo) -> Table:
         "steps it was made for": info.steps,
         "shift": info.shift,
         "final step scale": info.final_step_scale,
-        "guidance": info.guidance if info.guidance is not None else "none",
+        "guidance": _guidance(info),
         "modes (K)": info.modes,
         "LoRA": f"rank {info.rank} on {info.targets.replace('_', '-')} layers" if info.rank else "none",
         "made with": ", ".join(f"{package} {number}" for package, number in info.versions.items()) or "not recorded",
     }
     return Table(["", ""], [Line.of(name, prose(value)) for name, value in rows.items()])
+
+
+def _guidance(info: AdapterInfo) -> str:
+    """The guidance to draw with, in words."""
+    if info.guidance is None:
+        return "none"
+    if info.guidance_range is None:
+        return f"{info.guidance}"
+    low, high = info.guidance_range
+    return f"{low:g} to {high:g}, as you choose; {info.guidance:g} by default"
 
 
 def _training(settings: Json, progress: Json) -> str:

@@ -200,7 +200,7 @@ def _meant(pipe: object, transformer: ModelMixin, info: AdapterInfo, guidance: b
     settings = info.training.get("settings", {}).get("distill", {})
     guided = embeds or settings.get("teacher_cfg") is None or settings["teacher_cfg"] > 1
     return Meant(
-        guidance=info.guidance if embeds else None,
+        guidance=info.guidances if embeds else None,
         unguided=_unguided(pipe, transformer) if guided and not guidance else "",
         time=family_of(transformer).time,
     )

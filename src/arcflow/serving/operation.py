@@ -40,7 +40,13 @@ def operation_routes(engine: Engine, *, key: bool) -> APIRouter:
             "version": __version__,
             "model": offer.model,
             "models": [
-                {"id": name, "steps": offer.steps[name], "guidance": offer.guidance[name]} for name in offer.models
+                {
+                    "id": name,
+                    "steps": offer.steps[name],
+                    "guidance": offer.guidance[name],
+                    **({"guidance_range": offer.ranges[name]} if name in offer.ranges else {}),
+                }
+                for name in offer.models
             ],
             "styles": offer.styles,
             "size": {"height": offer.height, "width": offer.width, "multiple": offer.multiple},

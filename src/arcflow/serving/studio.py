@@ -96,6 +96,9 @@ class Offer:
     steps: Mapping[str, int]
     """Steps that each is meant for."""
     guidance: Mapping[str, float | None]
+    """What each embeds unless an order says another."""
+    ranges: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    """The lowest and the highest guidance of those that were distilled over a range."""
     styles: tuple[str, ...]
     height: int
     width: int
@@ -205,6 +208,7 @@ class Studio:
             models=(*self.paths, TEACHER),
             steps={**steps, TEACHER: paper.TEACHER_STEPS},
             guidance={**guidance, TEACHER: None},
+            ranges={name: info.guidance_range for name, info in self.infos.items() if info.guidance_range},
             styles=tuple(self.setup.styles),
             height=height,
             width=width,

@@ -10,7 +10,6 @@ The names of the tensors are the same in both (`proj_out_means.weight`, `<module
 One file may hold an adapter for each network of a pipeline that has two: names then begin with the network's
 (`transformer_2.proj_out_means.weight`), and the metadata has a record for each, by that name."""
 
-import dataclasses
 import hashlib
 import json
 import math
@@ -156,7 +155,7 @@ def joined_file(adapters: dict[str, tuple[dict[str, Tensor], AdapterInfo]]) -> t
 def metadata_of(tensors: dict[str, Tensor], info: AdapterInfo) -> dict[str, str]:
     """What makes a tensor file an adapter by itself: its record, with a SHA-256 over that and the tensors. It is one
     entry, for safetensors writes several in any order."""
-    content = dataclasses.asdict(info)
+    content = record.content_of(info)
     return {RECORD: json.dumps({**content, "sha256": {CONTENT: _content_digest(tensors, content)}})}
 
 

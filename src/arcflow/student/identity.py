@@ -1,10 +1,9 @@
 """What an adapter is, whatever path it lies at: digests of its files, as folders of images keep them."""
 
-import dataclasses
 from pathlib import Path
 
 from arcflow.student.adapter import found_at
-from arcflow.student.record import FREE
+from arcflow.student.record import FREE, content_of
 from arcflow.system import files, hub
 
 
@@ -13,7 +12,7 @@ def adapter_digest(adapter: str) -> str:
     if not adapter:
         return ""
     found = found_at(adapter)
-    told = {name: value for name, value in dataclasses.asdict(found.info).items() if name not in FREE}
+    told = {name: value for name, value in content_of(found.info).items() if name not in FREE}
     return files.text_digest([hub.content_of(found.weights), told], 16)
 
 

@@ -52,7 +52,9 @@ class AdapterInfo:
     final_step_scale: float = 1.0
     """Length of the last step over the others."""
     guidance: float | None = None
-    """Guidance embedding it was trained with; None: the family's."""
+    """Guidance embedding it was trained with, of a range what to draw with by default; None: the family's."""
+    guidance_range: tuple[float, float] | None = None
+    """Lowest and highest guidance embedding it was trained with; None of a number alone."""
     teacher_lora: str | None = None
     """A LoRA that was part of the teacher: the pipeline needs it too, before this adapter."""
     sizes: dict[str, object] = field(default_factory=dict)
@@ -67,6 +69,11 @@ class AdapterInfo:
     """* SHA-256 of the tensor file, by its name; empty: not known."""
 
     @property
+    def guidances(self) -> tuple[float, float] | None:
+        """The lowest and the highest guidance that it was trained with; None where it is not known."""
+        return self.guidance_range or (None if self.guidance is None else (self.guidance, self.guidance))
+
+    @property
     def fewest(self) -> int:
         """The least number of steps that it was trained for."""
         return min((self.steps, *self.also_steps))
@@ -76,6 +83,15 @@ class AdapterInfo:
         """Noise levels of the student's own steps, for each number of steps that it was trained for."""
         counts = (self.steps, *self.also_steps)
         return tuple(tuple(step_grid(n, self.shift, self.final_step_scale).tolist()) for n in counts)
+
+
+def content_of(info: AdapterInfo) -> dict[str, object]:
+    """What a record's file holds. A range of guidance that an adapter has not is left out, so that a record which knows
+    of none is what it was before there were any, digests included."""
+    content = dataclasses.asdict(info)
+    if info.guidance_range is None:
+        del content["guidance_range"]
+    return content
 
 
 def read_unchecked(path: Path) -> dict[str, object]:
@@ -144,6 +160,8 @@ def _as_declared(name: str, value: Any) -> Any:
         return None if value is None else float(value)
     if name == "fingerprint":
         return [float(one) for one in value]
+    if name == "guidance_range":
+        return None if value is None else tuple(float(end) for end in value)
     return tuple(value) if name == "also_steps" else value
 
 
@@ -240,6 +258,11 @@ def _is_training(value: object) -> bool:
     return all(type(part) is dict for part in parts)
 
 
+def _is_range(value: object) -> bool:
+    fits, _ = _number(0.0, 1000.0)
+    return type(value) is list and len(value) == 2 and all(map(fits, value)) and value[0] <= value[1]
+
+
 SIZE = _whole(0, 1 << 24)
 
 STEPS = _whole(1, 1000)
@@ -258,6 +281,7 @@ KINDS: dict[str, Check] = {
     "also_steps": _list(STEPS, 64),
     "final_step_scale": _number(0.0, 1000.0, above=True),
     "guidance": _or_null(_number(0.0, 1000.0)),
+    "guidance_range": _or_null((_is_range, "two finite numbers from 0 to 1000, the lower one first")),
     "teacher_lora": _or_null(_text(1000)),
     "sizes": _object(
         _or_null(_either((lambda value: type(value) is bool, "true or false"), SIZE, _list(SIZE, 16))), 32

@@ -17,6 +17,8 @@ from typing import NamedTuple, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from arcflow.families.guidance import nearest
+
 
 @dataclass
 class Call:
@@ -71,8 +73,8 @@ THREAD = _Thread()
 class Meant:
     """What an adapter expects of the pipeline that it is attached to."""
 
-    guidance: float | None = None
-    """Guidance embedding it was distilled with; None where the network takes none."""
+    guidance: tuple[float, float] | None = None
+    """The lowest and the highest guidance embedding it was distilled with; None where the network takes none."""
     unguided: str = ""
     """How the pipeline is told to make one call a step; empty if guidance by two calls is as it should be."""
     time: tuple[float, float] = (0.0, 1.0)
@@ -141,12 +143,14 @@ def answered(timestep: Tensor | None, guidance: Tensor | None, meant: Meant) -> 
     if driver is not None and not isinstance(driver, Steps):
         raise _nobody(sigma)
     if step.first and guidance is not None and meant.guidance is not None:
-        given = float(guidance.flatten()[0])
-        if abs(given - meant.guidance) > 0.01 * abs(meant.guidance):
+        given, (low, high) = float(guidance.flatten()[0]), meant.guidance
+        near = nearest(given, meant.guidance)
+        if abs(given - near) > 0.01 * abs(near):
+            known = f"{low:g}" if low == high else f"guidances of {low:g} to {high:g}"
             warn_once(
                 step.told,
-                f"the pipeline embeds guidance {given:g}, the adapter was distilled at {meant.guidance:g}: pass "
-                f"guidance_scale={meant.guidance:g}",
+                f"the pipeline embeds guidance {given:g}, the adapter was distilled at {known}: pass "
+                f"guidance_scale={near:g}",
             )
     if meant.unguided:
         twice = (
@@ -169,17 +173,18 @@ def warn_once(told: set[str], text: str) -> None:
 
 @torch.library.custom_op("arcflow::hear", mutates_args=(), tags=(torch.Tag.cudagraph_unsafe,))
 def _hear(
-    timestep: Tensor, guidance: Tensor | None, expected: float | None, unguided: str, start: float, rate: float
+    timestep: Tensor, guidance: Tensor | None, expected: list[float], unguided: str, start: float, rate: float
 ) -> Tensor:
     """The time again, once the step is known to this thread: an operation that a compiled graph runs at every call, and
     first, since all that follows depends on the time."""
-    THREAD.step = answered(timestep, guidance, Meant(expected, unguided, (start, rate))).numbers(timestep)
+    known = (expected[0], expected[1]) if expected else None
+    THREAD.step = answered(timestep, guidance, Meant(known, unguided, (start, rate))).numbers(timestep)
     return timestep.clone()
 
 
 @_hear.register_fake
 def _(
-    timestep: Tensor, guidance: Tensor | None, expected: float | None, unguided: str, start: float, rate: float
+    timestep: Tensor, guidance: Tensor | None, expected: list[float], unguided: str, start: float, rate: float
 ) -> Tensor:
     return torch.empty_like(timestep)
 
@@ -200,7 +205,8 @@ def hear(timestep: Tensor | None, guidance: Tensor | None, meant: Meant) -> tupl
     """Ask, and keep the step for this thread's head. The time to go on with, and whether it is a run's first call,
     which is not known while compiling."""
     if torch.compiler.is_compiling() and timestep is not None:
-        return torch.ops.arcflow.hear(timestep, guidance, meant.guidance, meant.unguided, *meant.time), False
+        known = list(meant.guidance or ())
+        return torch.ops.arcflow.hear(timestep, guidance, known, meant.unguided, *meant.time), False
     step = answered(timestep, guidance, meant)
     THREAD.step = step.numbers(timestep)
     return timestep, step.first and step.calls == 1

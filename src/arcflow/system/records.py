@@ -123,7 +123,8 @@ def _closest(kinds: Iterable[Kind], content: object) -> Kind:
         return NoneType
     some = [kind for kind in kinds if kind is not NoneType]
     if not isinstance(content, dict):
-        return some[0]
+        several = isinstance(content, list)
+        return next((kind for kind in some if (get_origin(kind) in (list, tuple)) == several), some[0])
 
     def apart(kind: Kind) -> int:
         names = {one.name for one in dataclasses.fields(kind)} if dataclasses.is_dataclass(kind) else set()

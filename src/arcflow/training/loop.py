@@ -27,6 +27,7 @@ from arcflow.data.prefetch import Prepared
 from arcflow.distillation.kept import Kept, asked_before, asks, keeping, led_until
 from arcflow.distillation.objective import Part, teacher_ratio
 from arcflow.distillation.pairs import averaged
+from arcflow.families.guidance import usual
 from arcflow.student import adapter, formats
 from arcflow.student.layers import learn
 from arcflow.system import processes
@@ -254,13 +255,15 @@ def save_result(run: OpenTraining) -> None:
     settings = json.loads(to_json(config))
     settings.pop("out")  # a folder of this machine
     record = {name: value for name, value in dataclasses.asdict(run.progress).items() if name != "data"}
+    span = config.distill.guidance_range
     info = formats.AdapterInfo(
         base=config.model.base,
         shift=config.distill.shift,
         steps=config.distill.steps,
         also_steps=config.distill.also_steps,
         final_step_scale=config.distill.final_step_scale,
-        guidance=config.distill.guidance if run.family.guidance else None,
+        guidance=usual(config.distill.guidance, run.family) if run.family.guidance else None,
+        guidance_range=span if span and span[0] < span[1] else None,
         teacher_lora=config.model.teacher_lora,
         training={"settings": settings, "progress": record},
     )

@@ -14,14 +14,16 @@ import torch
 from diffusers import DiffusionPipeline
 
 from arcflow.config import Run, check, to_json
-from arcflow.data.batches import Prompts, Size, open_prompts
+from arcflow.data.batches import Batch, Prompts, Size, open_prompts
 from arcflow.data.embeddings import Encode, encoder
 from arcflow.data.images import read_images
 from arcflow.data.prefetch import Prefetcher, Prepared
 from arcflow.distillation.kept import Walks
 from arcflow.distillation.policy import Student, Teacher
 from arcflow.families import family_of, network
+from arcflow.families.conditioning import Cond
 from arcflow.families.family import Family
+from arcflow.families.guidance import check_embeds, told
 from arcflow.families.loading import load_pipe, put_on_device
 from arcflow.runs.checkpoint import Checkpoints, Progress
 from arcflow.runs.log import Log, Tracker
@@ -30,6 +32,7 @@ from arcflow.system.devices import memory
 from arcflow.system.errors import first_line, sentence
 from arcflow.system.packages import need
 from arcflow.system.processes import OnAll, Ranks
+from arcflow.system.seeds import seed_of
 from arcflow.system.text import Json
 from arcflow.system.timing import Speed
 from arcflow.training.home import claim_run, contents_of, keep_held_out, prompts_of
@@ -125,6 +128,7 @@ def open_run(
 
     pipe = load_pipe(config.model, not config.data.embeddings) if pipe is None else pipe
     family = family_of(pipe.transformer)
+    check_embeds(pipe.transformer, config.distill.guidance_range, config.model.base)
     for size in data.sizes:
         network.check_size(pipe, *size)
     encode, negative = encoder(put_on_device(pipe, config.model, device, ranks), config, data, device, ranks)
@@ -142,7 +146,7 @@ def open_run(
         config,
         teacher,
         network.noise(pipe, held_out.seeds, *held_out.size, family=family).to(device),
-        encode(held_out.prompts, held_out.size, held_out.sources),
+        held_out_cond(encode, held_out, config),
         folder / "held_out.safetensors",
         log,
         ranks,
@@ -280,10 +284,20 @@ def prefetcher_of(
             drawn = read_images(batch.images[mine], batch.size[:2])
             clean = network.encode_images(pipe, drawn, family=family).to(device)
         cond = encode(batch.prompts[mine], batch.size, batch.sources[mine])
-        return Prepared(x, cond, position, clean)
+        first = number * config.optim.batch + mine.start
+        seeds = (seed_of(config.seed, "guidance", first + i) for i in range(len(x)))
+        return Prepared(x, told(cond, config.distill.guidance_range, seeds), position, clean)
 
     in_memory = config.data.cache and not config.data.embeddings
     return Prefetcher(make, device, ahead=not in_memory)
+
+
+def held_out_cond(encode: Encode, held_out: Batch, config: Run) -> Cond:
+    """Conditioning of the held-out prompts; out of a range of guidance each has a number of its own, as samples do, so
+    that a distance to the teacher is one over all of the range."""
+    cond = encode(held_out.prompts, held_out.size, held_out.sources)
+    seeds = (seed_of(config.seed, "held-out guidance", i) for i in range(len(held_out.prompts)))
+    return told(cond, config.distill.guidance_range, seeds)
 
 
 def open_log(
