@@ -1,6 +1,7 @@
 """What it costs one student to take more than one number of calls, or more than one guidance.
 
     python -m benchmarks.one_student --students one steps guidance --seeds 0 1 2 --out out/one_student
+    python -m benchmarks.one_student --adapter world --guidances 1.5 3.5        # what an adapter that is there does
 
 All trainings are the comparison's, with the project's own objective, on the same budget of forward-equivalents: "one"
 is for two calls at guidance 3.5, "steps" takes one, two and four calls in turn, "guidance" draws a guidance of 1.5 to 5
@@ -27,11 +28,13 @@ from arcflow.comparison.bench import TEACHER_STEPS, Bench
 from arcflow.comparison.config import Plan
 from arcflow.config import ALWAYS, Run
 from arcflow.distillation.method import Cost
-from arcflow.distillation.walk import arcs, euler, sampler_grid
+from arcflow.distillation.walk import arcs, euler
 from arcflow.families.conditioning import Cond
 from arcflow.metrics.images import squared_error
 from arcflow.metrics.intervals import seed_difference
 from arcflow.path import step_grid
+from arcflow.sampling.open import adapter_of
+from arcflow.student.adapter import read_info
 from arcflow.system import files
 from arcflow.training.learner import views
 from arcflow.training.loop import train
@@ -72,11 +75,11 @@ def at(cond: Cond, guidance: float) -> Cond:
     return cond | {"guidance": torch.full_like(cond["guidance"], guidance)}
 
 
-def references(bench: Bench, out: Path) -> dict[float, Tensor]:
+def references(bench: Bench, guidances: list[float], out: Path) -> dict[float, Tensor]:
     """The teacher's final latents of the held-out captions at each guidance; drawn once for a folder."""
     teacher, grid = bench.teacher(bench.base, Cost()), step_grid(TEACHER_STEPS, paper.SHIFT)
     found = {}
-    for guidance in sorted({guidance for _, guidance in MEASURED}):
+    for guidance in guidances:
         path = out / f"teacher-{guidance:g}.safetensors"
         if not path.exists():
             latents = bench.ends(lambda x, cond, _, told=guidance: euler(teacher, x, at(cond, told), grid))
@@ -85,39 +88,51 @@ def references(bench: Bench, out: Path) -> dict[float, Tensor]:
     return found
 
 
-def measured(run: Run, bench: Bench, teacher: dict[float, Tensor]) -> dict[str, list[float]]:
-    """Distance and accuracy of a student that is trained, by what it was told; kept beside its adapter."""
-    path = Path(run.out) / "measured.json"
-    if path.exists():
-        return json.loads(path.read_text("utf-8"))
-    net = copy.deepcopy(bench.base)
-    arcflow.load_adapter(net, Path(run.out) / "adapter")
-    student, found = views(net.eval())[0], {}
+Numbers = dict[str, list[float]]
+"""Distance and accuracy of a student, by what it was told."""
+
+
+def measured(adapter: Path, bench: Bench, teacher: dict[float, Tensor]) -> Numbers:
+    """What a student is worth at every guidance of which there are images of the teacher's."""
+    net, info = copy.deepcopy(bench.base), read_info(adapter)
+    arcflow.load_adapter(net, adapter)
+    student, found = views(net.eval())[0], Numbers()
     for calls, guidance in MEASURED:
-        grid = sampler_grid(calls, run.distill)
+        if guidance not in teacher:
+            continue
+        grid = step_grid(calls, info.shift, info.final_step_scale)
         with torch.no_grad():
             ends = bench.ends(lambda x, cond, _, told=guidance, grid=grid: arcs(student, x, at(cond, told), grid))
         distance = float(squared_error(ends, teacher[guidance]).mean())
         found[label(calls, guidance)] = [distance, float(np.mean(bench.right(bench.images(ends))))]
-    files.write_json(path, found)
     return found
+
+
+def kept(run: Run, bench: Bench, teacher: dict[float, Tensor]) -> Numbers:
+    """The same of a training, which is done first, if it is not there yet; kept beside its adapter."""
+    path = Path(run.out) / "measured.json"
+    if not path.exists():
+        train(run, log=lambda message: None)
+        files.write_json(path, measured(Path(run.out) / "adapter", bench, teacher))
+    return json.loads(path.read_text("utf-8"))
 
 
 def label(calls: int, guidance: float) -> str:
     return f"{calls} calls, guidance {guidance:g}"
 
 
-def table(numbers: dict[str, list[dict[str, list[float]]]]) -> str:
-    """Means over the seeds, and behind every student but the first what it differs by."""
+def table(numbers: dict[str, list[Numbers]]) -> str:
+    """Means over the seeds, and behind every student but the first the interval of what it differs by."""
     lines = ["| measured | " + " | ".join(numbers) + " |", "|---" * (1 + len(numbers)) + "|"]
-    for place, (name, style) in enumerate((("distance", "{:.3f}"), ("accuracy", "{:.3f}"))):
-        for one in (label(*each) for each in MEASURED):
-            values = [[seed[one][place] for seed in seeds] for seeds in numbers.values()]
-            cells = [style.format(float(np.mean(each))) for each in values]
+    first = next(iter(numbers.values()))
+    for place, name in enumerate(("distance", "accuracy")):
+        for told in first[0]:
+            values = [[seed[told][place] for seed in seeds] for seeds in numbers.values()]
+            cells = [f"{np.mean(each):.3f}" for each in values]
             for i, each in enumerate(values[1:], 1):
                 apart = seed_difference(each, values[0])
-                cells[i] += " (" + ", ".join(f"{end:+.3f}" for end in (apart.low, apart.high)) + ")"
-            lines.append(f"| {name}, {one} | " + " | ".join(cells) + " |")
+                cells[i] += f" ({apart.low:+.3f}, {apart.high:+.3f})" if len(each) > 1 else ""
+            lines.append(f"| {name}, {told} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
@@ -126,20 +141,25 @@ def main() -> None:
     parser.add_argument("--students", nargs="+", choices=list(STUDENTS), default=list(STUDENTS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--budget", type=int, default=24_000)
+    parser.add_argument("--guidances", nargs="+", type=float, default=[1.5, 3.5, 5.0], help="measured at these")
     parser.add_argument("--captions", type=int, default=HELD_OUT, help="held-out captions, one image of each")
+    parser.add_argument("--adapter", help="measure this one alone, and train nothing")
     parser.add_argument("--out", type=Path, default=Path("out/one_student"))
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     bench = Bench(Plan(device="cpu", prompts=1, count=options.captions))
-    teacher = references(bench, options.out)
+    teacher = references(bench, options.guidances, options.out)
     for guidance, latents in teacher.items():
         print(f"teacher at guidance {guidance:g}: {np.mean(bench.right(bench.images(latents))):.1%}", flush=True)
-    numbers: dict[str, list[dict[str, list[float]]]] = {}
+    if options.adapter:
+        adapter = Path(adapter_of("world", options.adapter) or options.adapter)
+        print(table({options.adapter: [measured(adapter, bench, teacher)]}))
+        return
+    numbers: dict[str, list[Numbers]] = {}
     for seed in options.seeds:
         for student in options.students:
             run = training(student, seed, options.budget, options.out)
-            train(run, log=lambda message: None)
-            numbers.setdefault(student, []).append(measured(run, bench, teacher))
+            numbers.setdefault(student, []).append(kept(run, bench, teacher))
             print(student, seed, run.optim.iterations, numbers[student][-1], flush=True)
     print(table(numbers))
 
