@@ -27,7 +27,8 @@ from torch import Tensor
 
 import arcflow
 from arcflow import student
-from arcflow.student import adapter, layers
+from arcflow.student import adapter
+from arcflow.student.state import uncompiled
 from tests.support.pipelines import PIPELINES, fresh, perturb, sample, save_style
 
 STYLES = {
@@ -137,7 +138,7 @@ def detach(walk: Walk, draw: random.Random) -> None:
 
 def fuse(walk: Walk, draw: random.Random) -> None:
     only(walk.state.student is not None and not walk.state.offloaded)
-    net = layers.uncompiled(walk.pipe.transformer)
+    net = uncompiled(walk.pipe.transformer)
     (student.unfuse if walk.state.fused else student.fuse)(net)
     walk.state.fused = not walk.state.fused
 
@@ -195,14 +196,14 @@ def merge(walk: Walk, draw: random.Random) -> None:
 
 
 def join(walk: Walk, draw: random.Random) -> None:
-    net = layers.uncompiled(walk.pipe.transformer)
+    net = uncompiled(walk.pipe.transformer)
     only(hasattr(net, "fuse_qkv_projections") and not walk.state.offloaded and not walk.state.compiled)
     (net.unfuse_qkv_projections if walk.state.joined else net.fuse_qkv_projections)()
     walk.state.joined = not walk.state.joined
 
 
 def offload(walk: Walk, draw: random.Random) -> None:
-    net = layers.uncompiled(walk.pipe.transformer)
+    net = uncompiled(walk.pipe.transformer)
     only(not walk.state.compiled)
     if walk.state.offloaded:
         remove_hook_from_module(net, recurse=True)
@@ -237,7 +238,7 @@ def threaded(walk: Walk, draw: random.Random) -> None:
 
 def refused(walk: Walk, draw: random.Random) -> None:
     """Calls that cannot be, of which nothing may be left."""
-    pipe, net = walk.pipe, layers.uncompiled(walk.pipe.transformer)
+    pipe, net = walk.pipe, uncompiled(walk.pipe.transformer)
     parts = [lambda: arcflow.attach(pipe, walk.bench.styles["blocks"])]
     if walk.state.student:
         parts += [lambda: pipe.save_pretrained("never"), lambda: student.build(net, modes=4)]
@@ -255,7 +256,7 @@ def refused(walk: Walk, draw: random.Random) -> None:
 def compiled(walk: Walk, draw: random.Random) -> None:
     only(not walk.state.offloaded)
     if walk.state.compiled:
-        walk.pipe.transformer = layers.uncompiled(walk.pipe.transformer)
+        walk.pipe.transformer = uncompiled(walk.pipe.transformer)
     else:
         walk.pipe.transformer = torch.compile(walk.pipe.transformer, backend=draw.choice(BACKENDS))
     walk.state.compiled = not walk.state.compiled
@@ -263,7 +264,7 @@ def compiled(walk: Walk, draw: random.Random) -> None:
 
 def compiled_in_place(walk: Walk, draw: random.Random) -> None:
     """Compiled under its own name, whole or block by block, or compiled no more."""
-    net = layers.uncompiled(walk.pipe.transformer)
+    net = uncompiled(walk.pipe.transformer)
     only(not walk.state.offloaded and not walk.state.compiled)
     parts = [module for module in net.modules() if getattr(module, "_compiled_call_impl", None) is not None]
     if parts:

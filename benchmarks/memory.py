@@ -47,7 +47,7 @@ from transformers import (
 
 from arcflow import student
 from arcflow.families.memory import Parts
-from arcflow.student import layers
+from arcflow.student.state import lora_layers, state_of
 from benchmarks.full_size import MODELS
 
 SIDE = 1024
@@ -123,9 +123,9 @@ def measure(
     bare = gigabytes(transformer)
     with torch.device("cpu"):  # where a new head's first numbers are made
         student.build(transformer.eval(), modes=16, rank=256)
-    for low in layers.lora_layers(transformer).values():  # as `load_adapter` leaves them
+    for low in lora_layers(transformer).values():  # as `load_adapter` leaves them
         low.bfloat16()
-    head, folds = layers.state_of(transformer).head, layers.state_of(transformer).family.folds
+    head, folds = state_of(transformer).head, state_of(transformer).family.folds
 
     def step() -> None:
         # what a network folds back is as wide as the base's

@@ -14,7 +14,10 @@ import arcflow
 from arcflow import ArcFlowScheduler, families, student
 from arcflow.families import network, weights
 from arcflow.sampling import generate
-from arcflow.student import adapter, layers, views
+from arcflow.student import adapter, views
+from arcflow.student.layers import swapped
+from arcflow.student.places import base_linear, norm_linears
+from arcflow.student.state import state_of
 from tests.support.families import ALL, EXACT, FRAMES, SHIFT, OnOurGrid, side
 from tests.support.pipelines import fresh, perturb
 
@@ -120,15 +123,15 @@ def same(pipe, one, other):
 def without_gain(pipe, modes=4, **build):
     """A student that is its teacher, on the pipeline."""
     net = student.build(pipe.transformer, modes=modes, rank=2, **build).eval()
-    state, head = layers.state_of(net), student.trainable(net)
+    state, head = state_of(net), student.trainable(net)
     name = families.family_of(net).head
     if state.form == "mixture":
-        base = layers.base_linear(net, name)
+        base = base_linear(net, name)
         bias = torch.zeros(base.out_features) if base.bias is None else base.bias
         with torch.no_grad():
             head[f"{name}_loggamma.bias"].zero_()
             if state.head.patch_first:
-                bias = layers.swapped(bias, base.out_features // state.head.patch_first)
+                bias = swapped(bias, base.out_features // state.head.patch_first)
             head[f"{name}_means.bias"].copy_(bias.repeat(modes))
     state.head.integrates = True
     pipe.scheduler = ArcFlowScheduler(num_modes=modes, pixels=state.pixels, shift=SHIFT)
@@ -178,7 +181,7 @@ def test_the_names_that_take_a_lora_are_linears_and_not_the_head(pipe, family):
     names, every = weights.lora_names(pipe.transformer), weights.lora_names(pipe.transformer, "all")
     assert len(names) > 4 and set(names) <= set(every)
     assert all(isinstance(pipe.transformer.get_submodule(name), torch.nn.Linear) for name in every)
-    assert not {family.head, *layers.norm_linears(pipe.transformer)} & set(every)
+    assert not {family.head, *norm_linears(pipe.transformer)} & set(every)
 
 
 def test_what_is_trained_has_a_gradient(pipe):

@@ -15,7 +15,8 @@ from arcflow import student
 from arcflow.config import to_json
 from arcflow.recipes import flux
 from arcflow.reports import model_card
-from arcflow.student import adapter, formats, layers
+from arcflow.student import adapter, formats
+from arcflow.student.state import is_student
 from tests.support.pipelines import perturb, sample
 
 RECORD = {
@@ -95,7 +96,7 @@ def test_to_the_authors_layout_and_back_it_is_the_same_student(flux, made, tmp_p
 
     there = model_card.export(str(made), tmp_path / "there", layout="published", transformer=flux.transformer)
     back = model_card.export(str(there), tmp_path / "back", transformer=flux.transformer)
-    assert not layers.is_student(flux.transformer)
+    assert not is_student(flux.transformer)
     assert torch.equal(drawn(there), drawn(back))
     torch.testing.assert_close(drawn(back), drawn(made), rtol=1e-2, atol=1e-2)  # the authors store float16
     again = model_card.export(str(there), tmp_path / "again", transformer=flux.transformer.bfloat16())

@@ -17,8 +17,10 @@ from diffusers import FlowMatchEulerDiscreteScheduler, FluxImg2ImgPipeline, Flux
 import arcflow
 from arcflow import ArcFlowScheduler, student
 from arcflow.families import family_of, network
-from arcflow.student import adapter, layers
+from arcflow.student import adapter
+from arcflow.student.places import base_linear
 from arcflow.student.record import AdapterInfo
+from arcflow.student.state import lora_layers, state_of
 from tests.support.pipelines import SIDE, flux2_transformer, perturb, sample, save_style
 from tests.support.students import without_gain
 
@@ -412,7 +414,7 @@ def test_a_student_goes_to_another_process(pipe, two_steps):
 def test_a_fused_students_linears_are_called_as_plain_ones(pipe, two_steps):
     """No hook is left on them, and all come back."""
     arcflow.attach(pipe, two_steps)
-    linears = [layers.base_linear(pipe.transformer, name) for name in layers.lora_layers(pipe.transformer)]
+    linears = [base_linear(pipe.transformer, name) for name in lora_layers(pipe.transformer)]
     drawn = sample(pipe)
     student.fuse(pipe.transformer)
     assert not any(linear._forward_hooks for linear in linears)
@@ -472,14 +474,14 @@ def test_storage_in_eight_bits_leaves_the_students_weights_wide(pipe, two_steps)
     arcflow.attach(pipe, two_steps)
     pipe.transformer.enable_layerwise_casting(torch.float8_e4m3fn, torch.float32)
     assert {p.dtype for p in student.trainable(pipe.transformer).values()} == {torch.float32}
-    layers.state_of(pipe.transformer).head.to(torch.float8_e4m3fn)
+    state_of(pipe.transformer).head.to(torch.float8_e4m3fn)
     assert {p.dtype for p in student.trainable(pipe.transformer).values()} == {torch.float32}
 
 
 @pytest.mark.parametrize("form", ["mixture", "coefficients"])
 def test_under_autocast_the_students_own_weights_stay_float32(flux, tmp_path, form):
     arcflow.attach(flux, made(flux, tmp_path, form=form))
-    state = layers.state_of(flux.transformer)
+    state = state_of(flux.transformer)
     state.head.integrates = False
     features, straight = torch.randn(2, 5, state.head.in_features), state.head.frozen.weight.new_ones(2, 5, 16)
     head = state.head.tuned

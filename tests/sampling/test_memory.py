@@ -11,7 +11,9 @@ from torch.utils._pytree import tree_leaves
 
 import arcflow
 from arcflow import student
-from arcflow.student import adapter, layers
+from arcflow.student import adapter
+from arcflow.student.places import base_linear
+from arcflow.student.state import lora_layers
 from tests.support.pipelines import flux_transformer, perturb
 
 
@@ -58,7 +60,7 @@ def test_attach_takes_what_it_adds(flux, tmp_path, form, fuse):
     with Watched(*flux.transformer.parameters()) as watched:
         arcflow.attach(flux, folder, fuse=fuse)
     added = size(student.trainable(flux.transformer).values())
-    merged = [layers.base_linear(flux.transformer, name).weight for name in layers.lora_layers(flux.transformer)]
+    merged = [base_linear(flux.transformer, name).weight for name in lora_layers(flux.transformer)]
     own = size(merged) if fuse else 0
     assert added < base / 4, "of a small share of the base something can be said"
     assert added + own <= watched.left + 4096 and watched.left < 1.2 * added + own + 4096

@@ -14,7 +14,10 @@ from PIL import Image
 import arcflow
 from arcflow import ArcFlowScheduler, families, student
 from arcflow.families import network
-from arcflow.student import adapter, layers
+from arcflow.student import adapter
+from arcflow.student.layers import swapped
+from arcflow.student.places import base_linear
+from arcflow.student.state import state_of
 from tests.support.families import FRAMES, MORE, SHIFT, OnOurGrid, loud, side
 from tests.support.pipelines import fresh
 
@@ -151,11 +154,11 @@ def test_without_gain_it_is_euler(stock):
     pipe.scheduler = OnOurGrid()
     euler = sample(pipe, 4)
     net = student.build(pipe.transformer, modes=4, rank=2).eval()
-    state, name = layers.state_of(net), families.family_of(net).head
-    base, parts = layers.base_linear(net, name), student.trainable(net)
+    state, name = state_of(net), families.family_of(net).head
+    base, parts = base_linear(net, name), student.trainable(net)
     bias = torch.zeros(base.out_features) if base.bias is None else base.bias
     if state.head.patch_first:
-        bias = layers.swapped(bias, base.out_features // state.head.patch_first)
+        bias = swapped(bias, base.out_features // state.head.patch_first)
     with torch.no_grad():
         parts[f"{name}_loggamma.bias"].zero_()
         parts[f"{name}_means.bias"].copy_(bias.repeat(4))

@@ -13,7 +13,9 @@ import arcflow
 from arcflow import student
 from arcflow.commands.export import Export
 from arcflow.families import network
-from arcflow.student import adapter, layers
+from arcflow.student import adapter
+from arcflow.student.attached import put_on
+from arcflow.student.state import is_student
 from tests.support.families import FRAMES, euler, loud, wan
 from tests.support.pipelines import perturb
 
@@ -109,7 +111,7 @@ def test_one_file_has_both(two, adapters, both):
     arcflow.detach(two)
     assert torch.equal(draw(two), before)
     arcflow.attach(two, both, component="transformer_2")
-    assert not layers.is_student(two.transformer) and layers.is_student(two.transformer_2)
+    assert not is_student(two.transformer) and is_student(two.transformer_2)
 
 
 def test_a_file_of_both_is_refused_where_it_does_not_fit(two, adapters, both, tmp_path):
@@ -137,7 +139,7 @@ def test_what_fails_at_the_second_network_leaves_the_first_as_it_was(two, both, 
     if there:
         arcflow.attach(two, adapters[0])
     before, scheduler = two.transformer.state_dict(), two.scheduler
-    whole = layers.put_on
+    whole = put_on
 
     def full(transformer, state):
         if transformer is two.transformer_2:
@@ -149,7 +151,7 @@ def test_what_fails_at_the_second_network_leaves_the_first_as_it_was(two, both, 
         arcflow.attach(two, both)
     after = two.transformer.state_dict()
     assert before.keys() == after.keys() and all(torch.equal(value, after[name]) for name, value in before.items())
-    assert two.scheduler is scheduler and layers.is_student(two.transformer) == there
+    assert two.scheduler is scheduler and is_student(two.transformer) == there
     if there:
         arcflow.detach(two)
     assert type(two.scheduler) is type(scheduler.stock if there else scheduler)
@@ -198,6 +200,6 @@ def test_export_makes_the_file_of_both(two, adapters, tmp_path):
     Export(adapter=high, second=low, layout="file", out=tmp_path / "out").run()
     assert sorted(file.name for file in (tmp_path / "out").iterdir()) == ["README.md", "adapter.safetensors"]
     arcflow.attach(two, tmp_path / "out/adapter.safetensors")
-    assert layers.is_student(two.transformer) and layers.is_student(two.transformer_2)
+    assert is_student(two.transformer) and is_student(two.transformer_2)
     with pytest.raises(ValueError, match="--second goes into one file with --adapter: expected --layout file"):
         Export(adapter=high, second=low, out=tmp_path / "other").run()

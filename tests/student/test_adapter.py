@@ -11,7 +11,9 @@ from safetensors.torch import load_file, save_file
 import arcflow
 from arcflow import ArcFlowScheduler, families, student
 from arcflow.families import network
-from arcflow.student import adapter, formats, layers
+from arcflow.student import adapter, formats
+from arcflow.student.places import trainable_shapes
+from arcflow.student.state import is_student
 from arcflow.system import files
 from tests.support.pipelines import flux_transformer, fresh, perturb, qwen_transformer, sample
 
@@ -60,7 +62,7 @@ def test_the_published_layout_has_the_published_names_and_types(net, tmp_path):
     adapter.save_adapter(distilled(net), tmp_path, layout="published")
     assert {path.name for path in tmp_path.iterdir()} == {"config.json", "diffusion_pytorch_model.safetensors"}
     tensors = load_file(tmp_path / "diffusion_pytorch_model.safetensors")
-    assert {name: tuple(tensor.shape) for name, tensor in tensors.items()} == layers.shapes(net, 4, 2)
+    assert {name: tuple(tensor.shape) for name, tensor in tensors.items()} == trainable_shapes(net, 4, 2)
     assert {tensor.dtype for tensor in tensors.values()} == {torch.float16}
     config = json.loads((tmp_path / "config.json").read_text())
     assert config["_class_name"] == families.family_of(net).published
@@ -271,7 +273,7 @@ def test_a_damaged_adapter_is_one_error_and_nothing_is_loaded(flux, tmp_path, la
     with pytest.raises(ValueError, match=remedy):
         arcflow.attach(flux, tmp_path)
     assert same(state(flux.transformer), before) and flux.scheduler is scheduler
-    assert not layers.is_student(flux.transformer)
+    assert not is_student(flux.transformer)
 
 
 def test_a_damaged_adapter_leaves_the_one_before_in_place(pipe, tmp_path):
@@ -334,7 +336,7 @@ def test_a_record_that_makes_no_sense_is_refused(unchecked, flux, tmp_path, chan
     edit_record(tmp_path, "arcflow", **changes)
     with pytest.raises(ValueError, match=remedy):
         arcflow.attach(flux, tmp_path)
-    assert not layers.is_student(flux.transformer)
+    assert not is_student(flux.transformer)
 
 
 def test_another_model_in_a_published_folder_is_refused(flux, tmp_path):

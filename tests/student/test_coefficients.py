@@ -21,8 +21,10 @@ from arcflow.families import network
 from arcflow.path import step_grid
 from arcflow.portable import own_length
 from arcflow.series import Series, legendre_means
-from arcflow.student import adapter, formats, layers
+from arcflow.student import adapter, formats
 from arcflow.student.coefficients import CoefficientHead
+from arcflow.student.places import trainable_shapes
+from arcflow.student.state import is_student, state_of, trainable
 from tests.support.pipelines import SIDE, fresh, perturb, sample
 
 FORM = {"form": "coefficients", "modes": 4, "rank": 2}
@@ -102,7 +104,7 @@ def test_on_disk_all_but_the_bends_is_lora(net, inputs, tmp_path):
     made = built(copy.deepcopy(net))
     adapter.save_adapter(made, tmp_path)
     tensors = load_file(tmp_path / "adapter.safetensors")
-    assert {name: tuple(t.shape) for name, t in tensors.items()} == layers.shapes(net, 4, 2, form="coefficients")
+    assert {name: tuple(t.shape) for name, t in tensors.items()} == trainable_shapes(net, 4, 2, form="coefficients")
     others = sorted(name for name in tensors if ".lora_" not in name)
     assert others == ["proj_out_bends.bias", "proj_out_bends.weight"]
     assert {"norm_out.linear.lora_A.weight", "proj_out.lora_B.weight"} <= tensors.keys()
@@ -183,7 +185,7 @@ def test_no_part_of_it_goes_by_a_linears_name(flux):
     """Else a style's training, which looks for names, would take it for one."""
     built(flux.transformer)
     flux.transformer.add_adapter(LoraConfig(r=2, target_modules=["proj_out", "linear"]), "style")
-    assert layers.trainable(flux.transformer)
+    assert trainable(flux.transformer)
 
 
 def test_gradients_reach_all_that_is_trained_and_nothing_else(net, inputs):
@@ -209,7 +211,7 @@ def test_its_own_steps_are_those_of_its_record(flux, tmp_path):
     assert not list(tmp_path.iterdir())
     adapter.save_adapter(made, tmp_path, info=info)
     arcflow.load_adapter(flux.transformer, tmp_path)
-    assert layers.state_of(flux.transformer).grids == grids
+    assert state_of(flux.transformer).grids == grids
 
 
 def test_a_step_ends_where_the_students_own_does():
@@ -225,7 +227,7 @@ def test_misuse_is_refused_with_a_remedy(unchecked, flux, tmp_path):
         built(flux.transformer, modes=9)
     with pytest.raises(ValueError, match="its base with a LoRA; expected one"):
         built(flux.transformer, lora=False)
-    assert not layers.is_student(flux.transformer)
+    assert not is_student(flux.transformer)
     for wrong in ({"modes": 16}, {"modes": 4, "lora": False}, {"modes": 4, "targets": "full"}):
         with pytest.raises(ValueError, match="model.(modes|lora|targets) = .*coefficients"):
             Model(form="coefficients", **wrong)

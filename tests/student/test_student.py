@@ -8,7 +8,9 @@ from peft import LoraConfig
 
 from arcflow import student
 from arcflow.families import network, weights
-from arcflow.student import layers, views
+from arcflow.student import places, views
+from arcflow.student.places import trainable_shapes
+from arcflow.student.state import is_student, lora_layers, state_of
 from tests.support.pipelines import flux_transformer, perturb
 
 
@@ -27,7 +29,7 @@ def test_the_student_starts_as_its_teacher(net, inputs):
     u = network.call(net, inputs.x, inputs.sigma, inputs.cond)
     m = student.predict(student.build(net, modes=4, rank=2), inputs.x, inputs.sigma, inputs.cond)
     torch.testing.assert_close(m.v.mean(-2), u, rtol=0, atol=0.15)
-    assert layers.modes(net) == 4 and m.v.shape == (*u.shape[:2], 4, u.shape[-1])
+    assert state_of(net).modes == 4 and m.v.shape == (*u.shape[:2], 4, u.shape[-1])
 
 
 def test_no_call_of_a_student_or_its_teacher_asks_what_family_they_are(net, inputs, monkeypatch):
@@ -36,7 +38,7 @@ def test_no_call_of_a_student_or_its_teacher_asks_what_family_they_are(net, inpu
     def asked(transformer):
         raise AssertionError("the family is known since the student was built")
 
-    for module in (network, weights, layers):
+    for module in (network, weights, places):
         monkeypatch.setattr(module, "family_of", asked)
     student.predict(net, inputs.x, inputs.sigma, inputs.cond)
     views.teacher_velocity(net, inputs.x, inputs.sigma, inputs.cond)
@@ -103,11 +105,11 @@ def test_the_teacher_view_ends_whatever_happens_and_may_be_nested(net, inputs):
 
 def test_every_weight_may_be_tuned_instead(net, inputs):
     u = network.call(net, inputs.x, inputs.sigma, inputs.cond).detach()
-    base, wanted = copy.deepcopy(net.state_dict()), layers.shapes(net, 4, 0, "full")
+    base, wanted = copy.deepcopy(net.state_dict()), trainable_shapes(net, 4, 0, "full")
     trained(net, inputs, steps=2, targets="full")
     named = student.trainable(net)
     assert {name: tuple(p.shape) for name, p in named.items()} == wanted
-    assert {name for name in base if not name.startswith("proj_out")} <= set(named) and not layers.lora_layers(net)
+    assert {name for name in base if not name.startswith("proj_out")} <= set(named) and not lora_layers(net)
     assert not torch.allclose(network.call(net, inputs.x, inputs.sigma, inputs.cond)[..., : u.shape[-1]], u, atol=1e-2)
     assert torch.equal(views.teacher_velocity(net, inputs.x, inputs.sigma, inputs.cond), u)
     restored = student.remove(net).state_dict()
@@ -116,17 +118,17 @@ def test_every_weight_may_be_tuned_instead(net, inputs):
 
 @pytest.mark.parametrize("targets", ["feed_forward", "all"])
 def test_names_and_shapes_are_known_without_building(net, targets):
-    wanted = layers.shapes(net, 4, 2, targets)
-    head_only = layers.shapes(net, 4, 0)
+    wanted = trainable_shapes(net, 4, 2, targets)
+    head_only = trainable_shapes(net, 4, 0)
     student.build(net, modes=4, rank=2, targets=targets)
     assert {name: tuple(p.shape) for name, p in student.trainable(net).items()} == wanted
-    assert layers.shapes(net, 4, 2, targets) == wanted
-    assert len(wanted) > len(layers.shapes(net, 4, 2)) or targets == "feed_forward"
+    assert trainable_shapes(net, 4, 2, targets) == wanted
+    assert len(wanted) > len(trainable_shapes(net, 4, 2)) or targets == "feed_forward"
     assert head_only == {name: shape for name, shape in wanted.items() if ".lora_" not in name}
 
 
 def test_names_are_those_of_the_published_adapters():
-    names = set(layers.shapes(flux_transformer(num_layers=1), 16, 2))
+    names = set(trainable_shapes(flux_transformer(num_layers=1), 16, 2))
     linears = [f"time_text_embed.timestep_embedder.linear_{i}" for i in (1, 2)]
     linears += [f"transformer_blocks.0.{ff}.net.{end}" for ff in ("ff", "ff_context") for end in ("0.proj", "2")]
     linears += [f"single_transformer_blocks.0.proj_{end}" for end in ("mlp", "out")]
@@ -142,7 +144,7 @@ def test_lora_starts_at_nothing_with_a_of_std_one_over_rank(net):
     assert not any(p.any() for name, p in named.items() if "lora_B" in name)
     down = torch.cat([p.detach().flatten() for name, p in named.items() if "lora_A" in name])
     assert float(down.std()) == pytest.approx(1 / 16, rel=0.05)
-    assert {low.scale for low in layers.lora_layers(net).values()} == {1.0}
+    assert {low.scale for low in lora_layers(net).values()} == {1.0}
 
 
 def test_a_generator_decides_the_start_and_the_global_one_is_left_alone(net):
@@ -158,7 +160,7 @@ def test_fused_is_the_same_student_and_comes_apart_bit_for_bit(net, inputs):
     apart = network.call(net, inputs.x, inputs.sigma, inputs.cond)
     student.fuse(net)
     torch.testing.assert_close(network.call(net, inputs.x, inputs.sigma, inputs.cond), apart, rtol=1e-4, atol=1e-5)
-    assert list(student.trainable(net)) == names and layers.modes(net) == 4
+    assert list(student.trainable(net)) == names and state_of(net).modes == 4
     with pytest.raises(ValueError, match=r"fused. Call arcflow.student.unfuse"), student.teacher(net):
         pass
     student.unfuse(net)
@@ -176,7 +178,7 @@ def test_removed_leaves_the_base_as_it_was(net, inputs, fused):
     after = net.state_dict()
     assert list(after) == list(before) and all(torch.equal(after[name], before[name]) for name in before)
     assert torch.equal(network.call(net, inputs.x, inputs.sigma, inputs.cond), u)
-    assert all(p.requires_grad for p in net.parameters()) and not layers.is_student(net)
+    assert all(p.requires_grad for p in net.parameters()) and not is_student(net)
     student.build(net, modes=2, rank=2)  # and it can begin anew
 
 
@@ -208,7 +210,7 @@ def test_nonsense_is_refused_with_a_remedy(net, inputs):
         student.predict(net, inputs.x, inputs.sigma, inputs.cond)
     with pytest.raises(ValueError, match="at least 1 .*or lora=False"):
         student.build(net, rank=0)
-    assert not layers.is_student(net) and all(p.requires_grad for p in net.parameters())
+    assert not is_student(net) and all(p.requires_grad for p in net.parameters())
     student.build(net, rank=2)
     with pytest.raises(ValueError, match=r"student already; call arcflow.student.remove"):
         student.build(net, rank=2)

@@ -3,7 +3,7 @@
 import torch
 
 from arcflow import student
-from arcflow.student import layers
+from arcflow.student.state import state_of
 
 
 def without_gain(transformer, modes=4, integrates=False):
@@ -15,5 +15,5 @@ def without_gain(transformer, modes=4, integrates=False):
         head["proj_out_loggamma.bias"].zero_()
         bias = transformer.proj_out.frozen.bias
         head["proj_out_means.bias"].copy_(torch.zeros(()) if bias is None else bias.repeat(modes))
-    layers.state_of(transformer).head.integrates = integrates
+    state_of(transformer).head.integrates = integrates
     return transformer

@@ -14,7 +14,7 @@ from peft import LoraConfig, get_peft_model_state_dict
 from arcflow.config import Data, from_json
 from arcflow.families import network
 from arcflow.families.loading import _with_lora, put_on_device
-from arcflow.student.layers import learn
+from arcflow.student.state import learn
 from arcflow.system import files
 from arcflow.system.processes import OnAll, Ranks
 from arcflow.training import home

@@ -31,7 +31,8 @@ from arcflow.families.loading import load_pipe
 from arcflow.metrics.features import world_features
 from arcflow.metrics.images import diversity, squared_error
 from arcflow.path import step_grid
-from arcflow.student import layers, views
+from arcflow.student import views
+from arcflow.student.state import is_student
 from arcflow.system.devices import torch_device
 from arcflow.world import check
 from arcflow.world.scene import FIRST_SEED, SIZE, held_out
@@ -88,7 +89,7 @@ class Bench:
     def teacher(self, net: nn.Module, cost: Cost) -> Teacher:
         def velocity(x: Tensor, sigma: Tensor, cond: Cond) -> Tensor:
             cost.add(len(x))
-            if not layers.is_student(net):
+            if not is_student(net):
                 with torch.no_grad():
                     return network.call(net, x, sigma, cond).float()
             return views.teacher_velocity(net, x, sigma, cond)

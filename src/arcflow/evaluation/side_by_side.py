@@ -27,8 +27,8 @@ from arcflow.families.network import decode, encode_prompts, noise
 from arcflow.path import step_grid
 from arcflow.sampling import attach
 from arcflow.sampling.generate import Samples, generate, stock_euler, trajectory
-from arcflow.student import layers
 from arcflow.student.adapter import read_info
+from arcflow.student.state import other_adapters
 
 ROWS = {
     "teacher_50": ("teacher", 50),
@@ -91,7 +91,7 @@ def compare(
 
     with stock_euler(pipe):
         run("teacher")
-    attach.attach(pipe, folder, fuse=not layers.other_adapters(pipe.transformer) if fuse is None else fuse)
+    attach.attach(pipe, folder, fuse=not other_adapters(pipe.transformer) if fuse is None else fuse)
     try:
         run("student")
     finally:

@@ -32,7 +32,7 @@ from arcflow.distillation.renoise import clean, guess, sample_renoised, simulate
 from arcflow.distillation.walk import sampler_grid
 from arcflow.families.conditioning import Cond
 from arcflow.path import column, shift_sigma
-from arcflow.student.layers import trainable
+from arcflow.student.state import trainable
 from arcflow.student.views import predict
 from arcflow.system.seeds import Draws, normal, uniform
 

@@ -18,7 +18,7 @@ from arcflow.comparison.results import Comparison, Means, SeedMean, verdict
 from arcflow.evaluation.results import Evaluation
 from arcflow.reports.page import write_page
 from arcflow.reports.table import Line, Table
-from arcflow.student import layers
+from arcflow.student.places import trainable_shapes
 from arcflow.system import records
 from arcflow.system.packages import About
 
@@ -188,7 +188,7 @@ def trained_share(model: Network) -> float:
 
     with torch.device("meta"):
         net = getattr(diffusers, model.transformer)(**model.changes)
-    trained = sum(int(np.prod(shape)) for shape in layers.shapes(net, modes=paper.MODES, rank=paper.RANK).values())
+    trained = sum(int(np.prod(shape)) for shape in trainable_shapes(net, modes=paper.MODES, rank=paper.RANK).values())
     return trained / sum(p.numel() for p in net.parameters())
 
 

@@ -27,10 +27,10 @@ from arcflow.reports.page import fill
 from arcflow.reports.public import code, fenced, is_hub, prose, public, public_place
 from arcflow.reports.side_by_side import curves_figure, markdown_table
 from arcflow.reports.table import Line, Table
-from arcflow.student import layers
 from arcflow.student.adapter import found_at, load_adapter, save_adapter, write_adapter
 from arcflow.student.formats import FILES, AdapterInfo, Found, tensors_of
 from arcflow.student.merged import change_of, write_merged
+from arcflow.student.places import base_linear, norm_linears
 from arcflow.student.plain_lora import (
     LORA,
     Factors,
@@ -174,8 +174,8 @@ def _plain(
             f"comes nearest and to measure what is lost; give --model. A student in coefficients (model.form) loses "
             f"nothing."
         )
-    names = [*layers.norm_linears(transformer), family_of(transformer).head]
-    bases = {name: dense(layers.base_linear(transformer, name)) for name in names}
+    names = [*norm_linears(transformer), family_of(transformer).head]
+    bases = {name: dense(base_linear(transformer, name)) for name in names}
     factors = linearized(tensors, info, bases)
     with TemporaryDirectory() as draft:
         file = Path(draft) / LORA["diffusers"]

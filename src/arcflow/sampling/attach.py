@@ -18,11 +18,11 @@ from diffusers.schedulers.scheduling_utils import SchedulerMixin
 
 from arcflow.families import family_of
 from arcflow.sampling.scheduler import ArcFlowScheduler
-from arcflow.student import layers
 from arcflow.student.adapter import draft_adapter, found_at, networks_at
 from arcflow.student.build import exchange, remove
 from arcflow.student.formats import PARTS, AdapterInfo
 from arcflow.student.span import Meant
+from arcflow.student.state import State, is_student, other_adapters, refuse_to_save, state_of, uncompiled
 
 
 def attach(
@@ -65,7 +65,7 @@ def attach(
 
 def _way_back(pipe: Any, transformer: ModelMixin) -> Callable[[], object]:
     """What puts a network and its pipeline back to what they are now."""
-    state = layers.state_of(transformer) if layers.is_student(transformer) else None
+    state = state_of(transformer) if is_student(transformer) else None
     fused = state is not None and state.fused
     stock, saving = transformer.__dict__.get("_arcflow_stock"), pipe.__dict__.get("save_pretrained")
     scheduler = pipe.scheduler
@@ -89,7 +89,7 @@ class _Draft:
     """A student that is ready to be put on its network."""
 
     transformer: ModelMixin
-    state: layers.State
+    state: State
     info: AdapterInfo
 
 
@@ -99,7 +99,7 @@ def _draft(pipe: object, path: str | Path, component: str, network: str, guidanc
     transformer, info = _transformer(pipe, component), found_at(path, network).info
     if alone:
         _check_grid(pipe, transformer, info)
-    if info.teacher_lora and not layers.other_adapters(transformer):
+    if info.teacher_lora and not other_adapters(transformer):
         warnings.warn(
             f"{path} was distilled from its base with a LoRA on it, which this pipeline does not have (unless fused): "
             f"pipe.load_lora_weights({info.teacher_lora!r}) before attach, to draw what its teacher draws",
@@ -123,7 +123,7 @@ def _put_on(pipe: Any, draft: _Draft, fuse: bool) -> None:
     transformer.eval()
     transformer.__dict__["_arcflow_stock"] = scheduler.stock
     pipe.scheduler = scheduler
-    pipe.save_pretrained = layers.refuse_to_save  # before it writes the other parts
+    pipe.save_pretrained = refuse_to_save  # before it writes the other parts
 
 
 def detach(pipe: Any) -> Any:
@@ -134,7 +134,7 @@ def detach(pipe: Any) -> Any:
         raise ValueError("no adapter is attached to this pipeline; arcflow.attach(pipe, path) puts one on.")
     stock = _stock(pipe.scheduler, transformer)
     for one in transformers:
-        if layers.is_student(one):  # else a pipeline that shares the transformer was detached before
+        if is_student(one):  # else a pipeline that shares the transformer was detached before
             remove(one)
             one.__dict__.pop("_arcflow_stock", None)
     pipe.scheduler = stock
@@ -144,11 +144,9 @@ def detach(pipe: Any) -> Any:
 
 def _check_grid(pipe: Any, transformer: ModelMixin, info: AdapterInfo) -> None:
     """Refuse an adapter for one of two networks that walks another grid than that of the other one."""
-    others = [layers.uncompiled(one) for name in PARTS if (one := getattr(pipe, name, None)) is not None]
+    others = [uncompiled(one) for name in PARTS if (one := getattr(pipe, name, None)) is not None]
     now = pipe.scheduler
-    if not isinstance(now, ArcFlowScheduler) or not any(
-        layers.is_student(one) for one in others if one is not transformer
-    ):
+    if not isinstance(now, ArcFlowScheduler) or not any(is_student(one) for one in others if one is not transformer):
         return
     if (now.shift, now.final_step_scale) != (info.shift, info.final_step_scale):
         raise ValueError(
@@ -164,7 +162,7 @@ def _for_the_other(pipe: object, path: str | Path, component: str) -> ValueError
         if name == component or other is None:
             continue
         try:
-            draft_adapter(layers.uncompiled(other), path)
+            draft_adapter(uncompiled(other), path)
         except ValueError:
             continue
         return ValueError(
@@ -184,7 +182,7 @@ def _transformer(pipe: object, component: str = "transformer") -> ModelMixin:
             f"{type(pipe).__name__} is no pipeline with a transformer and a scheduler, as a student needs: give the "
             f"whole pipeline (for a transformer alone there is arcflow.load_adapter)."
         )
-    return layers.uncompiled(transformer)
+    return uncompiled(transformer)
 
 
 def _stock(now: SchedulerMixin, transformer: ModelMixin) -> SchedulerMixin:

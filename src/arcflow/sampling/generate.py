@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from arcflow.families import family_of
 from arcflow.path import SHIFT
-from arcflow.student import layers
+from arcflow.student.state import is_student, uncompiled
 from arcflow.system.timing import now
 
 PARTS = ("text_encoder", "transformer", "vae")
@@ -235,7 +235,7 @@ def _arguments(
 ) -> Told:
     """What a pipeline must be told besides prompt and size: its guidance, and no more text than its encoder reads."""
     family, embeds = family_of(pipe.transformer), pipe.transformer.config.get("guidance_embeds")
-    learned = layers.is_student(layers.uncompiled(pipe.transformer))
+    learned = is_student(uncompiled(pipe.transformer))
     second = true_cfg if true_cfg is not None or negative is None else family.scale
     against = {"negative_prompt": [negative or ""] * count}
     if family.guidance is None and family.second == "true_cfg_scale":

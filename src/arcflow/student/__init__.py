@@ -2,7 +2,7 @@
 
 from arcflow.student.build import build, remove
 from arcflow.student.fuse import fuse, unfuse
-from arcflow.student.layers import trainable
+from arcflow.student.state import trainable
 from arcflow.student.views import predict, teacher
 
 __all__ = ["build", "fuse", "predict", "remove", "teacher", "trainable", "unfuse"]

@@ -14,7 +14,6 @@ from diffusers import ModelMixin
 from torch import Tensor, nn
 
 from arcflow.families.weights import compute_dtype
-from arcflow.student import layers as student_layers
 from arcflow.student import record
 from arcflow.student.build import check_takes_one, draft, exchange
 from arcflow.student.formats import (
@@ -35,8 +34,8 @@ from arcflow.student.formats import (
     sizes_of,
     tensors_of,
 )
-from arcflow.student.layers import trainable
 from arcflow.student.record import AdapterInfo
+from arcflow.student.state import State, parameters_of, state_of, trainable, uncompiled
 from arcflow.system import files, hub
 from arcflow.system.packages import version_of
 from arcflow.system.processes import whole, writes
@@ -46,14 +45,14 @@ from arcflow.system.text import few
 def load_adapter(transformer: nn.Module, folder: str | Path, *, dtype: torch.dtype | None = None) -> ModelMixin:
     """The same transformer, now the student that the adapter describes, in evaluation mode; an adapter it already
     carries is replaced. LoRA weights take `dtype`, the base's unless given; head and norm are float32."""
-    transformer = student_layers.uncompiled(transformer)
+    transformer = uncompiled(transformer)
     exchange(transformer, draft_adapter(transformer, folder, dtype=dtype))
     return transformer.eval()
 
 
 def draft_adapter(
     transformer: ModelMixin, folder: str | Path, *, dtype: torch.dtype | None = None, network: str = ""
-) -> student_layers.State:
+) -> State:
     """The student that an adapter describes, ready to be put on this transformer, which is left alone. `network` is
     whose adapter is taken of a file that holds several."""
     found = found_at(folder, network)
@@ -73,7 +72,7 @@ def draft_adapter(
         generator=torch.Generator().manual_seed(0),  # all of it is overwritten: leave the global generator alone
     )
     with torch.no_grad():
-        for name, parameter in student_layers.parameters_of(state).items():
+        for name, parameter in parameters_of(state).items():
             parameter.copy_(tensors[name])
     for low in state.lows.values():
         low.to(dtype or compute_dtype(transformer, state.family))
@@ -91,7 +90,7 @@ def save_adapter(
     folder, single = Path(folder), Path(folder).suffix == SINGLE
     if single and layout != "arcflow":
         raise ValueError(f"{str(folder)!r} is one file, the layout {layout!r} has two; expected a folder.")
-    transformer = student_layers.uncompiled(transformer)
+    transformer = uncompiled(transformer)
     full = describe(transformer, info)
     tensors = {name: whole(p.detach()).cpu().contiguous() for name, p in trainable(transformer).items()}
     if not writes(transformer):
@@ -180,7 +179,7 @@ def read_info(path: str | Path) -> AdapterInfo:
 
 def describe(transformer: ModelMixin, info: AdapterInfo | None = None) -> AdapterInfo:
     """`info`, completed by what the student itself tells."""
-    state = student_layers.state_of(transformer)
+    state = state_of(transformer)
     info = info or AdapterInfo()
     if state.grids and state.grids != info.grids:
         own, told = ([[round(level, 4) for level in grid] for grid in grids] for grids in (state.grids, info.grids))

@@ -21,28 +21,15 @@ from arcflow.config import Form, Targets
 from arcflow.families import family_of
 from arcflow.families.weights import dense, lora_names
 from arcflow.path import step_grid
+from arcflow.student.attached import put_on, take_off
+from arcflow.student.checks import check_at_hand
 from arcflow.student.coefficients import CoefficientHead, Grids
 from arcflow.student.fuse import check_fusible, fuse, unfuse
 from arcflow.student.head import Affine, MomentumHead
-from arcflow.student.layers import (
-    BentHead,
-    Fork,
-    Head,
-    LowRank,
-    State,
-    Tuned,
-    base_linear,
-    check_at_hand,
-    end_ranks,
-    frozen,
-    is_student,
-    norm_linears,
-    put_on,
-    state_of,
-    take_off,
-    twin_names,
-)
+from arcflow.student.layers import BentHead, Fork, Head, LowRank, Tuned
+from arcflow.student.places import base_linear, end_ranks, frozen_module, norm_linears, twin_names
 from arcflow.student.span import Meant
+from arcflow.student.state import State, is_student, state_of
 from arcflow.system.text import few
 
 
@@ -117,7 +104,7 @@ def draft(
         for name, own in ranks.items()
     }
     whole = [name for name in twin_names(transformer) if targets == "full"]
-    forks = {name: Fork(frozen(transformer, name), dense(frozen(transformer, name))) for name in whole}
+    forks = {name: Fork(frozen_module(transformer, name), dense(frozen_module(transformer, name))) for name in whole}
 
     tuned: dict[str, Tuned] = {}
     if form == "coefficients":

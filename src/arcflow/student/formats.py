@@ -27,8 +27,9 @@ from torch import Tensor
 from arcflow.families import FAMILIES, family_of
 from arcflow.families.family import Family
 from arcflow.families.weights import dense
-from arcflow.student import layers as student_layers
 from arcflow.student import record
+from arcflow.student.layers import kept_weight
+from arcflow.student.places import base_linear, trainable_shapes
 from arcflow.student.record import AdapterInfo
 from arcflow.system import files
 from arcflow.system.packages import version_of
@@ -196,7 +197,7 @@ def checked_tensors(transformer: ModelMixin, found: Found) -> dict[str, Tensor]:
     weights, info = found.weights, found.info
     family = family_of(transformer)
     _check_base(transformer, family, found)
-    expected = student_layers.shapes(transformer, info.modes, info.rank, info.targets, info.form)
+    expected = trainable_shapes(transformer, info.modes, info.rank, info.targets, info.form)
     present = _header(found)
     missing, unknown = sorted(set(expected) - set(present)), sorted(set(present) - set(expected))
     both = sorted(set(expected) & set(present))
@@ -356,7 +357,7 @@ def published_config(transformer: ModelMixin, info: AdapterInfo) -> dict[str, ob
         "_diffusers_version": version_of("diffusers"),
         **info.sizes,
         # the authors write the packed width, where the base has the latents'
-        "out_channels": narrow and student_layers.base_linear(transformer, family.head).out_features,
+        "out_channels": narrow and base_linear(transformer, family.head).out_features,
         "num_gaussians": info.modes,
         "logweights_channels": info.pixels,
     }
@@ -376,8 +377,8 @@ def sizes_of(transformer: ModelMixin) -> dict[str, object]:
 
 
 def fingerprint_of(transformer: ModelMixin) -> list[float]:
-    linear = student_layers.base_linear(transformer, family_of(transformer).head)
-    kept = student_layers.kept_weight(linear)  # of a fused student in coefficients: its LoRA is on the last layer too
+    linear = base_linear(transformer, family_of(transformer).head)
+    kept = kept_weight(linear)  # of a fused student in coefficients: its LoRA is on the last layer too
     own = dense(linear).weight if kept is None else kept
     weight = own.detach().flatten()
     return weight[:: max(1, weight.numel() // 64)][:64].float().tolist()

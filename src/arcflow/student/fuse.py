@@ -8,16 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from arcflow.families.weights import quantized
-from arcflow.student.layers import (
-    LowRank,
-    State,
-    add_at_calls,
-    base_linear,
-    check_at_hand,
-    refresh,
-    separate,
-    state_of,
-)
+from arcflow.student.attached import refresh
+from arcflow.student.checks import check_at_hand
+from arcflow.student.hooks import add_at_calls, separate
+from arcflow.student.layers import LowRank
+from arcflow.student.places import base_linear
+from arcflow.student.state import State, state_of
 
 SEEN = 64
 """Numbers of a merged weight that are kept, to notice whether it was changed."""

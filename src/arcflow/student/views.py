@@ -13,7 +13,8 @@ from arcflow.families.network import call, raw_output
 from arcflow.momentum import Mixture, unpack
 from arcflow.series import Series
 from arcflow.student.coefficients import path_of
-from arcflow.student.layers import Fork, LowRank, Tuned, state_of
+from arcflow.student.layers import Fork, LowRank, Tuned
+from arcflow.student.state import state_of
 
 
 @contextmanager

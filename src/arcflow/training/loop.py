@@ -29,7 +29,7 @@ from arcflow.distillation.objective import Part, teacher_ratio
 from arcflow.distillation.pairs import averaged
 from arcflow.families.guidance import usual
 from arcflow.student import adapter, formats
-from arcflow.student.layers import learn
+from arcflow.student.state import learn
 from arcflow.system import processes
 from arcflow.system.devices import attention, torch_device
 from arcflow.system.errors import first_line

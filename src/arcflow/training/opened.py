@@ -27,7 +27,7 @@ from arcflow.families.guidance import check_embeds, told
 from arcflow.families.loading import load_pipe, put_on_device
 from arcflow.runs.checkpoint import Checkpoints, Progress
 from arcflow.runs.log import Log, Tracker
-from arcflow.student.layers import learn
+from arcflow.student.state import learn
 from arcflow.system.devices import memory
 from arcflow.system.errors import first_line, sentence
 from arcflow.system.packages import need
