@@ -151,6 +151,6 @@ class Bench:
         return np.concatenate(parts)
 
 
-def training_captions(plan: Plan, batch: int) -> PromptData:
-    """The captions that every method is trained on, whatever the seed."""
-    return PromptData(Data(count=plan.prompts, held_out_count=1), seed=0, batch=batch)
+def training_captions(plan: Plan, batch: int, seed: int = 0) -> PromptData:
+    """The captions that every method is trained on, whatever the seed, which decides their order and the noise."""
+    return PromptData(Data(count=plan.prompts, held_out_count=1), seed=0, batch=batch, order=seed)

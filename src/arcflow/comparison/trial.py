@@ -62,8 +62,7 @@ def train_entrant(bench: Bench, entrant: Entrant, calls: int, seed: int, referen
     student, teacher = counted(views(net)[0], cost), bench.teacher(net, cost)
     training = Training(net, learner.average, cost)
     objective = method.objective(run.distill, training)
-    data = training_captions(bench.plan, run.optim.batch)
-    data.seed = seed  # their order, and the noise
+    data = training_captions(bench.plan, run.optim.batch, seed)
     end = ender(method.sample, student, run.distill, calls)
 
     curve: list[tuple[int, float]] = []

@@ -100,12 +100,13 @@ def _sources(rows: Sequence[ListedPrompt], sources: Sources, where: str) -> list
 class PromptData:
     """Prompts in memory: batch n is a function of the seed and n.
 
-    `train` are all rows, `held_out` a batch for measuring, `sizes` all that batches may have, `message` what was left
-    out of the list.
+    `order` is the seed of the batches where it is another than that of the prompts. `train` are all rows, `held_out` a
+    batch for measuring, `sizes` all that batches may have, `message` what was left out of the list.
     """
 
-    def __init__(self, config: Data, *, seed: int, batch: int) -> None:
-        self.seed, self.count = seed, batch
+    def __init__(self, config: Data, *, seed: int, batch: int, order: int | None = None) -> None:
+        self.seed = seed if order is None else order
+        self.count = batch
         self.train, held_out, self.message = prompt_sets(config, seed)
         self.held_out, self.sizes = _held_out(held_out, config, seed), _sizes(config, self.train)
         self._plans: dict[tuple[int, str, tuple[int, ...]], list[int]] = {}

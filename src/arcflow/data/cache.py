@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -120,7 +121,7 @@ def make(
                         estimated = True
                 path = folder / f"{names[i]}.safetensors"
                 metadata = {"prompts": json.dumps(texts), "of": bond.key, "number": str(i)}
-                files.write_atomic(path, lambda draft, t=tensors, m=metadata: _write(draft, t, m))
+                files.write_atomic(path, partial(_write, tensors=tensors, metadata=metadata))
                 files.write_text(path.with_suffix(".sha256"), files.digest(path) + "\n")
 
 

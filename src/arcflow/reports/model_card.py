@@ -8,6 +8,7 @@ import json
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Literal
@@ -105,39 +106,57 @@ def export(
     """
     table = _table_of(results) if results else None
     found = found_at(adapter)
-    info, own = public(found.info), "published" if layout == "published" else "arcflow"
-    target, use = out / FILES["arcflow"][0] if layout == "file" else out, None
-    if layout == "merged" and base is None:
-        raise ValueError("a merged folder is a copy of the base's: expected that; give --model.")
-    if layout == "merged" and base:
-        change = change_of(tensors_of(found), info)
-        write_merged(base, out, change)
-        use = Use("merged", code=change.packed is not None)
+    if layout == "merged":
+        use = _write_merged(found, out, base)
     elif layout == "lora":
-        factors, lost = _plain(found, transformer, bound, measure)
-        out.mkdir(parents=True, exist_ok=True)
-        files.write_tensors(out / LORA[keys], lora_tensors(factors, keys, info.family), {"format": "pt"})
-        files.write_json(out / "scheduler" / "scheduler_config.json", stock_scheduler(info))
-        use = Use("lora", lost)
-    elif found.layout == own == "arcflow":
+        use = _write_lora(found, out, keys, *_plain(found, transformer, bound, measure))
+    else:
+        _write_adapter(adapter, found, out, layout, transformer)
+        use = None
+    lines = files.read_lines(log) if log else []
+    if lines:
+        files.write_bytes(out / CURVES, curves_figure(lines))
+    out.mkdir(parents=True, exist_ok=True)
+    text = str(card(public(found.info), name, table=table, curves=bool(lines), use=use))
+    files.write_text(out / "README.md", text)
+    return out
+
+
+def _write_merged(found: Found, out: Path, base: Path | None) -> "Use":
+    """The base's folder with the student in its weights."""
+    if base is None:
+        raise ValueError("a merged folder is a copy of the base's: expected that; give --model.")
+    change = change_of(tensors_of(found), public(found.info))
+    write_merged(base, out, change)
+    return Use("merged", code=change.packed is not None)
+
+
+def _write_lora(found: Found, out: Path, keys: Keys, factors: dict[str, Factors], lost: float) -> "Use":
+    """A plain LoRA, and the scheduler that goes with it."""
+    info = public(found.info)
+    out.mkdir(parents=True, exist_ok=True)
+    files.write_tensors(out / LORA[keys], lora_tensors(factors, keys, info.family), {"format": "pt"})
+    files.write_json(out / "scheduler" / "scheduler_config.json", stock_scheduler(info))
+    return Use("lora", lost)
+
+
+def _write_adapter(adapter: str, found: Found, out: Path, layout: ExportLayout, transformer: nn.Module | None) -> None:
+    """The adapter in our layout, in one file or in the published layout; from one to the other by way of its base."""
+    info = public(found.info)
+    own = "published" if layout == "published" else "arcflow"
+    target = out / FILES["arcflow"][0] if layout == "file" else out
+    if found.layout == own == "arcflow":
         write_adapter(tensors_of(found), info, target)
     elif found.layout == own:
         out.mkdir(parents=True, exist_ok=True)
         for file in FILES[own]:
-            files.write_atomic(out / file, lambda path, file=file: shutil.copyfile(found.weights.parent / file, path))
+            files.write_atomic(out / file, partial(shutil.copyfile, found.weights.parent / file))
     elif transformer is None:
         raise ValueError(f"{adapter} is not in the layout {own!r}: expected its base to convert it; give --model")
     else:
         load_adapter(transformer, adapter, dtype=torch.float32)  # whatever the base has been read as
         save_adapter(transformer, target, info=info, layout=own)
         student.remove(transformer)
-    lines = files.read_lines(log) if log else []
-    if lines:
-        files.write_bytes(out / CURVES, curves_figure(lines))
-    out.mkdir(parents=True, exist_ok=True)
-    text = str(card(info, name, table=table, curves=bool(lines), use=use))
-    files.write_text(out / "README.md", text)
-    return out
 
 
 def _table_of(results: Path) -> str:

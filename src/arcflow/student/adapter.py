@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from arcflow.families.weights import compute_dtype
 from arcflow.student import record
-from arcflow.student.build import check_takes_one, draft, exchange
+from arcflow.student.build import Design, check_takes_one, draft, exchange
 from arcflow.student.formats import (
     FILES,
     PAIRS,
@@ -59,8 +59,7 @@ def draft_adapter(
     info = found.info
     check_takes_one(transformer)
     tensors = checked_tensors(transformer, found)
-    state = draft(
-        transformer,
+    design = Design(
         modes=info.modes,
         rank=info.rank,
         alpha=info.alpha or None,
@@ -69,8 +68,9 @@ def draft_adapter(
         targets=info.targets,
         form=info.form,
         grids=info.grids,
-        generator=torch.Generator().manual_seed(0),  # all of it is overwritten: leave the global generator alone
     )
+    # all of it is overwritten: leave the global generator alone
+    state = draft(transformer, design, torch.Generator().manual_seed(0))
     with torch.no_grad():
         for name, parameter in parameters_of(state).items():
             parameter.copy_(tensors[name])

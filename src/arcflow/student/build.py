@@ -12,6 +12,7 @@ checkpointed blocks are computed again there. Parameters go by the names of the 
 (`proj_out_means.weight`, `<module>.lora_A.weight`, ...). Source: arXiv 2602.09014, section 4."""
 
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import nn
@@ -52,8 +53,7 @@ def build(
     and `grids` has the noise levels of the student's own steps (two, unless given)."""
     if is_student(transformer):
         raise ValueError("this transformer is a student already; call arcflow.student.remove(transformer) first.")
-    state = draft(
-        transformer,
+    design = Design(
         modes=modes,
         rank=rank if lora else 0,
         alpha=alpha,
@@ -62,76 +62,95 @@ def build(
         targets=targets,
         form=form,
         grids=grids,
-        generator=generator,
     )
-    put_on(transformer, state)
+    put_on(transformer, draft(transformer, design, generator))
     return transformer
 
 
-def draft(
-    transformer: nn.Module,
-    *,
-    modes: int,
-    rank: int,
-    alpha: float | None,
-    dropout: float,
-    lora: bool,
-    targets: Targets,
-    form: Form = "mixture",
-    grids: Grids = (),
-    generator: torch.Generator | None,
-) -> State:
+@dataclass(frozen=True, kw_only=True)
+class Design:
+    """What a student is to be like, whatever its base: the arguments of `build`."""
+
+    modes: int
+    rank: int
+    """Of the LoRA; 0 without one."""
+    alpha: float | None
+    dropout: float
+    lora: bool
+    targets: Targets
+    form: Form
+    grids: Grids
+
+
+def draft(transformer: nn.Module, design: Design, generator: torch.Generator | None) -> State:
     """The student that `build` would put on this transformer, which is left alone: it may be a student already."""
     family = family_of(transformer)
-    if lora and rank < 1:
+    if design.lora and design.rank < 1:
         raise ValueError(
-            f"rank is {rank}; expected at least 1 ({paper.RANK} in the published adapters), or lora=False."
+            f"rank is {design.rank}; expected at least 1 ({paper.RANK} in the published adapters), or lora=False."
         )
     check_takes_one(transformer)
+    if design.form == "coefficients" and not design.lora:
+        raise ValueError("a student in coefficients is its base with a LoRA; expected one. Leave lora as it is.")
 
+    lows = _lora(transformer, design, generator)
+    whole = twin_names(transformer) if design.targets == "full" else []
+    twins = {name: Fork(frozen_module(transformer, name), dense(frozen_module(transformer, name))) for name in whole}
+    head = _head(transformer, design, generator)
+    norm = norm_linears(transformer) if design.form == "mixture" else []
+    tuned: dict[str, Tuned] = {name: _tuned(base_linear(transformer, name)) for name in norm}
+    tuned[family.head] = head  # the last one, as it is in the network
+    return State(
+        family=family,
+        modes=design.modes,
+        pixels=math.prod(family.patch_of(transformer)),
+        targets=design.targets,
+        form=design.form,
+        rank=design.rank if lows else 0,
+        alpha=_alpha(design) if lows else 0.0,
+        lows=lows,
+        tuned=tuned,
+        twins=twins,
+        head=head,
+        meant=Meant(time=family.time),
+    )
+
+
+def _alpha(design: Design) -> float:
+    """The scale of a LoRA times its rank: the rank unless given."""
+    return float(design.alpha or design.rank)
+
+
+def _lora(transformer: nn.Module, design: Design, generator: torch.Generator | None) -> dict[str, LowRank]:
+    """The LoRA by the names of the Linears, drawn in their order."""
+    names = lora_names(transformer, design.targets) if design.lora else []
+    ranks = dict.fromkeys(names, design.rank)
+    if design.form == "coefficients":
+        ranks |= end_ranks(transformer, design.rank)
+    scale = _alpha(design) / design.rank if ranks else 1.0
+    return {
+        name: _low_rank(base_linear(transformer, name), own, scale, design.dropout, generator)
+        for name, own in ranks.items()
+    }
+
+
+def _head(transformer: nn.Module, design: Design, generator: torch.Generator | None) -> Head:
+    """The last Linear and its tuned twin, which starts as that."""
+    family = family_of(transformer)
     base = base_linear(transformer, family.head)
     pixels = math.prod(family.patch_of(transformer))
     patch_first = pixels if family.patch_first else 0
-    names = lora_names(transformer, targets) if lora else []
-    alpha = float(alpha or rank)
-    ranks = dict.fromkeys(names, rank)
-    if form == "coefficients":
-        if not lora:
-            raise ValueError("a student in coefficients is its base with a LoRA; expected one. Leave lora as it is.")
-        ranks |= end_ranks(transformer, rank)
-    lows = {
-        name: _low_rank(base_linear(transformer, name), own, alpha / rank, dropout, generator)
-        for name, own in ranks.items()
-    }
-    whole = [name for name in twin_names(transformer) if targets == "full"]
-    forks = {name: Fork(frozen_module(transformer, name), dense(frozen_module(transformer, name))) for name in whole}
+    if design.form == "coefficients":
+        grids = design.grids or (tuple(step_grid(2).tolist()),)
+        bends = CoefficientHead(base.in_features, design.modes, base.out_features, grids, base.weight.device)
+        return BentHead(base, bends, patch_first)
+    start = _channel_first(dense(base), patch_first)
+    return Head(base, MomentumHead.from_linear(start, design.modes, pixels, generator), patch_first)
 
-    tuned: dict[str, Tuned] = {}
-    if form == "coefficients":
-        grids = grids or (tuple(step_grid(2).tolist()),)
-        bends = CoefficientHead(base.in_features, modes, base.out_features, grids, base.weight.device)
-        head = BentHead(base, bends, patch_first)
-    else:
-        start = _channel_first(dense(base), patch_first)
-        head = Head(base, MomentumHead.from_linear(start, modes, pixels, generator), patch_first)
-        for name in norm_linears(transformer):
-            linear = base_linear(transformer, name)
-            tuned[name] = Tuned(linear, _affine(dense(linear)))
-    tuned[family.head] = head
-    size = {"rank": rank, "alpha": alpha} if lows else {"rank": 0, "alpha": 0.0}
-    return State(
-        family=family,
-        modes=modes,
-        pixels=pixels,
-        targets=targets,
-        form=form,
-        lows=lows,
-        tuned=tuned,
-        twins=forks,
-        head=head,
-        meant=Meant(time=family.time),
-        **size,
-    )
+
+def _tuned(linear: nn.Linear) -> Tuned:
+    """A Linear of the norm and its trainable twin, with the same weights."""
+    return Tuned(linear, _affine(dense(linear)))
 
 
 def check_takes_one(transformer: nn.Module) -> None:

@@ -12,6 +12,7 @@ import shutil
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -135,7 +136,7 @@ def write_merged(base: Path, out: Path, change: Change) -> Path:
         if path.suffix == ".json" and (record := _placeless(path)) is not None:
             files.write_json(there, record)
         else:
-            files.write_atomic(there, lambda draft, path=path: shutil.copyfile(path, draft))
+            files.write_atomic(there, partial(shutil.copyfile, path))
     (out / "transformer").mkdir(parents=True, exist_ok=True)
     size = 0
     for shard in shards:
