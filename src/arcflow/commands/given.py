@@ -69,7 +69,7 @@ def _option(word: str) -> str:
 
 
 def _not_said(settings: Mapping[str, object], words: Sequence[str]) -> dict[str, object]:
-    """Those that the words do not give themselves."""
+    """The settings that the words do not give themselves."""
     given = {_option(word) for word in words}
     return {name: value for name, value in settings.items() if name not in given}
 

@@ -52,7 +52,7 @@ def nearest_size(size: Size | None, sizes: list[Size], usual: Size, frames: int 
 
 
 def _frames(size: Size) -> int:
-    """Of a size: an image has one."""
+    """Frames of a size: an image has one."""
     return size[2] if len(size) == 3 else 1
 
 

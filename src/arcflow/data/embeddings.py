@@ -26,7 +26,7 @@ class Encode(Protocol):
     """What gives conditioning."""
 
     def __call__(self, prompts: list[str], size: Size, sources: Sequence[str] = ()) -> Cond:
-        """Of prompts for images of this size; `sources` are paths of images to edit."""
+        """The conditioning of prompts for images of this size; `sources` are paths of images to edit."""
         ...
 
 

@@ -56,9 +56,9 @@ class ListedPrompt(NamedTuple):
     image: str = ""
     """Path of an image as the list gives it."""
     frames: int | None = None
-    """Of a video, where the list tells it."""
+    """Frames of a video, where the list tells them."""
     source: str = ""
-    """Of an editing model: path of the image to edit as the list gives it, or words for it."""
+    """For an editing model: path of the image to edit as the list gives it, or words for it."""
 
 
 class Raw(NamedTuple):

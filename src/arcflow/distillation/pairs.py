@@ -14,8 +14,8 @@ from arcflow.runs.ema import Ema
 from arcflow.system.seeds import Draws, uniform
 
 CALLS = 16
-"""Of the teacher for a pair, by DPM-Solver++. On the small FLUX 3e-4 of squared distance remain to 50 Euler steps; 24
-Euler steps would leave 1e-2."""
+"""Calls of the teacher that make a pair, by DPM-Solver++. On the small FLUX 3e-4 of squared distance remain to 50 Euler
+steps; 24 Euler steps would leave 1e-2."""
 
 REUSE = 8
 """How many iterations share the cost of a batch of pairs: each pair is drawn as many times on average."""

@@ -98,7 +98,7 @@ class Handful:
     student: Way
     prompts: list[str]
     seeds: list[int]
-    """Of the images, prompt by prompt."""
+    """The seeds of the images, prompt by prompt."""
     height: int
     width: int
     frames: int

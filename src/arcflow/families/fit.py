@@ -29,7 +29,7 @@ from arcflow.system.packages import need
 Chosen = Literal["card", "offload", "int8", "nf4", "group"]
 
 SHORT: dict[Chosen, tuple[Literal["int8", "nf4"], Literal[4, 8]]] = {"int8": ("int8", 8), "nf4": ("nf4", 4)}
-"""Of those that store weights in fewer bits: how the transformer's, and bits of the text encoders'."""
+"""The ways that store weights in fewer bits: how the transformer's, and bits of the text encoders'."""
 
 BYTES: dict[str, int] = {"float32": 4, "bfloat16": 2, "float16": 2}
 

@@ -11,7 +11,7 @@ from arcflow.families.conditioning import Cond
 from arcflow.families.family import Family, as_keywords, divided_then_cast
 
 SCALE = 0.5
-"""Of the image's places: half a step from token to token."""
+"""Scale of the image's places: half a step from token to token."""
 
 
 def _encode(pipe: DiffusionPipeline, prompts: list[str], length: int, device: str | torch.device | None) -> Cond:

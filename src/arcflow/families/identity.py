@@ -23,7 +23,7 @@ PIECE = 4096
 """Bytes in such a piece."""
 
 DIGITS = 32
-"""Of a digest that is written down."""
+"""Digits of a digest that is written down."""
 
 
 def files_digest(paths: Iterable[Path]) -> str:

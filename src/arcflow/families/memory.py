@@ -46,7 +46,7 @@ VIDEOS = {
         121: Parts(transformer=3.85, adapter=0.31, text=9.52, vae=0.84, step=0.51, decode=4.84),
     },
 }
-"""Of video models, by frames of 480 x 832 pixels."""
+"""What video models take, by frames of 480 x 832 pixels."""
 
 MODELS = {
     "flux": Parts(transformer=23.80, adapter=1.30, text=9.77, vae=0.17, step=0.49, decode=1.61),
@@ -57,12 +57,12 @@ MODELS = {
     "wan": VIDEOS["wan"][81],
     "ltx": VIDEOS["ltx"][121],
 }
-"""As `python -m benchmarks.memory` prints them."""
+"""What models take, as `python -m benchmarks.memory` prints it."""
 
 
 def parts_of(family: str) -> Parts:
-    """Of a family's large model. Where none is computed it is FLUX.1's, which has as many tokens at 1024 x 1024: what
-    a model's own files weigh is counted before anything is decided (`fit.weighed`)."""
+    """What a family's large model takes. Where none is computed it is FLUX.1's, which has as many tokens at 1024 x
+    1024: what a model's own files weigh is counted before anything is decided (`fit.weighed`)."""
     return MODELS.get(family, MODELS["flux"])
 
 

@@ -246,7 +246,7 @@ def nearest(settings: Mapping[str, object]) -> str:
 
 
 def _differing(wanted: Mapping[str, object], recipe: str) -> dict[str, object]:
-    """Those of the settings that the recipe has otherwise."""
+    """The settings that the recipe has otherwise."""
     there = flat(json.loads(to_json(RECIPES[recipe]())))
     return {name: value for name, value in wanted.items() if there.get(name, value) != value}
 

@@ -34,9 +34,9 @@ class ModelRow:
     width: int = 1024
     frames: int = 1
     guidance: float = paper.GUIDANCE
-    """That the network embeds, where it embeds one."""
+    """The guidance that the network embeds, where it embeds one."""
     sources: Sources = "none"
-    """Of an editing model."""
+    """Where an editing model has its images from."""
     micro_batch: int = 2
     checkpointing: bool = True
 

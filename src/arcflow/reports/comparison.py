@@ -143,8 +143,8 @@ def colors(rows: Rows) -> dict[str, str]:
 
 
 def figure_colors(rows: Rows, first: str) -> dict[str, str]:
-    """Those that a figure has, with their colors: the first entrant, plain Euler, and the nearest to the teacher at the
-    main number of calls, `LINES` in all."""
+    """The entrants of a figure, with their colors: the first entrant, plain Euler, and the nearest to the teacher at
+    the main number of calls, `LINES` in all."""
     order = [name for name in (first, "euler") if name in rows]
     order += [name for name in ranked(rows, main_calls(rows)) if name not in order]
     return {name: color for name, color in colors(rows).items() if name in order[:LINES]}

@@ -92,7 +92,7 @@ def _picture(path: Path) -> bytes:
 
 
 def _prompts(folder: Path, settings: dict[str, Any]) -> list[str]:
-    """Those of the images, from left to right."""
+    """The prompts of the images, from left to right."""
     column = settings["data"]["column"]
     lines = files.read_lines(folder / "held_out.jsonl")
     return [str(line.get(column, "")) for line in lines[: settings.get("pictures", 0)]]

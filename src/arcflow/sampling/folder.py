@@ -51,7 +51,7 @@ class Recipe:
     adapter_weights: str = ""
     lora_weights: str = ""
     frames: int = 1
-    """Of a video, which is an animated PNG."""
+    """Frames of a video, which is an animated PNG."""
 
     @property
     def file(self) -> str:

@@ -40,9 +40,9 @@ class Samples:
     """Images, the latents they were decoded from, and what they cost."""
 
     images: UInt8[np.ndarray, "n *frames rows columns 3"]
-    """Of a video model, videos."""
+    """Images, or videos of a video model."""
     latents: Float[Tensor, "n *tokens size"]
-    """As the pipeline has them: tokens, or images."""
+    """Final latents as the pipeline has them: tokens, or images."""
     nfe: int
     seconds: dict[str, float]
     """Wall time of each part of `PARTS` over all images."""

@@ -41,7 +41,7 @@ class WorkerOrder:
     drawing: Drawing
     machine: Machine
     where: str
-    """Of the shards."""
+    """The folder of the shards."""
     kind: Kind
     per_shard: int
     folder: str

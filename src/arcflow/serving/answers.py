@@ -25,7 +25,7 @@ from arcflow.serving.reading import Json
 Pixels = UInt8[np.ndarray, "height width 3"]
 
 News = Future[Drawn] | tuple[int, Pixels]
-"""Of one image of a stream: that it is done, or the steps taken and what it would be."""
+"""What is new of an image of a stream: that it is done, or the steps taken and what it would be."""
 
 Event = tuple[int, News]
 """Place of an image in its stream, and its news."""

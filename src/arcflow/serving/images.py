@@ -12,10 +12,10 @@ from PIL import Image, ImageOps
 from PIL.PngImagePlugin import PngInfo
 
 MOST_BYTES = 20 << 20
-"""Of one uploaded image."""
+"""Bytes of an uploaded image, at most."""
 
 MOST_PIXELS = 4096 * 4096
-"""Of one uploaded image: a small file may unpack to gigabytes."""
+"""Pixels of an uploaded image, at most: a small file may unpack to gigabytes."""
 
 READ = ("PNG", "JPEG", "WEBP")
 

@@ -36,7 +36,7 @@ from arcflow.system.cluster import connected, gpus_of_a_worker
 from arcflow.system.signals import stop_signals
 
 NAME = "arcflow"
-"""Of the application, and of its deployment."""
+"""Name of the application, and of its deployment."""
 
 PATIENCE = 60.0
 """Seconds in which a replica that is taken away may draw what it has taken."""
@@ -67,7 +67,7 @@ class Hosting(BaseModel):
     """With it replicas come and go between these numbers, by how many requests are on their way."""
     cpus: float = Field(1.0, ge=0)
     gpus: float | None = Field(None, ge=0)
-    """Of each replica; by default one GPU where the cluster has any."""
+    """GPUs of each replica; by default one where the cluster has any."""
 
 
 class Replica:

@@ -52,7 +52,7 @@ class Drawn:
 
     image: UInt8[np.ndarray, "height width 3"]
     seconds: Mapping[str, float]
-    """Of its batch, by part: text, transformer, vae."""
+    """Time that its batch took, by part: text, transformer, vae."""
     batch: int
     """Images that were drawn together."""
     calls: int

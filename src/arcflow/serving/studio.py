@@ -40,7 +40,7 @@ TEACHER = "teacher"
 """Name of the base without a student."""
 
 PARTS = ("text", "transformer", "vae")
-"""Of an image's time."""
+"""The parts of an image's time."""
 
 SMALL = 500_000_000
 """Parameters of a transformer of which a second copy is kept for the teacher, so that the student can be fused."""

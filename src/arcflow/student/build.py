@@ -73,7 +73,7 @@ class Design:
 
     modes: int
     rank: int
-    """Of the LoRA; 0 without one."""
+    """Rank of the LoRA; 0 without one."""
     alpha: float | None
     dropout: float
     lora: bool

@@ -39,7 +39,7 @@ class CoefficientHead(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the weights."""
+        """The dtype of the weights."""
         return self.bends.weight.dtype
 
     def forward(

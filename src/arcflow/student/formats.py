@@ -72,7 +72,7 @@ class Found(NamedTuple):
     info: AdapterInfo
     layout: Layout
     network: str = ""
-    """Of a file that holds several adapters, whose this one is."""
+    """The network whose adapter this is, of a file that holds several."""
 
 
 def networks_in(path: Path) -> tuple[str, ...]:

@@ -64,7 +64,7 @@ class MomentumHead(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the weights."""
+        """The dtype of the weights."""
         return self.means.weight.dtype
 
     @classmethod
@@ -134,7 +134,7 @@ class PackedHead(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the weights."""
+        """The dtype of the weights."""
         return self.all.weight.dtype
 
     @staticmethod
@@ -165,7 +165,8 @@ class PackedHead(nn.Module):
         return mean.t().contiguous().view(*features.shape[:-1], self.sizes[0])
 
     def _mean(self, rows: Float[Tensor, "tokens features"], span: Float[Tensor, ""]) -> Float[Tensor, "width tokens"]:
-        """With the tokens last, so that what is weighed lies together: in a fourth less time than with them first."""
+        """The mean with the tokens last, so that what is weighed lies together: in a fourth less time than with them
+        first."""
         outputs = self.all(rows)  # a call, so that offloading brings its weights
         outputs = outputs.to(torch.promote_types(outputs.dtype, torch.float32))
         first, differences, logits, log_gamma = outputs.split(self.sizes)

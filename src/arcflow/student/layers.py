@@ -73,7 +73,7 @@ class Tuned(nn.Linear):
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the tuned weights."""
+        """The dtype of the tuned weights."""
         return self.tuned.weight.dtype  # type: ignore[return-value]
 
     def forward(self, input: Tensor) -> Tensor:
@@ -86,8 +86,8 @@ class Tuned(nn.Linear):
     def named_modules(
         self, memo: set[nn.Module] | None = None, prefix: str = "", remove_duplicate: bool = True
     ) -> Iterator[tuple[str, nn.Module]]:
-        """As of any module, but for the base's Linear: its weights are found, a Linear is not. Who puts a LoRA on all
-        Linears puts one around this one, and none into it."""
+        """The modules as of any other, but for the base's Linear: its weights are found, a Linear is not. Who puts a
+        LoRA on all Linears puts one around this one, and none into it."""
         for name, module in super().named_modules(memo, prefix, remove_duplicate):
             yield name, _veiled(module) if module is self.frozen else module
 
@@ -139,7 +139,7 @@ class Head(Tuned):
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the tuned weights."""
+        """The dtype of the tuned weights."""
         return self.tuned.dtype  # type: ignore[return-value]
 
     def forward(self, input: Tensor) -> Tensor:

@@ -42,7 +42,7 @@ class Change:
     factors: Mapping[str, Factors]
     """LoRA by the names of the Linears."""
     scheduler: Mapping[str, object]
-    """Its configuration."""
+    """The configuration of the scheduler."""
     weights: Mapping[str, Tensor] = field(default_factory=dict)
     """What is put in the place of the base's own, or beside it."""
     packed: int | None = None

@@ -60,7 +60,7 @@ class OpenTraining:
     checkpoints: Checkpoints
     validation: DistanceToTeacher
     size: Size
-    """Of its images."""
+    """Height, width and frames of the held-out images."""
     walks: Walks
     """The teacher's walks that are kept."""
     prefetcher: Prefetcher

@@ -108,7 +108,7 @@ def read_items(suite: Suite, path: Path | None, *, count: int | None = None, com
 
 
 def spread(items: Sequence[T], count: int) -> list[T]:
-    """That many of them, evenly spread over the list; all where there are no more."""
+    """`count` of the items, evenly spread over the list; all where there are no more."""
     return [items[place * len(items) // count] for place in range(count)] if count < len(items) else list(items)
 
 
