@@ -73,7 +73,9 @@ def size(pipe):
 def draw(pipe, steps=2, guidance=None, seeds=(0,), prompts=(PROMPT,), **more):
     """Latents from the stock pipeline, at one call a step unless `guidance` says another."""
     family, own = families.family_of(pipe.transformer), size(pipe)
-    told = generate._arguments(pipe, len(prompts), None, None, family.off if guidance is None else guidance)
+    told = generate._arguments(
+        pipe, len(prompts), generate.Guide(true_cfg=family.off if guidance is None else guidance)
+    )
     if not family.negative and pipe.transformer.config.get("guidance_embeds"):
         told["guidance_scale"] = family.guidance
     if family.reads in told:

@@ -200,10 +200,10 @@ def test_klein_is_guided_once_unless_a_second_call_is_asked_for(pristine) -> Non
     """The record's own guidance, that of the family, is the teacher's second call, which the student has learned."""
     pipe: Flux2KleinPipeline = klein_pipeline(pristine["flux2"], flux2_transformer(guidance_embeds=False))
     student.build(pipe.transformer, modes=2, rank=2, generator=draws())
-    assert generate._arguments(pipe, 1, 4.0)["guidance_scale"] == 1.0
-    assert generate._arguments(pipe, 1, None, true_cfg=3.0)["guidance_scale"] == 3.0
+    assert generate._arguments(pipe, 1, generate.Guide(4.0))["guidance_scale"] == 1.0
+    assert generate._arguments(pipe, 1, generate.Guide(true_cfg=3.0))["guidance_scale"] == 3.0
     student.remove(pipe.transformer)
-    assert generate._arguments(pipe, 1, None)["guidance_scale"] == 4.0
+    assert generate._arguments(pipe, 1, generate.Guide())["guidance_scale"] == 4.0
 
 
 @pytest.mark.parametrize("name", PIPELINES)

@@ -85,10 +85,10 @@ def test_fusing_the_adapter_changes_nothing_but_rounding(pipe, adapter) -> None:
 
 
 def test_the_teacher_of_a_family_without_embedded_guidance_is_guided_the_other_way(pristine) -> None:
-    from arcflow.sampling.generate import _arguments
+    from arcflow.sampling.generate import Guide, _arguments
 
-    assert _arguments(pristine["qwen_image"], 2, None) == {"true_cfg_scale": 4.0, "negative_prompt": ["", ""]}
-    assert _arguments(pristine["flux"], 2, None) == {"guidance_scale": 3.5, "max_sequence_length": 8}
+    assert _arguments(pristine["qwen_image"], 2, Guide()) == {"true_cfg_scale": 4.0, "negative_prompt": ["", ""]}
+    assert _arguments(pristine["flux"], 2, Guide()) == {"guidance_scale": 3.5, "max_sequence_length": 8}
 
 
 def test_prompts_and_seeds_must_pair_up(flux) -> None:

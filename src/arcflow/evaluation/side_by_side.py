@@ -96,20 +96,21 @@ def compare(
         run("student")
     finally:
         attach.detach(pipe)
-    reference = samples[REFERENCE].latents
-    results = {
-        row: Result(
-            nfe=drawn.nfe,
-            seconds_per_image=drawn.seconds_per_image,
-            seconds={part: total / len(words) for part, total in drawn.seconds.items()},
-            mse_to_teacher=float((drawn.latents - reference).square().mean()),
-            accuracy=accuracy(drawn.images, words),
-            prompts=len(prompts),
-            seeds=seeds,
-        )
-        for row, drawn in ((row, samples[row]) for row in ROWS)
-    }
-    return results, {row: samples[row] for row in ROWS}
+    samples = {row: samples[row] for row in ROWS}
+    return {row: _result(drawn, samples[REFERENCE], accuracy, words, seeds) for row, drawn in samples.items()}, samples
+
+
+def _result(drawn: Samples, reference: Samples, accuracy: Accuracy, words: list[str], seeds: int) -> Result:
+    """The numbers of one row; `words` has the prompt of each image."""
+    return Result(
+        nfe=drawn.nfe,
+        seconds_per_image=drawn.seconds_per_image,
+        seconds={part: total / len(words) for part, total in drawn.seconds.items()},
+        mse_to_teacher=float((drawn.latents - reference.latents).square().mean()),
+        accuracy=accuracy(drawn.images, words),
+        prompts=len(words) // seeds,
+        seeds=seeds,
+    )
 
 
 @dataclass(frozen=True)

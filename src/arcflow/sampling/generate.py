@@ -52,6 +52,18 @@ class Samples:
         return sum(self.seconds.values()) / len(self.images)
 
 
+@dataclass(frozen=True)
+class Guide:
+    """How images are guided; None is the model's own way."""
+
+    scale: float | None = None
+    """The scale that the model embeds; of a teacher that embeds none, that of its second call."""
+    negative: str | None = None
+    """Text to guide away from by a second call."""
+    true_cfg: float | None = None
+    """Scale of that call."""
+
+
 @dataclass
 class Meter:
     """Time and calls of each part, filled while a `metered` block runs."""
@@ -140,30 +152,39 @@ def generate(
     Raises:
         ValueError: as many seeds as prompts are needed, and at least one; a part of the pipeline is not there.
     """
+    _check_drawable(pipe, prompts, seeds)
+    guide = Guide(guidance, negative, true_cfg)
+    starts = range(0, len(prompts), batch_size)
+    images, latents = [], []
+    with metered(pipe) as meter, _quiet(pipe):
+        for start in tqdm(starts, desc=f"{steps} steps", disable=None if progress else True):
+            batch = slice(start, start + batch_size)
+            told = _arguments(pipe, len(prompts[batch]), guide)
+            image, path = _call(pipe, prompts[batch], seeds[batch], steps, (height, width, frames), told)
+            images.append(np.round(image * 255).astype(np.uint8))
+            latents.append(path[-1])
+    nfe = meter.calls["transformer"] // len(images)
+    return Samples(np.concatenate(images), torch.cat(latents), nfe, meter.seconds)
+
+
+def _check_drawable(pipe: DiffusionPipeline, prompts: Sequence[str], seeds: Sequence[int]) -> None:
+    """Refuse what no image can be drawn with.
+
+    Raises:
+        ValueError: prompts and seeds do not go together, or a part of the pipeline is not there.
+    """
     if not prompts or len(prompts) != len(seeds):
         raise ValueError(
             f"got {len(prompts)} prompts and {len(seeds)} seeds; give one seed for each prompt (repeat a prompt "
             "to draw it with several seeds)"
         )
-    lacking = [part for part in ("text_encoder", "transformer", "vae") if getattr(pipe, part, None) is None]
+    lacking = [part for part in PARTS if getattr(pipe, part, None) is None]
     if lacking:
         raise ValueError(
             f"this {type(pipe).__name__} has no {', '.join(lacking)}: expected a whole pipeline, from prompts to "
             f"images; load it with all its parts. Embeddings of one's own are given to the pipeline itself, as "
             f"prompt_embeds"
         )
-    images, latents = [], []
-    with metered(pipe) as meter, _quiet(pipe):
-        for start in tqdm(
-            range(0, len(prompts), batch_size), desc=f"{steps} steps", disable=None if progress else True
-        ):
-            batch = slice(start, start + batch_size)
-            told = _arguments(pipe, len(prompts[batch]), guidance, negative, true_cfg)
-            image, path = _call(pipe, prompts[batch], seeds[batch], steps, (height, width, frames), told)
-            images.append(np.round(image * 255).astype(np.uint8))
-            latents.append(path[-1])
-    nfe = meter.calls["transformer"] // len(images)
-    return Samples(np.concatenate(images), torch.cat(latents), nfe, meter.seconds)
 
 
 def trajectory(
@@ -178,7 +199,7 @@ def trajectory(
 ) -> Float[Tensor, "steps tokens width"]:
     """The latents of one image after each step, without the noise it started from."""
     with _quiet(pipe):
-        _, path = _call(pipe, [prompt], [seed], steps, (height, width, 1), _arguments(pipe, 1, guidance))
+        _, path = _call(pipe, [prompt], [seed], steps, (height, width, 1), _arguments(pipe, 1, Guide(guidance)))
     return torch.cat(path)
 
 
@@ -226,14 +247,9 @@ def _kept(pipe: DiffusionPipeline, path: list[Tensor]) -> Iterator[None]:
         del pipe.scheduler.step
 
 
-def _arguments(
-    pipe: DiffusionPipeline,
-    count: int,
-    guidance: float | None,
-    negative: str | None = None,
-    true_cfg: float | None = None,
-) -> Told:
+def _arguments(pipe: DiffusionPipeline, count: int, guide: Guide) -> Told:
     """What a pipeline must be told besides prompt and size: its guidance, and no more text than its encoder reads."""
+    guidance, negative, true_cfg = guide.scale, guide.negative, guide.true_cfg
     family, embeds = family_of(pipe.transformer), pipe.transformer.config.get("guidance_embeds")
     learned = is_student(uncompiled(pipe.transformer))
     second = true_cfg if true_cfg is not None or negative is None else family.scale
