@@ -147,8 +147,8 @@ def test_every_field_of_a_record_has_a_kind():
 
 def test_an_adapter_without_a_range_of_guidance_has_a_record_as_before_there_were_any():
     plain, ranged = formats.AdapterInfo(guidance=3.5), formats.AdapterInfo(guidance=3.5, guidance_range=(1.5, 5.0))
-    assert "guidance_range" not in record.content_of(plain)
-    content = json.loads(json.dumps({**record.content_of(ranged), "modes": 1}))
+    assert "guidance_range" not in record.record_content(plain)
+    content = json.loads(json.dumps({**record.record_content(ranged), "modes": 1}))
     assert record.info_of(content, Path("arcflow.json")).guidances == (1.5, 5.0)
     assert plain.guidances == (3.5, 3.5) and formats.AdapterInfo().guidances is None
 

@@ -6,7 +6,7 @@ from safetensors.torch import load_file
 
 from arcflow.config import ALWAYS, Data
 from arcflow.families import family_named
-from arcflow.families.guidance import nearest, told, usual
+from arcflow.families.guidance import clamp_guidance, usual, with_drawn_guidance
 from arcflow.student import views
 from arcflow.student.adapter import read_info
 from arcflow.system.seeds import seed_of
@@ -28,7 +28,7 @@ SHORT = {
 
 
 def all_told(seeds, among=RANGE) -> list[float]:
-    return told({"guidance": torch.zeros(len(seeds))}, among, seeds)["guidance"].tolist()
+    return with_drawn_guidance({"guidance": torch.zeros(len(seeds))}, among, seeds)["guidance"].tolist()
 
 
 OWN = all_told([seed_of(0, "guidance", i) for i in range(8)])
@@ -71,7 +71,7 @@ def test_each_sample_is_told_a_number_of_its_own_by_its_seed_alone():
     assert RANGE[0] <= min(whole) < 1.6 and 4.9 < max(whole) <= RANGE[1]
     assert sum(whole) / 300 == pytest.approx(sum(RANGE) / 2, abs=0.2)
     cond = {"guidance": torch.zeros(2)}
-    assert told(cond, None, seeds) is cond
+    assert with_drawn_guidance(cond, None, seeds) is cond
 
 
 def test_teacher_and_student_are_told_the_same(run):
@@ -120,7 +120,7 @@ def test_the_adapter_says_its_range_and_what_to_draw_with(run):
     info = read_info(run[0] / "adapter")
     assert (info.guidance, info.guidance_range) == (3.5, RANGE)
     assert usual((4.0, 5.0), family_named("flux")) == 4.0 and usual(2.0, family_named("flux")) == 2.0
-    assert [nearest(given, RANGE) for given in (0.0, 2.0, 9.0)] == [1.5, 2.0, 5.0]
+    assert [clamp_guidance(given, RANGE) for given in (0.0, 2.0, 9.0)] == [1.5, 2.0, 5.0]
 
 
 def test_a_base_that_embeds_no_guidance_is_refused_a_range_before_anything_is_written(tmp_path):

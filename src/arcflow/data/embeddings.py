@@ -35,7 +35,7 @@ def encoder(
 ) -> tuple[Encode, Cond | None]:
     """What gives the conditioning of prompts, and that of the empty prompt if the teacher is guided with it; nothing,
     where each sample has one of its own (`conditioning.against`). Where the run has a range of guidance, all are at the
-    usual one of it: samples are told theirs later (`families.guidance.told`)."""
+    usual one of it: samples are told theirs later (`families.guidance.with_drawn_guidance`)."""
     against = [""] if config.distill.teacher_cfg > 1 else []
     known = [row.text for row in data.train] + data.held_out.prompts + against
     text: Callable[[list[str]], Cond] = partial(

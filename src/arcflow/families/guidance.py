@@ -26,16 +26,16 @@ def usual(guidance: float | Range, family: Family) -> float:
     if not isinstance(guidance, tuple):
         return guidance
     low, high = guidance
-    return low if family.guidance is None else nearest(family.guidance, guidance)
+    return low if family.guidance is None else clamp_guidance(family.guidance, guidance)
 
 
-def nearest(given: float, among: Range) -> float:
+def clamp_guidance(given: float, among: Range) -> float:
     """What of a range comes nearest to a number."""
     low, high = among
     return min(max(given, low), high)
 
 
-def told(cond: Cond, among: Range | None, seeds: Iterable[int]) -> Cond:
+def with_drawn_guidance(cond: Cond, among: Range | None, seeds: Iterable[int]) -> Cond:
     """The same conditioning with a guidance out of a range for each sample, by the samples' seeds; as it is without a
     range."""
     if among is None:

@@ -114,14 +114,14 @@ def write_adapter(tensors: dict[str, Tensor], info: AdapterInfo, path: Path) -> 
         ValueError: the record is one that could not be read again.
     """
     info = dataclasses.replace(info, sha256={})
-    record.info_of(json.loads(json.dumps(record.content_of(info))), path)
+    record.info_of(json.loads(json.dumps(record.record_content(info))), path)
     single = path.suffix == SINGLE
     weights, told = (path, None) if single else (path / name for name in FILES["arcflow"])
     weights.parent.mkdir(parents=True, exist_ok=True)
     files.write_tensors(weights, tensors, metadata_of(tensors, info))
     if told:
         with_digest = dataclasses.replace(info, sha256={weights.name: files.digest(weights)})
-        files.write_json(told, record.content_of(with_digest))
+        files.write_json(told, record.record_content(with_digest))
         _leave_one(path, "arcflow")
     return path
 

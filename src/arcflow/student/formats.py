@@ -156,7 +156,7 @@ def joined_file(adapters: dict[str, tuple[dict[str, Tensor], AdapterInfo]]) -> t
 def metadata_of(tensors: dict[str, Tensor], info: AdapterInfo) -> dict[str, str]:
     """What makes a tensor file an adapter by itself: its record, with a SHA-256 over that and the tensors. It is one
     entry, for safetensors writes several in any order."""
-    content = record.content_of(info)
+    content = record.record_content(info)
     return {RECORD: json.dumps({**content, "sha256": {CONTENT: _content_digest(tensors, content)}})}
 
 

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from arcflow.student.adapter import found_at
-from arcflow.student.record import FREE, content_of
+from arcflow.student.record import FREE, record_content
 from arcflow.system import files, hub
 
 
@@ -12,7 +12,7 @@ def adapter_digest(adapter: str) -> str:
     if not adapter:
         return ""
     found = found_at(adapter)
-    told = {name: value for name, value in content_of(found.info).items() if name not in FREE}
+    told = {name: value for name, value in record_content(found.info).items() if name not in FREE}
     return files.text_digest([hub.content_of(found.weights), told], 16)
 
 

@@ -85,7 +85,7 @@ class AdapterInfo:
         return tuple(tuple(step_grid(n, self.shift, self.final_step_scale).tolist()) for n in counts)
 
 
-def content_of(info: AdapterInfo) -> dict[str, object]:
+def record_content(info: AdapterInfo) -> dict[str, object]:
     """What a record's file holds. A range of guidance that an adapter has not is left out, so that a record which knows
     of none is what it was before there were any, digests included."""
     content = dataclasses.asdict(info)

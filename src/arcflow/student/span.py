@@ -17,7 +17,7 @@ from typing import NamedTuple, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from arcflow.families.guidance import nearest
+from arcflow.families.guidance import clamp_guidance
 
 
 @dataclass
@@ -144,7 +144,7 @@ def answered(timestep: Tensor | None, guidance: Tensor | None, meant: Meant) -> 
         raise _nobody(sigma)
     if step.first and guidance is not None and meant.guidance is not None:
         given, (low, high) = float(guidance.flatten()[0]), meant.guidance
-        near = nearest(given, meant.guidance)
+        near = clamp_guidance(given, meant.guidance)
         if abs(given - near) > 0.01 * abs(near):
             known = f"{low:g}" if low == high else f"guidances of {low:g} to {high:g}"
             warn_once(

@@ -23,7 +23,7 @@ from arcflow.distillation.policy import Student, Teacher
 from arcflow.families import family_of, network
 from arcflow.families.conditioning import Cond
 from arcflow.families.family import Family
-from arcflow.families.guidance import check_embeds, told
+from arcflow.families.guidance import check_embeds, with_drawn_guidance
 from arcflow.families.loading import load_pipe, put_on_device
 from arcflow.runs.checkpoint import Checkpoints, Progress
 from arcflow.runs.log import Log, Tracker
@@ -286,7 +286,7 @@ def prefetcher_of(
         cond = encode(batch.prompts[mine], batch.size, batch.sources[mine])
         first = number * config.optim.batch + mine.start
         seeds = (seed_of(config.seed, "guidance", first + i) for i in range(len(x)))
-        return Prepared(x, told(cond, config.distill.guidance_range, seeds), position, clean)
+        return Prepared(x, with_drawn_guidance(cond, config.distill.guidance_range, seeds), position, clean)
 
     in_memory = config.data.cache and not config.data.embeddings
     return Prefetcher(make, device, ahead=not in_memory)
@@ -297,7 +297,7 @@ def held_out_cond(encode: Encode, held_out: Batch, config: Run) -> Cond:
     that a distance to the teacher is one over all of the range."""
     cond = encode(held_out.prompts, held_out.size, held_out.sources)
     seeds = (seed_of(config.seed, "held-out guidance", i) for i in range(len(held_out.prompts)))
-    return told(cond, config.distill.guidance_range, seeds)
+    return with_drawn_guidance(cond, config.distill.guidance_range, seeds)
 
 
 def open_log(
