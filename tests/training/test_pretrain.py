@@ -1,6 +1,7 @@
 """The small teacher: stock parts, packed as FLUX packs, and a training that goes on where it stopped."""
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -71,7 +72,7 @@ def test_each_stage_reaches_all_the_parameters_it_trains() -> None:
     vae = build_autoencoder()
     autoencoder_loss(vae, torch.rand(2, 3, 64, 64), plain_map(scenes(2, "pictures"))).backward()
     net = build_transformer()
-    batches = Batches(torch.randn(4, 16, 32), ["a ring"] * 4, t5, clip, 4)
+    batches = Batches(torch.randn(4, 16, 32), ["a ring"] * 4, partial(flow.encode, t5, clip), 4)
     flow.flow_loss(net, *batches.at(0, "flow"), batches.empty()).backward()
     for module in (probes, vae, net):
         assert [name for name, p in module.named_parameters() if p.grad is None] == []
@@ -79,7 +80,7 @@ def test_each_stage_reaches_all_the_parameters_it_trains() -> None:
 
 def test_an_epoch_shows_every_scene_once() -> None:
     latents = torch.arange(8.0).reshape(8, 1, 1)
-    batches = Batches(latents, ["a ring"] * 8, build_t5(), build_clip(), 2)
+    batches = Batches(latents, ["a ring"] * 8, partial(flow.encode, build_t5(), build_clip()), 2)
     seen = [batches.at(step, "flow")[0].flatten() for step in range(4)]
     assert sorted(torch.cat(seen).tolist()) == list(range(8))
 

@@ -10,7 +10,7 @@ from functools import cache
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from transformers import CLIPTextModel, T5EncoderModel
+from transformers import CLIPTextModel, PreTrainedTokenizerFast, T5EncoderModel
 
 from arcflow.distillation.policy import Teacher
 from arcflow.distillation.walk import guided
@@ -29,11 +29,19 @@ DROP_CAPTION = 0.1
 
 
 @torch.no_grad()
-def encode(t5: T5EncoderModel, clip: CLIPTextModel, texts: list[str]) -> Cond:
-    """Conditioning of captions as the pipeline makes it, but for the guidance."""
-    ids = tokenize(build_tokenizer(), texts)
+def encode(
+    t5: T5EncoderModel,
+    clip: CLIPTextModel,
+    texts: list[str],
+    *,
+    tokenizer: PreTrainedTokenizerFast | None = None,
+    grid: int = GRID,
+) -> Cond:
+    """Conditioning of captions as the pipeline makes it, but for the guidance; tokenizer and grid of tokens are the
+    world's unless told."""
+    ids = tokenize(tokenizer or build_tokenizer(), texts)
     text = {"encoder_hidden_states": t5(ids)[0], "pooled_projections": clip(ids).pooler_output}
-    return text | FLUX.places(text, GRID, GRID)
+    return text | FLUX.places(text, grid, grid)
 
 
 def at_guidance(cond: Cond, scale: float | Float[Tensor, " batch"]) -> Cond:
@@ -60,17 +68,18 @@ def sample_sigma(count: int) -> Float[Tensor, "count"]:
 
 
 @cache
-def _weight() -> Float[Tensor, "32"]:
-    weight = 1 / plain_map(scenes(512, "weight")).std((0, 2, 3))
-    return (weight / weight.mean()).repeat_interleave(4)
-
-
-def flow_loss(net: nn.Module, x0: Tensor, cond: Cond, empty: Cond) -> Tensor:
-    """Stage one: mean squared error of the velocity, a channel's weight the inverse of its deviation.
+def world_weight() -> Float[Tensor, "32"]:
+    """Weights of the world's channels: the inverse of their deviation.
 
     Weights change how fast each channel is learned, not what is right. Colors vary least, and which shape has which
     color is learned last.
     """
+    weight = 1 / plain_map(scenes(512, "weight")).std((0, 2, 3))
+    return (weight / weight.mean()).repeat_interleave(4)
+
+
+def flow_loss(net: nn.Module, x0: Tensor, cond: Cond, empty: Cond, weight: Tensor | float = 1.0) -> Tensor:
+    """Stage one: mean squared error of the velocity, weighted by channel."""
     sigma, eps = sample_sigma(len(x0)), torch.randn_like(x0)
     drop = torch.rand(len(x0)) < DROP_CAPTION
     said = {
@@ -79,10 +88,12 @@ def flow_loss(net: nn.Module, x0: Tensor, cond: Cond, empty: Cond) -> Tensor:
     }
     x = noised(x0, eps, column(sigma, x0))
     error = velocity_of(net)(x, sigma, at_guidance(said, 1.0)) - (eps - x0)
-    return (_weight() * error.square()).mean()
+    return (weight * error.square()).mean()
 
 
-def guidance_loss(net: nn.Module, frozen: nn.Module, x0: Tensor, cond: Cond, empty: Cond) -> Tensor:
+def guidance_loss(
+    net: nn.Module, frozen: nn.Module, x0: Tensor, cond: Cond, empty: Cond, weight: Tensor | float = 1.0
+) -> Tensor:
     """Stage two: match the frozen network's guided velocity, the scale given as guidance; channels weigh as before."""
     sigma, eps = sample_sigma(len(x0)), torch.randn_like(x0)
     low, high = GUIDANCE
@@ -91,4 +102,4 @@ def guidance_loss(net: nn.Module, frozen: nn.Module, x0: Tensor, cond: Cond, emp
     with torch.no_grad():
         target = guided_by_captions(frozen, empty, scale)(x, sigma, at_guidance(cond, 1.0))
     error = velocity_of(net)(x, sigma, at_guidance(cond, scale)) - target
-    return (_weight() * error.square()).mean()
+    return (weight * error.square()).mean()

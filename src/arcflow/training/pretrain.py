@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +42,7 @@ from arcflow.world import text
 from arcflow.world.check import accuracy
 from arcflow.world.render import render_all
 from arcflow.world.scene import Scene, sample_prompts, sample_scene
-from arcflow.world.teacher import GRID, TOKEN, assemble, build_transformer
+from arcflow.world.teacher import GRID, assemble, build_transformer
 
 PATCH = (2, 2)
 """Latent pixels of a token."""
@@ -153,13 +153,15 @@ def train_teacher(out: Path, recipe: Pretrain, *, threads: int | None = None) ->
     vae = train_autoencoder(out, recipe)
     latents, captions = encode_scenes(out, recipe, vae)
     vae = train_decoder(out, recipe, vae)
-    batches = Batches(latents, captions, t5, clip, recipe.batch)
-    frozen = train_flow(out, recipe, batches, vae)
-    net = train_guidance(out, recipe, batches, vae, frozen)
-    return _finish(out / "teacher", lambda folder: assemble(net, vae, t5, clip).save_pretrained(folder))
+    batches = Batches(latents, captions, partial(flow.encode, t5, clip), recipe.batch)
+    lessons = Lessons(batches, partial(held_out_accuracy, batches, vae), flow.world_weight)
+    frozen = train_flow(out, recipe.flow_steps, lessons, build_transformer)
+    net = train_guidance(out, recipe.guidance_steps, lessons, frozen)
+    return finish(out / "teacher", lambda folder: assemble(net, vae, t5, clip).save_pretrained(folder))
 
 
-def _finish(folder: Path, save: Callable[[Path], object]) -> Path:
+def finish(folder: Path, save: Callable[[Path], object]) -> Path:
+    """Save into a folder, whole or not at all."""
     temporary = folder.with_name(folder.name + ".tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     save(temporary)
@@ -178,8 +180,8 @@ def train_text(out: Path, recipe: Pretrain) -> tuple[T5EncoderModel, CLIPTextMod
             return text.text_loss(t5, clip, probes, prompts, text.tokenize(tokenizer, [p.text for p in prompts]))
 
         minimize(Stage("text", recipe.text_steps, 2e-3), out, {"t5": t5, "clip": clip, "probes": probes}, loss)
-        _finish(out / "t5", t5.save_pretrained)
-        _finish(out / "clip", clip.save_pretrained)
+        finish(out / "t5", t5.save_pretrained)
+        finish(out / "clip", clip.save_pretrained)
     return (
         T5EncoderModel.from_pretrained(out / "t5").eval().requires_grad_(False),
         CLIPTextModel.from_pretrained(out / "clip").eval().requires_grad_(False),
@@ -211,7 +213,7 @@ def train_autoencoder(out: Path, recipe: Pretrain) -> AutoencoderKL:
         stage = Stage("autoencoder", recipe.autoencoder_steps, 2.5e-3, cooldown=0.9)
         minimize(stage, out, {"vae": vae}, loss, lambda: ae.reconstruction_accuracy(vae, 4 * PROBED))
         ae.standardize(vae)
-        _finish(out / "autoencoder", vae.save_pretrained)
+        finish(out / "autoencoder", vae.save_pretrained)
     return _channels_last(AutoencoderKL.from_pretrained(out / "autoencoder")).eval()
 
 
@@ -242,23 +244,21 @@ def train_decoder(out: Path, recipe: Pretrain, vae: AutoencoderKL) -> Autoencode
 
         stage = Stage("decoder", recipe.decoder_steps, 1.5e-3, cooldown=0.9, ema=0.99)
         minimize(stage, out, {"vae": vae}, loss, lambda: ae.reconstruction_accuracy(vae, 4 * PROBED))
-        _finish(out / "vae", vae.save_pretrained)
+        finish(out / "vae", vae.save_pretrained)
     return AutoencoderKL.from_pretrained(out / "vae").eval()
 
 
 class Batches:
     """Latents with their captions' embeddings, by step; all captions are embedded once."""
 
-    def __init__(
-        self, latents: Tensor, captions: list[str], t5: T5EncoderModel, clip: CLIPTextModel, size: int
-    ) -> None:
-        self.latents, self.captions, self.t5, self.clip, self.size = latents, captions, t5, clip, size
+    def __init__(self, latents: Tensor, captions: list[str], encode: Callable[[list[str]], Cond], size: int) -> None:
+        self.latents, self.captions, self.encode, self.size = latents, captions, encode, size
 
     @cached_property
     def embedded(self) -> Cond:
         """Conditioning of all captions; computed when a stage first trains on them."""
         chunks = tqdm(range(0, len(self.captions), 512), desc="captions")
-        parts = [flow.encode(self.t5, self.clip, self.captions[i : i + 512]) for i in chunks]
+        parts = [self.encode(self.captions[i : i + 512]) for i in chunks]
         return {
             name: value if shared(name) else torch.cat([part[name] for part in parts])
             for name, value in parts[0].items()
@@ -266,7 +266,7 @@ class Batches:
 
     def empty(self) -> Cond:
         """Conditioning of the empty caption."""
-        return flow.encode(self.t5, self.clip, [""])
+        return self.encode([""])
 
     def at(self, step: int, stage: str) -> tuple[Tensor, Cond]:
         """Latents and conditioning of a step of a stage."""
@@ -281,62 +281,64 @@ def _frozen(net: FluxTransformer2DModel) -> FluxTransformer2DModel:
     return net.eval().requires_grad_(False)
 
 
-def train_flow(out: Path, recipe: Pretrain, batches: Batches, vae: AutoencoderKL) -> FluxTransformer2DModel:
+@dataclass(frozen=True)
+class Lessons:
+    """What a transformer learns from, and what it is watched by."""
+
+    batches: Batches
+    watch: Callable[[Teacher, float], dict[str, float]]
+    """Numbers of a teacher that is asked with a guidance, for the log."""
+    weight: Callable[[], Tensor | float] = lambda: 1.0
+    """Of the channels of a token in the loss; told when a stage first needs it."""
+
+
+def train_flow(
+    out: Path, steps: int, lessons: Lessons, build: Callable[[], FluxTransformer2DModel]
+) -> FluxTransformer2DModel:
+    """Flow matching from nothing; the transformer's guidance input is 1."""
     if not (out / "flow").exists():
         torch.manual_seed(0)
-        net, empty = build_transformer(), batches.empty()
-
-        def probe() -> dict[str, float]:
-            teacher = flow.guided_by_captions(net, empty, paper.GUIDANCE)
-            return held_out_accuracy(teacher, batches, vae, guidance=1.0)
-
+        net, empty, weight = build(), lessons.batches.empty(), lessons.weight()
         minimize(
-            Stage("flow", recipe.flow_steps, 1.2e-3, cooldown=0.35, ema=0.999),
+            Stage("flow", steps, 1.2e-3, cooldown=0.35, ema=0.999),
             out,
             {"transformer": net},
-            lambda step: flow.flow_loss(net, *batches.at(step, "flow"), empty),
-            probe,
+            lambda step: flow.flow_loss(net, *lessons.batches.at(step, "flow"), empty, weight),
+            lambda: lessons.watch(flow.guided_by_captions(net, empty, paper.GUIDANCE), 1.0),
         )
-        _finish(out / "flow", net.save_pretrained)
+        finish(out / "flow", net.save_pretrained)
     return _frozen(FluxTransformer2DModel.from_pretrained(out / "flow"))
 
 
-def train_guidance(
-    out: Path, recipe: Pretrain, batches: Batches, vae: AutoencoderKL, frozen: FluxTransformer2DModel
-) -> FluxTransformer2DModel:
+def train_guidance(out: Path, steps: int, lessons: Lessons, frozen: FluxTransformer2DModel) -> FluxTransformer2DModel:
+    """The same transformer with guidance distilled into it."""
     if not (out / "transformer").exists():
-        net, empty = FluxTransformer2DModel.from_pretrained(out / "flow"), batches.empty()
-
-        def probe() -> dict[str, float]:
-            return held_out_accuracy(flow.velocity_of(net), batches, vae, guidance=paper.GUIDANCE)
-
+        net = FluxTransformer2DModel.from_pretrained(out / "flow")
+        empty, weight = lessons.batches.empty(), lessons.weight()
         minimize(
-            Stage("guidance", recipe.guidance_steps, 4e-4, cooldown=0.8, ema=0.995),
+            Stage("guidance", steps, 4e-4, cooldown=0.8, ema=0.995),
             out,
             {"transformer": net},
-            lambda step: flow.guidance_loss(net, frozen, *batches.at(step, "guidance"), empty),
-            probe,
+            lambda step: flow.guidance_loss(net, frozen, *lessons.batches.at(step, "guidance"), empty, weight),
+            lambda: lessons.watch(flow.velocity_of(net), paper.GUIDANCE),
         )
-        _finish(out / "transformer", net.save_pretrained)
+        finish(out / "transformer", net.save_pretrained)
     return _frozen(FluxTransformer2DModel.from_pretrained(out / "transformer"))
 
 
 @torch.no_grad()
-def held_out_accuracy(
-    teacher: Teacher, batches: Batches, vae: AutoencoderKL, *, guidance: float, steps: int = 25
-) -> dict[str, float]:
+def held_out_accuracy(batches: Batches, vae: AutoencoderKL, teacher: Teacher, guidance: float) -> dict[str, float]:
     """Checker accuracy on `PROBED` held-out captions, for watching a training."""
     prompts = sample_prompts(PROBED, seed=3, split="test")
-    texts = [prompt.text for prompt in prompts]
-    return accuracy(np.concatenate(list(_drawn(teacher, batches, vae, texts, guidance, steps))), prompts)
+    latents = draw(batches, teacher, [prompt.text for prompt in prompts], guidance)
+    images = [ae.to_images(ae.vae_decode(vae, folded(x, [GRID, GRID], PATCH))) for x in latents]
+    return accuracy(np.concatenate(images), prompts)
 
 
-def _drawn(
-    teacher: Teacher, batches: Batches, vae: AutoencoderKL, texts: list[str], guidance: float, steps: int
-) -> Iterator[np.ndarray]:
+def draw(batches: Batches, teacher: Teacher, texts: list[str], guidance: float, steps: int = 25) -> Iterator[Tensor]:
+    """Final latents of captions, 60 at a time."""
     for start in range(0, len(texts), 60):
-        cond = flow.encode(batches.t5, batches.clip, texts[start : start + 60])
-        shape = (len(cond["pooled_projections"]), GRID**2, TOKEN)
+        cond = batches.encode(texts[start : start + 60])
+        shape = (len(cond["pooled_projections"]), *batches.latents.shape[1:])
         noise = torch.randn(shape, generator=torch.Generator().manual_seed(start))
-        x = euler(teacher, noise, flow.at_guidance(cond, guidance), step_grid(steps))
-        yield ae.to_images(ae.vae_decode(vae, folded(x, [GRID, GRID], PATCH)))
+        yield euler(teacher, noise, flow.at_guidance(cond, guidance), step_grid(steps))

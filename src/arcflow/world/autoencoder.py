@@ -95,25 +95,29 @@ def plain_map(scenes: Sequence[Scene]) -> Float[Tensor, "count 8 8 8"]:
     return torch.from_numpy(out)
 
 
-def to_tensor(images: np.ndarray) -> Float[Tensor, "count 3 64 64"]:
+def to_tensor(images: np.ndarray) -> Float[Tensor, "count 3 height width"]:
     return torch.from_numpy(images).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
-def to_images(x: Float[Tensor, "count 3 64 64"]) -> np.ndarray:
+def to_images(x: Float[Tensor, "count 3 height width"]) -> np.ndarray:
     return ((x.float().clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()
 
 
-def posterior(model: ModelMixin, x: Float[Tensor, "count 3 64 64"]) -> DiagonalGaussianDistribution:
+def posterior(model: ModelMixin, x: Float[Tensor, "count 3 height width"]) -> DiagonalGaussianDistribution:
     """The encoder's distribution of latents, a `DiagonalGaussianDistribution`."""
     return model.encode(x, return_dict=False)[0]
 
 
-def vae_encode(model: ModelMixin, x: Float[Tensor, "count 3 64 64"]) -> Float[Tensor, "count 8 8 8"]:
+def vae_encode(
+    model: ModelMixin, x: Float[Tensor, "count 3 height width"]
+) -> Float[Tensor, "count channels rows columns"]:
     """Standardized latents, without the posterior's noise."""
     return (posterior(model, x).mode().float() - model.config.shift_factor) * model.config.scaling_factor
 
 
-def vae_decode(model: ModelMixin, z: Float[Tensor, "count 8 8 8"]) -> Float[Tensor, "count 3 64 64"]:
+def vae_decode(
+    model: ModelMixin, z: Float[Tensor, "count channels rows columns"]
+) -> Float[Tensor, "count 3 height width"]:
     """Images of standardized latents."""
     return model.decode(z / model.config.scaling_factor + model.config.shift_factor, return_dict=False)[0]
 

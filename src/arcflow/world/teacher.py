@@ -25,8 +25,6 @@ def build_transformer() -> FluxTransformer2DModel:
     """An untrained small FLUX: 16 tokens of width 32, guidance embedding, 3 double and 9 single blocks.
 
     Narrow and deep: a student has to do in two calls what the teacher does in fifty, one block after the other.
-
-    Modulations and the output start at zero, so every block starts as the identity (adaLN-Zero, arXiv 2212.09748).
     """
     net = FluxTransformer2DModel(
         in_channels=TOKEN,
@@ -39,6 +37,12 @@ def build_transformer() -> FluxTransformer2DModel:
         guidance_embeds=True,
         axes_dims_rope=(4, 10, 10),
     )
+    return as_identity(net)
+
+
+def as_identity(net: FluxTransformer2DModel) -> FluxTransformer2DModel:
+    """The same network, whose modulations and output start at zero, so that every block starts as the identity
+    (adaLN-Zero, arXiv 2212.09748)."""
     for name, module in net.named_modules():
         if name == "proj_out" or (name.endswith(".linear") and "norm" in name):
             nn.init.zeros_(module.weight)
@@ -47,10 +51,14 @@ def build_transformer() -> FluxTransformer2DModel:
 
 
 def assemble(
-    transformer: FluxTransformer2DModel, vae: AutoencoderKL, t5: T5EncoderModel, clip: CLIPTextModel
+    transformer: FluxTransformer2DModel,
+    vae: AutoencoderKL,
+    t5: T5EncoderModel,
+    clip: CLIPTextModel,
+    tokenizer: Any = None,
 ) -> FluxPipeline:
-    """The parts as one stock pipeline, sampling on the grid of shift 3.2."""
-    tokenizer: Any = build_tokenizer()
+    """The parts as one stock pipeline, sampling on the grid of shift 3.2; the tokenizer is the world's unless told."""
+    tokenizer = tokenizer or build_tokenizer()
     for part in (transformer, vae):  # else the folder it was trained in goes out with it
         part.register_to_config(_name_or_path="")
     return FluxPipeline(

@@ -36,31 +36,32 @@ _WORDS = [*COUNTS, *RADII, *COLORS, *SHAPES, *_PLURALS, "left", "right", "of", "
 VOCABULARY = {word: i for i, word in enumerate(["<pad>", "</s>", "<unk>", *_WORDS, *BACKGROUNDS])}
 
 
-def build_tokenizer() -> PreTrainedTokenizerFast:
+def build_tokenizer(vocabulary: dict[str, int] = VOCABULARY, max_length: int = MAX_LENGTH) -> PreTrainedTokenizerFast:
     """One token a word, lower case, commas dropped, `</s>` at the end."""
-    tokenizer = Tokenizer(models.WordLevel(VOCABULARY, unk_token="<unk>"))
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     tokenizer.normalizer = normalizers.Sequence([normalizers.Lowercase(), normalizers.Replace(",", " ")])
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     tokenizer.post_processor = processors.TemplateProcessing(
-        single="$A </s>", pair="$A </s> $B </s>", special_tokens=[("</s>", VOCABULARY["</s>"])]
+        single="$A </s>", pair="$A </s> $B </s>", special_tokens=[("</s>", vocabulary["</s>"])]
     )
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
-        model_max_length=MAX_LENGTH,
+        model_max_length=max_length,
         pad_token="<pad>",
         eos_token="</s>",
         unk_token="<unk>",
     )
 
 
-def build_t5() -> T5EncoderModel:
+def build_t5(words: int = len(VOCABULARY), *, width: int = WIDTH, layers: int = 3) -> T5EncoderModel:
+    """An untrained encoder of tokens."""
     return T5EncoderModel(
         T5Config(
-            vocab_size=len(VOCABULARY),
-            d_model=WIDTH,
+            vocab_size=words,
+            d_model=width,
             d_kv=16,
-            d_ff=4 * WIDTH,
-            num_layers=3,
+            d_ff=4 * width,
+            num_layers=layers,
             num_heads=4,
             relative_attention_num_buckets=32,
             relative_attention_max_distance=32,
@@ -71,16 +72,19 @@ def build_t5() -> T5EncoderModel:
     )
 
 
-def build_clip() -> CLIPTextModel:
+def build_clip(
+    words: int = len(VOCABULARY), *, width: int = WIDTH, layers: int = 2, max_length: int = MAX_LENGTH
+) -> CLIPTextModel:
+    """An untrained encoder of whole captions."""
     return CLIPTextModel(
         CLIPTextConfig(
-            vocab_size=len(VOCABULARY),
-            hidden_size=WIDTH,
-            intermediate_size=4 * WIDTH,
-            projection_dim=WIDTH,
-            num_hidden_layers=2,
+            vocab_size=words,
+            hidden_size=width,
+            intermediate_size=4 * width,
+            projection_dim=width,
+            num_hidden_layers=layers,
             num_attention_heads=4,
-            max_position_embeddings=MAX_LENGTH,
+            max_position_embeddings=max_length,
             pad_token_id=VOCABULARY["<pad>"],
             bos_token_id=VOCABULARY["<unk>"],
             eos_token_id=VOCABULARY["</s>"],
@@ -163,5 +167,5 @@ def captions(count: int, seed: str, shares: dict[str, float] | None = None) -> l
 
 
 def tokenize(tokenizer: PreTrainedTokenizerFast, texts: list[str]) -> Tensor:
-    """Token ids (n, 16), padded as the pipeline pads."""
-    return tokenizer(texts, padding="max_length", max_length=MAX_LENGTH, truncation=True, return_tensors="pt").input_ids
+    """Token ids (n, 16 in this world), padded as the pipeline pads."""
+    return tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt").input_ids
