@@ -104,7 +104,7 @@ def test_runs_that_are_there_are_not_done_again(plan, bench, monkeypatch):
     asked = dataclasses.replace(plan, only=("arcflow", "linear"))
     did = []
 
-    def shared(plan, missing):
+    def shared(plan, missing, subject):
         for job in missing:
             did.append(job.name)
             run_job(bench, bench_reference(plan), job)

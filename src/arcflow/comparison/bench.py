@@ -1,10 +1,10 @@
 """One training of one method on the bench that all methods share, and what its student is worth.
 
-An `Entrant` is a method with what it changes in the settings. `train_entrant` gives it the common network (the shipped
-small FLUX with a LoRA and a head of K modes), the common prompts and noise, AdamW, averaging, and a budget counted in
-forward-equivalents (`distillation.method`), not in iterations: a method that asks the teacher often takes fewer steps.
-Rates follow the share of the budget that is spent. `measure` samples held-out prompts from the noise that the teacher's
-own images came from, and keeps a number for each image, so that everything can be averaged later.
+An `Entrant` is a method with what it changes in the settings. `train_entrant` gives it the common network (the
+subject's small FLUX with a LoRA and a head of K modes), the common prompts and noise, AdamW, averaging, and a budget
+counted in forward-equivalents (`distillation.method`), not in iterations: a method that asks the teacher often takes
+fewer steps. Rates follow the share of the budget that is spent. `measure` samples held-out prompts from the noise that
+the teacher's own images came from, and keeps a number for each image, so that everything can be averaged later.
 """
 
 from collections.abc import Callable, Sequence
@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from arcflow import paper
 from arcflow.comparison.config import SHOWN, Plan
 from arcflow.comparison.results import Measured
-from arcflow.config import Data, Distill, Model
+from arcflow.comparison.subject import WORLD, Subject
+from arcflow.config import Distill
 from arcflow.data.batches import PromptData
 from arcflow.data.embeddings import EmbeddedPrompts
 from arcflow.distillation.method import Cost
@@ -27,15 +28,12 @@ from arcflow.distillation.policy import Teacher
 from arcflow.distillation.walk import euler
 from arcflow.families import network
 from arcflow.families.conditioning import Cond
-from arcflow.families.loading import load_pipe
-from arcflow.metrics.features import world_features
 from arcflow.metrics.images import diversity, squared_error
 from arcflow.path import step_grid
 from arcflow.student import views
 from arcflow.student.state import is_student
 from arcflow.system.devices import torch_device
-from arcflow.world import check
-from arcflow.world.scene import FIRST_SEED, SIZE, held_out
+from arcflow.world.scene import FIRST_SEED
 
 TEACHER_STEPS = paper.TEACHER_STEPS
 
@@ -63,28 +61,34 @@ class TeacherImages:
 class Bench:
     """The small teacher with everything that does not change from method to method."""
 
-    def __init__(self, plan: Plan) -> None:
-        self.plan = plan
+    def __init__(self, plan: Plan, subject: Subject = WORLD) -> None:
+        self.plan, self.subject = plan, subject
         self.device = torch_device(plan.device)
-        self.pipe = load_pipe(Model(base=plan.model)).to(self.device)
+        self.pipe = subject.pipe(plan).to(self.device)
         for part in (self.pipe.transformer, self.pipe.vae, self.pipe.text_encoder, self.pipe.text_encoder_2):
             part.eval()
         self.base = self.pipe.transformer
-        self.prompts = held_out(plan.count)
+        self.prompts = subject.held_out(plan.count)
         self.alike = [prompt for prompt in self.prompts[: plan.alike] for _ in range(plan.pictures)]
-        texts = training_captions(plan, 1).train
+        texts = self.captions(0, 1).train
         self.table = EmbeddedPrompts(
             partial(network.encode_text, self.pipe), [row.text for row in texts] + self.prompts
         )
-        self.features = world_features()
+        self.features = subject.features()
+
+    def captions(self, seed: int, batch: int) -> PromptData:
+        """The captions that every method is trained on, whatever the seed, which decides their order and the noise."""
+        return PromptData(self.subject.captions(self.plan), seed=0, batch=batch, order=seed)
 
     def cond(self, prompts: list[str]) -> Cond:
         """Conditioning at the guidance that students are distilled with."""
         text = {name: value.to(self.device) for name, value in self.table(prompts).items()}
-        return network.place(self.pipe, text, height=SIZE, width=SIZE, guidance=paper.GUIDANCE)
+        return network.place(
+            self.pipe, text, height=self.subject.size, width=self.subject.size, guidance=paper.GUIDANCE
+        )
 
     def noise(self, seeds: Sequence[int]) -> Tensor:
-        return network.noise(self.pipe, list(seeds), SIZE, SIZE).to(self.device)
+        return network.noise(self.pipe, list(seeds), self.subject.size, self.subject.size).to(self.device)
 
     def teacher(self, net: nn.Module, cost: Cost) -> Teacher:
         def velocity(x: Tensor, sigma: Tensor, cond: Cond) -> Tensor:
@@ -117,6 +121,7 @@ class Bench:
             right=self.right(images),
             diversity=float(self._diversity(alike).mean() / reference.diversity.mean()),
             broken=broken,
+            to_real=self.subject.to_real(images) if self.subject.to_real else None,
         )
         return measured, images[:SHOWN]
 
@@ -126,7 +131,7 @@ class Bench:
 
     def right(self, images: UInt8[np.ndarray, "count rows columns 3"]) -> list[bool]:
         """Which images of the held-out prompts show exactly what these say."""
-        return [check.is_right(image, text) for image, text in zip(images, self.prompts, strict=True)]
+        return self.subject.right(images, self.prompts)
 
     def distance(self, end: End, reference: TeacherImages) -> float:
         """Mean squared distance to the teacher on the first `CURVE` held-out prompts alone."""
@@ -147,10 +152,7 @@ class Bench:
 
     def images(self, latents: Tensor) -> UInt8[np.ndarray, "count rows columns 3"]:
         """Final latents, decoded."""
-        parts = [network.decode(self.pipe, part.to(self.device), SIZE, SIZE) for part in latents.split(BATCH)]
-        return np.concatenate(parts)
-
-
-def training_captions(plan: Plan, batch: int, seed: int = 0) -> PromptData:
-    """The captions that every method is trained on, whatever the seed, which decides their order and the noise."""
-    return PromptData(Data(count=plan.prompts, held_out_count=1), seed=0, batch=batch, order=seed)
+        size = self.subject.size
+        return np.concatenate(
+            [network.decode(self.pipe, part.to(self.device), size, size) for part in latents.split(BATCH)]
+        )

@@ -91,9 +91,9 @@ FREE = ("only", "calls", "seeds", "out", "device", "workers", "study")
 """Settings that may change when a folder is taken up again: which runs there are, not what a run is."""
 
 
-def comparison_command(plan: Plan) -> str:
-    """The command line that does the same again."""
-    usual = asdict(Plan())
+def comparison_command(plan: Plan, command: str, usually: Plan) -> str:
+    """The command line that does the same again; `usually` is what the command does unless told."""
+    usual = asdict(usually)
     changed = {k: v for k, v in asdict(plan).items() if v != usual[k] and k not in ("out", "workers", "device")}
     words = [f"--{NAMES.get(k, k)} {' '.join(map(str, v)) if isinstance(v, tuple) else v}" for k, v in changed.items()]
-    return " ".join(["arcflow compare", *words])
+    return " ".join([command, *words])

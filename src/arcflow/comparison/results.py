@@ -12,9 +12,9 @@ import numpy as np
 
 from arcflow.comparison.config import MAIN, Plan, comparison_command
 from arcflow.comparison.jobs import Job, wanted
+from arcflow.comparison.subject import WORLD, Subject
 from arcflow.metrics.intervals import Interval, seed_difference, seed_interval
 from arcflow.system.packages import About, about
-from arcflow.world.scene import SKILLS, held_out, parse
 
 TITLES = {"euler": "plain Euler", "heun": "Heun", "dpmpp": "DPM-Solver++"}
 """Titles of the teacher's own solvers."""
@@ -32,6 +32,8 @@ class Measured:
     """Distance between images of one prompt, over the teacher's."""
     broken: int
     """Images whose latents are not finite."""
+    to_real: float | None = None
+    """Distance of the images as a set to real ones, on a subject that has some."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,6 +97,8 @@ class Means:
     pictures: list[str]
     """Where its runs keep their images."""
     less_first: Apart
+    to_real: SeedMean | None = None
+    """Distance of the images as a set to real ones, on a subject that has some."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,11 +137,12 @@ class Comparison:
     about: ComparisonAbout
 
 
-def summary(plan: Plan, records: dict[Job, TrialResult]) -> Comparison:
+def summary(plan: Plan, records: dict[Job, TrialResult], subject: Subject = WORLD) -> Comparison:
     """For each entrant and number of calls the means over its trainings with their intervals, and how they differ from
     those of the study's first."""
-    prompts = [parse(text) for text in held_out(plan.count)]
-    skills = {skill: [i for i, prompt in enumerate(prompts) if prompt.skill == skill] for skill in SKILLS}
+    skills: dict[str, list[int]] = {}
+    for place, text in enumerate(subject.held_out(plan.count)):
+        skills.setdefault(subject.skill(text), []).append(place)
     field = wanted(plan)
     first = field[0].name
     doubled = {entrant.name for entrant in field if entrant.method.second_network}
@@ -162,22 +167,25 @@ def summary(plan: Plan, records: dict[Job, TrialResult]) -> Comparison:
         for name, of in runs.items()
     }
     sizes = {name: getattr(plan, name) for name in ("budget", "seeds", "count", "batch", "prompts")}
-    return Comparison(rows=rows, first=first, about=ComparisonAbout(**about(command=comparison_command(plan), **sizes)))
+    command = comparison_command(plan, subject.command, subject.usual)
+    return Comparison(rows=rows, first=first, about=ComparisonAbout(**about(command=command, **sizes)))
 
 
 def _means(runs: dict[str, TrialResult], calls: int, skills: dict[str, list[int]]) -> Means:
     measured = [run.results[calls] for run in runs.values()]
     curves = [run.curve for run in runs.values() if run.curve]
     right = np.mean([one.right for one in measured], 0)
+    to_real = [one.to_real for one in measured if one.to_real is not None]
     return Means(
         distance=_around([float(np.mean(one.distance)) for one in measured]),
         accuracy=_around([float(np.mean(one.right)) for one in measured]),
         diversity=_around([one.diversity for one in measured]),
-        skills={skill: float(right[rows].mean()) for skill, rows in skills.items() if rows},
+        skills={skill: float(right[rows].mean()) for skill, rows in skills.items()},
         curve=[(spent, distance) for spent, distance in np.mean(curves, 0).tolist()] if curves else [],
         broken=sum(one.broken for one in measured),
         pictures=list(runs),
         less_first=Apart(),
+        to_real=_around(to_real) if to_real else None,
     )
 
 

@@ -29,6 +29,7 @@ from arcflow.comparison.config import FREE, SHOWN, Plan
 from arcflow.comparison.entrants import entrants
 from arcflow.comparison.jobs import Job, jobs
 from arcflow.comparison.results import TITLES, Comparison, Measured, TrialResult, summary
+from arcflow.comparison.subject import WORLD, Subject
 from arcflow.comparison.trial import ender, train_entrant
 from arcflow.config import Distill
 from arcflow.distillation.method import Cost
@@ -37,17 +38,17 @@ from arcflow.system import files, records
 from arcflow.system.devices import cores, torch_device
 
 
-def compare(plan: Plan, log: Callable[[str], None] = print) -> Comparison:
+def compare(plan: Plan, log: Callable[[str], None] = print, subject: Subject = WORLD) -> Comparison:
     """Do the runs that are missing, then sum up all that are asked for."""
     out, todo = claim_comparison(plan), jobs(plan)
     missing = [job for job in todo if not _done(out, job)]
     if missing:
         log(f"{len(missing)} of {len(todo)} runs to do, {plan.budget} forward-equivalents each, in {out}")
-        for job in _shared(plan, missing):
+        for job in _shared(plan, missing, subject):
             tqdm.write(job.name)
     elif not (out / "teacher.png").exists():  # a folder of before
-        bench_reference(plan)
-    results = summary(plan, {job: records.read(TrialResult, _record(out, job)) for job in todo})
+        bench_reference(plan, subject=subject)
+    results = summary(plan, {job: records.read(TrialResult, _record(out, job)) for job in todo}, subject)
     records.write(out / f"{plan.study}.json", results)
     return results
 
@@ -69,15 +70,15 @@ def _done(out: Path, job: Job) -> bool:
     return path.exists() and {*job.calls} <= records.read(TrialResult, path).results.keys()
 
 
-def _shared(plan: Plan, missing: list[Job]) -> Iterator[Job]:
+def _shared(plan: Plan, missing: list[Job], subject: Subject) -> Iterator[Job]:
     """The runs as they are done, by several processes."""
     cuda = torch_device(plan.device).type == "cuda"
     workers = min(plan.workers or (1 if cuda else cores()), len(missing))
-    bench_reference(plan)
+    bench_reference(plan, subject=subject)
     threads = max(1, cores() // max(workers, plan.workers or 1))
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, context, _begin, (threads,)) as pool:
-        waiting = {pool.submit(_work, plan, job): job for job in missing}
+        waiting = {pool.submit(_work, plan, subject, job): job for job in missing}
         with tqdm(total=len(missing), desc="compare", unit="run") as bar:
             try:
                 for done in as_completed(waiting):
@@ -90,9 +91,9 @@ def _shared(plan: Plan, missing: list[Job]) -> Iterator[Job]:
 
 
 @cache
-def _settled(plan: Plan) -> tuple[Bench, TeacherImages]:
+def _settled(plan: Plan, subject: Subject) -> tuple[Bench, TeacherImages]:
     """What the runs of a process share: the bench, and the teacher's images."""
-    bench = Bench(plan)
+    bench = Bench(plan, subject)
     return bench, bench_reference(plan, bench)
 
 
@@ -110,17 +111,17 @@ def _end_with_the_parent() -> None:
         os._exit(1)
 
 
-def _work(plan: Plan, job: Job) -> None:
-    run_job(*_settled(plan), job)
+def _work(plan: Plan, subject: Subject, job: Job) -> None:
+    run_job(*_settled(plan, subject), job)
 
 
-def bench_reference(plan: Plan, bench: Bench | None = None) -> TeacherImages:
+def bench_reference(plan: Plan, bench: Bench | None = None, subject: Subject = WORLD) -> TeacherImages:
     """The teacher's images, drawn once for a folder; the first of them are a file to look at."""
     path = Path(plan.out) / "teacher.safetensors"
     shown, drawn = path.with_name("teacher.png"), path.exists()
     if drawn and shown.exists():
         return TeacherImages(**load_file(path))
-    bench = bench or Bench(plan)
+    bench = bench or Bench(plan, subject)
     reference = TeacherImages(**load_file(path)) if drawn else bench.reference()
     save_strip(bench.images(reference.latents[:SHOWN]), shown)
     if not drawn:

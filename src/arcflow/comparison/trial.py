@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from arcflow.comparison.bench import Bench, End, TeacherImages, training_captions
+from arcflow.comparison.bench import Bench, End, TeacherImages
 from arcflow.comparison.entrants import Entrant, settings
 from arcflow.config import PARTS, Distill, Run
 from arcflow.data.prefetch import Prepared
@@ -62,7 +62,7 @@ def train_entrant(bench: Bench, entrant: Entrant, calls: int, seed: int, referen
     student, teacher = counted(views(net)[0], cost), bench.teacher(net, cost)
     training = Training(net, learner.average, cost)
     objective = method.objective(run.distill, training)
-    data = training_captions(bench.plan, run.optim.batch, seed)
+    data = bench.captions(seed, run.optim.batch)
     end = ender(method.sample, student, run.distill, calls)
 
     curve: list[tuple[int, float]] = []

@@ -14,12 +14,12 @@ from PIL import Image
 from arcflow import paper
 from arcflow.comparison.config import SHOWN
 from arcflow.comparison.results import Comparison, Mean, Rows, counts, main_calls, ranked, verdict
+from arcflow.comparison.subject import WORLD, Subject
 from arcflow.reports.page import EULER, FAINT, STUDENT, TEACHER, Pixels, canvas, figure_png, write_page
 from arcflow.reports.side_by_side import ImageRow, Shown
 from arcflow.reports.side_by_side import calls as calls_told
 from arcflow.reports.table import Cell, Line, Mark, Table
 from arcflow.system import files
-from arcflow.world.scene import held_out
 
 PALETTE = (STUDENT, "#dc2626", "#059669", "#9333ea", "#ca8a04", "#0891b2", "#db2777", "#4d7c0f", "#111827", "#b45309")
 
@@ -40,7 +40,7 @@ class CallsTable:
     table: Table
 
 
-def write_ranking(path: Path, results: Comparison, folder: Path) -> Path:
+def write_ranking(path: Path, results: Comparison, folder: Path, subject: Subject = WORLD) -> Path:
     """Write the report of `comparison.runs.compare`'s results; `folder` has the images. The tables as Markdown
     and the curves against calls as PNG go beside it."""
     rows = results.rows
@@ -58,7 +58,7 @@ def write_ranking(path: Path, results: Comparison, folder: Path) -> Path:
         tables=[CallsTable(f"At {n} call{'s' * (n > 1)}", _table(results, n)) for n in (calls, *others)],
         calls_figure=curves,
         cost_figure=cost_figure(rows, calls, results.first) if trained else None,
-        drawn=_drawn(results, calls, folder),
+        drawn=_drawn(results, calls, folder, subject),
     )
     files.write_bytes(path.with_suffix(".png"), curves)
     files.write_text(path.with_suffix(".md"), markdown_ranking(results) + "\n")
@@ -79,11 +79,18 @@ def _table(results: Comparison, calls: int) -> Table:
             Cell(with_interval(means.distance, ".4f"), _mark(apart.distance, better="lower")),
             Cell(with_interval(means.accuracy, ".1%"), _mark(apart.accuracy, better="higher")),
             Cell(with_interval(means.diversity, ".2f"), _mark(apart.diversity)),
+            *([with_interval(means.to_real, ".1f")] if means.to_real else []),
             *(f"{means.skills[skill]:.0%}" for skill in skills),
             ours=name == results.first,
         )
         lines.append(line)
-    return Table(["", "distance", "accuracy", "diversity", *(skill.replace("_", " ") for skill in skills)], lines)
+    return Table([*_heads(rows), *(skill.replace("_", " ") for skill in skills)], lines)
+
+
+def _heads(rows: Rows) -> list[str]:
+    """Of a table's first columns."""
+    real = any(means.to_real for row in rows.values() for means in row.calls.values())
+    return ["", "distance", "accuracy", "diversity", *(["to real pictures"] if real else [])]
 
 
 def with_interval(value: Mean, form: str) -> str:
@@ -102,10 +109,10 @@ def _mark(apart: Mean | None, better: str = "") -> Mark:
     return "better" if found == better else "worse"
 
 
-def _drawn(results: Comparison, calls: int, folder: Path) -> list[ImageRow]:
+def _drawn(results: Comparison, calls: int, folder: Path, subject: Subject) -> list[ImageRow]:
     """The images of the first prompts, a row for each: the teacher, then every entrant of which there are some."""
     rows = results.rows
-    prompts = held_out(results.about.count)[:SHOWN]
+    prompts = subject.held_out(results.about.count)[:SHOWN]
     found = [("teacher", paper.TEACHER_STEPS, folder / "teacher.png", False)]
     for name in ranked(rows, calls):
         job = folder / "runs" / rows[name].calls[calls].pictures[0]
@@ -227,11 +234,12 @@ def markdown_ranking(results: Comparison) -> str:
                 with_interval(means.distance, ".4f"),
                 with_interval(means.accuracy, ".1%"),
                 with_interval(means.diversity, ".2f"),
+                *([with_interval(means.to_real, ".1f")] if means.to_real else []),
                 f"{min(means.skills.values()):.0%}",
                 ours=name == results.first,
             )
             lines.append(line)
-        table = Table(["", "distance", "accuracy", "diversity", "weakest skill"], lines)
+        table = Table([*_heads(rows), "weakest skill"], lines)
         parts += [f"{calls} call{'s' * (calls > 1)}:", table.markdown()]
     made = f"Made by `{about.command}`, {about.threads} threads on {about.device}"
     return "\n\n".join([*parts, f"{made}, torch {about.versions['torch']}."])
