@@ -13,7 +13,7 @@ demo: $(STAMP)
 
 test: $(STAMP)
 	$(BIN)/python -m pytest -n auto -m "not slow and not long and not gpu"
-	$(BIN)/python -m pytest -n 2 --dist worksteal -m "slow and not gpu"
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "slow and not long and not gpu"
 	$(BIN)/pip install -q -c constraints.txt --no-deps --upgrade --target .venv/quantized torchao bitsandbytes gguf optimum-quanto
 	PYTHONPATH=.venv/quantized $(BIN)/python -m pytest tests/families/test_quantized.py tests/docs/test_guides.py
 

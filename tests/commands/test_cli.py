@@ -201,6 +201,7 @@ def test_the_doctor_says_what_is_missing_and_how_to_get_it(monkeypatch) -> None:
     assert "python" in text and "cores" in text
 
 
+@pytest.mark.slow
 def test_a_cache_is_made_held_against_its_checksums_and_mended(tmp_path, capsys) -> None:
     make = ["cache", "make", "--prompts", "world", "--count", "6", "--held-out-count", "2", "--shard", "4"]
     cli.main([*make, "--out", str(tmp_path / "cache")])
@@ -226,6 +227,7 @@ def test_the_version_is_the_packages(capsys) -> None:
     assert capsys.readouterr().out == f"arcflow {arcflow.__version__}\n"
 
 
+@pytest.mark.slow
 def test_a_sample_answers_in_seconds(tmp_path, capsys) -> None:
     words = [
         "sample",
@@ -244,7 +246,7 @@ def test_a_sample_answers_in_seconds(tmp_path, capsys) -> None:
     assert f"new images: 0; in {tmp_path}: 2 of 2" in capsys.readouterr().out
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_new_user_runs_the_quick_demo(tmp_path) -> None:
     done = arcflow_command("demo", "--quick", "--out", str(tmp_path), timeout=400)
     assert done.returncode == 0, done.stderr[-3000:]

@@ -36,6 +36,7 @@ def evaluate(folder, *words: object) -> Handful:
     return records.read(Handful, folder / "out" / "results.json")
 
 
+@pytest.mark.slow
 def test_any_model_gets_a_page_with_teacher_euler_and_student_from_one_noise(own, capsys, pristine) -> None:
     (own / "list.txt").write_text("a red cube\na blue ball\ntwo green balls\na red ball\n")
     found = evaluate(own, "--prompts", own / "list.txt", "--count", 2, "--images", 2, "--seed", 5)
@@ -56,6 +57,7 @@ def test_any_model_gets_a_page_with_teacher_euler_and_student_from_one_noise(own
     assert "plain Euler" in said and "report:" in said and "right" not in said
 
 
+@pytest.mark.slow
 def test_without_a_list_it_takes_a_few_built_in_prompts_and_of_one_there_is_no_interval(own, capsys) -> None:
     found = evaluate(own, "--count", 1)
     assert len(found.prompts) == 1 and found.student.low is None

@@ -42,6 +42,7 @@ def test_the_record_of_the_shipped_adapter_vouches_for_its_tensors() -> None:
     assert found.info.sha256 == {found.weights.name: hashlib.sha256(found.weights.read_bytes()).hexdigest()}
 
 
+@pytest.mark.slow
 def test_the_shipped_adapter_is_exported_by_its_name(tmp_path, capsys) -> None:
     shipped = adapter.found_at(open.adapter_of("world", "world"))
     cli.main(["export", "--adapter", "world", "--out", str(tmp_path / "out")])

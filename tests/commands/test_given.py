@@ -47,6 +47,7 @@ def test_a_file_that_holds_no_settings_is_named(text, tmp_path, capsys) -> None:
     assert stop.value.code == 2 and str(file) in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_shorter_run_has_a_shorter_schedule(tmp_path) -> None:
     run, whole = taken(f"train world --optim.iterations 420 --out {tmp_path}").recipe, recipes.world()
     assert (run.distill.hold, run.optim.cooldown_iterations) == (260, 400)

@@ -53,6 +53,7 @@ def pixels(path: str | Path) -> np.ndarray:
     return np.asarray(Image.open(path))
 
 
+@pytest.mark.slow
 def test_a_retrained_adapter_is_drawn_anew_in_the_same_folder(tmp_path, capsys) -> None:
     """Train, look, train on, look again, with the same names: B1 of what a new user found."""
     adapter = shutil.copytree(open.adapter_of("world", "world"), tmp_path / "adapter")
@@ -66,6 +67,7 @@ def test_a_retrained_adapter_is_drawn_anew_in_the_same_folder(tmp_path, capsys) 
     assert not np.array_equal(pixels(first), pixels(second))
 
 
+@pytest.mark.slow
 def test_the_folder_has_a_page_of_all_its_images(tmp_path, capsys) -> None:
     first, _ = sample("--prompt", CAPTION, out=tmp_path, capsys=capsys)
     second, _ = sample("--prompt", "a blue square", "--seed", 4, out=tmp_path, capsys=capsys)
@@ -76,6 +78,7 @@ def test_the_folder_has_a_page_of_all_its_images(tmp_path, capsys) -> None:
     assert (tmp_path / "index.html").exists()
 
 
+@pytest.mark.slow
 def test_what_a_killed_process_has_left_is_gone_after_the_next_one(tmp_path, capsys) -> None:
     words = ["sample", "--prompt", "a red ring", "--out", str(tmp_path)]
     cli.main(words)
@@ -87,12 +90,14 @@ def test_what_a_killed_process_has_left_is_gone_after_the_next_one(tmp_path, cap
     assert "new images: 0" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_nothing_is_loaded_where_nothing_is_to_draw(tmp_path, capsys, monkeypatch) -> None:
     sample("--prompt", CAPTION, out=tmp_path, capsys=capsys)
     monkeypatch.setattr(open.Setup, "open", lambda setup: pytest.fail("a model was loaded"))
     assert sample("--prompt", CAPTION, out=tmp_path, capsys=capsys) == [f"new images: 0; in {tmp_path}: 1 of 1"]
 
 
+@pytest.mark.slow
 def test_a_folder_of_an_earlier_version_is_read_and_its_images_left_alone(tmp_path, capsys) -> None:
     """Its recipes say nothing of weights and dtype, so none is taken for one of today: drawn anew, by other names."""
     old = {
@@ -138,6 +143,7 @@ def test_names_begin_with_no_dash_and_tell_recipes_apart_by_sixteen_digits() -> 
     assert len({name("a cat", **more) for more in [*weights, *others]}) == len(weights) + len(others)
 
 
+@pytest.mark.slow
 def test_sizes_of_a_list_are_drawn_each_in_batches_of_its_own(tmp_path, capsys) -> None:
     (tmp_path / "list.jsonl").write_text(
         "".join(
@@ -182,6 +188,7 @@ def test_what_cannot_be_drawn_is_one_line_and_nothing_is_loaded(words, said, cap
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", [-1, 2**64 - 1])
 def test_seeds_of_sixty_four_bits_are_fine(seed, tmp_path, capsys) -> None:
     path, _ = sample("--prompt", CAPTION, "--seed", seed, out=tmp_path, capsys=capsys)
@@ -193,6 +200,7 @@ def test_without_a_word_the_small_model_draws_one_of_each_skill(tmp_path, capsys
     assert (tmp_path / "index.html").exists()
 
 
+@pytest.mark.slow
 def test_a_prompt_that_the_small_model_never_read_is_told(tmp_path, capsys) -> None:
     cli.main(["sample", "--prompt", "a dragon", "--prompt", CAPTION, "--out", str(tmp_path)])
     assert "1 of 2 prompts are no captions of the small world, 'a dragon' first" in capsys.readouterr().err

@@ -140,6 +140,7 @@ def refused(folder, said, **settings):
         damaged_caches.make(folder, **settings)
 
 
+@pytest.mark.slow
 def test_a_damaged_cache_is_never_read_in_silence_and_the_same_command_heals_it():
     counts, wrong = damaged_caches.study(range(0, 42, 5))
     assert not wrong and counts["refused by name; made again: the same numbers"] > 5

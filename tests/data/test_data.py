@@ -101,6 +101,7 @@ def test_what_is_held_out_is_not_trained_on_however_often_it_is_there(tmp_path):
         PromptData(own, seed=0, batch=4)
 
 
+@pytest.mark.slow
 def test_held_out_prompts_of_the_world_are_other_combinations():
     d = PromptData(Data(count=200, held_out_count=50), seed=0, batch=4)
     assert len(d.train) == 200 and len(d.held_out.prompts) == 50
@@ -140,6 +141,7 @@ def shards(tmp_path):
     return Data(prompts=str(folder), held_out_count=2, cache=False)
 
 
+@pytest.mark.slow
 def test_a_stream_gives_every_prompt_once_an_epoch_and_says_what_it_left_out(shards):
     d = open_prompts(shards, seed=0, batch=4)
     assert isinstance(d, PromptStream) and d.held_out.prompts == ["p0 0", "p0 1"]
@@ -148,6 +150,7 @@ def test_a_stream_gives_every_prompt_once_an_epoch_and_says_what_it_left_out(sha
     assert "3 of 24 rows left out: 3 empty (row 8, 16, 24)" in str(open_prompts(shards, seed=0, batch=4).message)
 
 
+@pytest.mark.slow
 def test_a_stream_goes_on_where_it_was_left(shards, monkeypatch):
     monkeypatch.setattr("arcflow.data.prompts.BLOCK", 5)
     whole = open_prompts(shards, seed=0, batch=4)

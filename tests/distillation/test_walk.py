@@ -192,6 +192,7 @@ def test_a_walk_of_more_states_arrives_nearer_to_where_many_steps_do(spread):
     assert missed(states=8, solver="adams") < 0.5 * missed(states=8)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("solver", "order"), [("euler", 1), ("adams", 2)])
 def test_the_teachers_walk_has_the_order_of_its_solver(solver, order):
     """Error against many Euler steps where half the step length divides it by 2 or by 4."""

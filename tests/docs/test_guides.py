@@ -42,7 +42,7 @@ def small_world(flux, tmp_path, monkeypatch):
 
 
 @pytest.mark.filterwarnings("ignore:Already found a `peft_config`")
-@pytest.mark.parametrize("quantized", [False, True])
+@pytest.mark.parametrize("quantized", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_the_blocks_of_sampling_run_one_after_the_other(small_world, quantized):
     if quantized:
         pytest.importorskip("torchao")

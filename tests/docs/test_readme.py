@@ -62,6 +62,7 @@ def test_a_command_is_understood_to_its_end(line) -> None:
     assert type(cli.parsed(words)) is cli.COMMANDS[words[0]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("line", [line for line in OURS if line.startswith(RUN)])
 def test_a_command_that_needs_nothing_runs(line, offline, capsys) -> None:
     try:

@@ -84,6 +84,7 @@ def gone(pid: int, seconds: float = 10.0) -> bool:
     return False
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks into /proc")
 def test_nothing_of_a_scorer_outlives_us(tmp_path) -> None:
     child = tmp_path / "pid"

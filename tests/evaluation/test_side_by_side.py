@@ -15,6 +15,8 @@ from arcflow.system import records
 from arcflow.system.packages import about
 from tests.support.pipelines import SIDE, perturb
 
+pytestmark = pytest.mark.slow
+
 SIZE = {"height": SIDE, "width": SIDE}
 PROMPTS = ["a red cube", "a blue ball"]
 

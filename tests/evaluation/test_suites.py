@@ -339,6 +339,7 @@ def comparable(results: SuiteResults) -> dict:
     return {name: getattr(results, name) for name in ("suite", "settings", "prompts", "pictures", "metrics")}
 
 
+@pytest.mark.slow
 def test_a_run_killed_at_every_stage_goes_on_and_does_nothing_twice(
     evaluate, scorer, saved, monkeypatch, tmp_path
 ) -> None:
@@ -401,6 +402,7 @@ def test_a_run_killed_at_every_stage_goes_on_and_does_nothing_twice(
     assert not seen and not saved
 
 
+@pytest.mark.slow
 def test_two_processes_do_what_one_does(evaluate, scorer, saved, tmp_path) -> None:
     more = {"scorer": (f"hps={scorer()}",)}
     alone = evaluate("geneval", out="alone", **more)
@@ -424,6 +426,7 @@ def test_a_scorers_number_counts_prompts_and_tasks(evaluate, scorer) -> None:
     assert metric.category_mean.value == pytest.approx((means[0] + np.mean(means[1:])) / 2)
 
 
+@pytest.mark.slow
 def test_a_reference_of_the_same_images_is_at_no_distance(evaluate, tmp_path) -> None:
     evaluate("world", out="teacher", count=3, images=2)
     metrics = evaluate("world", count=3, images=2, reference=tmp_path / "teacher").metrics
@@ -447,6 +450,7 @@ def test_diversity_is_told_in_units_of_the_references(tmp_path) -> None:
     assert "something other than 0 to divide by" in summary.relative_diversity(items, 2, x, torch.zeros_like(x)).why
 
 
+@pytest.mark.slow
 def test_other_images_are_farther_and_few_are_said_to_be_too_few(evaluate, tmp_path) -> None:
     evaluate("world", out="teacher", count=2, steps=2)
     metrics = evaluate("world", count=2, reference=tmp_path / "teacher").metrics
@@ -456,6 +460,7 @@ def test_other_images_are_farther_and_few_are_said_to_be_too_few(evaluate, tmp_p
         evaluate("world", count=3, reference=tmp_path / "teacher")
 
 
+@pytest.mark.slow
 def test_any_folder_of_images_is_a_reference_whatever_their_sizes(evaluate, monkeypatch, tmp_path) -> None:
     from arcflow.metrics import features
 

@@ -40,7 +40,11 @@ def made():
     return {}
 
 
-@pytest.fixture(params=list(ALL))
+FAST = ("flux", "wan")
+"""A family of pictures and one of videos; the slow part has all of them."""
+
+
+@pytest.fixture(params=[name if name in FAST else pytest.param(name, marks=pytest.mark.slow) for name in ALL])
 def pipe(request, made):
     """A stock pipeline of each family, whose transformer and scheduler may change."""
     if request.param not in made:

@@ -62,6 +62,7 @@ def test_a_recipe_for_a_card_fits_it(recipe, card) -> None:
     assert float(row.split("|")[-3]) == pytest.approx(mine.total, abs=0.06) and mine.total < card
 
 
+@pytest.mark.slow
 def test_what_is_measured_on_a_gpu_draws_with_and_without_a_student_and_trains_it(flux, tmp_path) -> None:
     """The pieces of `benchmarks.on_gpu`, on a tiny model."""
     from benchmarks.on_gpu import Loop, Sampling, build

@@ -18,6 +18,7 @@ def test_copies_are_the_original(copy: Path) -> None:
     assert copy.read_text("utf-8") == copy_portable.copies()[copy], "run `python integrations/copy_portable.py`"
 
 
+@pytest.mark.slow
 def test_they_are_loaded_by_nothing_but_torch(tmp_path: Path) -> None:
     code = "import sys, portable; print(any(name.split('.')[0] in {'arcflow', 'jaxtyping'} for name in sys.modules))"
     run = [sys.executable, "-c", code]

@@ -117,6 +117,7 @@ def test_the_same_seed_makes_the_same_student_and_leaves_other_draws_alone(modes
     )
 
 
+@pytest.mark.slow
 def test_whoever_watches_is_told_every_loss():
     told = []
     train_student(circle(), modes=2, steps=1, iterations=40, batch=32, watch=lambda *news: told.append(news))

@@ -90,6 +90,7 @@ def test_an_iteration_learns_the_student_alone(bench, inputs):
     assert bench.net.training and not views.in_teacher_view(bench.net)
 
 
+@pytest.mark.slow
 def test_an_iteration_is_the_same_again(bench, inputs):
     """Nothing is random but the generators of the turn."""
     first = bench.iteration(inputs)

@@ -132,6 +132,7 @@ def test_one_gaussian_is_exact_for_a_gaussian_teacher(sigma):
     torch.testing.assert_close(x - policy.at(x).displacement(0.0, sigma), end, rtol=0, atol=0.06)  # 128 Euler steps
 
 
+@pytest.mark.slow
 def test_substeps_are_128_over_raw_time_and_of_first_order():
     policy = gaussians(sigma=1.0)
     lengths, shares, *_ = policy._substeps(0.0, 1 - STEP[1], policy.x)
@@ -211,6 +212,7 @@ def test_a_known_curve_is_walked_to_its_end():
             torch.testing.assert_close(policy.displacement(0.0, start), x - 2)
 
 
+@pytest.mark.slow
 def test_a_curves_path_is_the_solution_of_its_equation_and_additive():
     policy, x = curve(), curve().x
     grid = torch.linspace(0, 1 - STEP[1], 401, dtype=torch.float64).tolist()

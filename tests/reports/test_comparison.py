@@ -79,6 +79,7 @@ def test_entrants_are_ranked_by_distance_and_told_from_noise(results):
     assert told == {"arcflow": "same", "near": "same", "linear": "higher", "euler": "higher"}
 
 
+@pytest.mark.slow
 def test_the_report_is_one_file_with_the_images_that_are_there(results, tmp_path):
     strip = np.zeros((64, 4 * 64, 3), np.uint8)
     (tmp_path / "runs" / "linear").mkdir(parents=True)
@@ -91,6 +92,7 @@ def test_the_report_is_one_file_with_the_images_that_are_there(results, tmp_path
     assert "Near, second network" in page and "0.2100 \u00b1 0.0248" in page and "7 forward-equivalents" in page
 
 
+@pytest.mark.slow
 def test_the_figures_are_images(results):
     for figure in (calls_figure(results.rows, results.first), cost_figure(results.rows, 2, results.first)):
         assert min(Image.open(io.BytesIO(figure)).size) > 300

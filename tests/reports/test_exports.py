@@ -203,6 +203,7 @@ def mixture(pipe, folder, moved=0.05, modes=4):
     return adapter.save_adapter(net, folder)
 
 
+@pytest.mark.slow
 def test_a_mixture_says_what_is_lost_and_is_refused_beyond_a_bound(flux, tmp_path):
     made = mixture(flux, tmp_path / "adapter")
     size = dict(height=SIDE, width=SIDE, max_sequence_length=8)
@@ -247,6 +248,7 @@ def test_a_mixture_that_is_straight_loses_next_to_nothing(flux, tmp_path):
     assert latent_difference(flux, made, out / LORA["diffusers"], prompts=["a red cube"], **size) < 1e-3
 
 
+@pytest.mark.slow
 def test_a_mixture_is_merged_where_a_stock_class_can_hold_it(pipe, tmp_path):
     """The whole path comes out of the transformer, and the scheduler in the folder takes its exact steps."""
     made = as_mixture(pipe, tmp_path / "adapter", final_step_scale=0.5)

@@ -86,6 +86,7 @@ def test_nothing_is_made_up_where_the_record_is_silent(flux, tmp_path):
         assert heading not in text
 
 
+@pytest.mark.slow
 def test_to_the_authors_layout_and_back_it_is_the_same_student(flux, made, tmp_path):
     def drawn(folder):
         arcflow.attach(flux, folder)

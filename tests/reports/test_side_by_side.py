@@ -69,6 +69,7 @@ def page(tmp_path_factory) -> str:
     return file.read_text("utf-8")
 
 
+@pytest.mark.slow
 def test_the_report_is_one_file_that_fetches_nothing(page) -> None:
     assert "http" not in page and "<link" not in page and "<script" not in page
     sources = re.findall(r'src="([^"]*)"', page)
@@ -79,6 +80,7 @@ def test_the_report_is_one_file_that_fetches_nothing(page) -> None:
         assert Image.open(io.BytesIO(base64.b64decode(data))).format == "PNG"
 
 
+@pytest.mark.slow
 def test_the_report_shows_every_number_and_escapes_prompts(page) -> None:
     assert "a &lt;red&gt; ring" in page and "a square &amp; a circle" in page
     assert "0.0200" in page and "50.0%" in page and "25.0%" in page and "125.00" in page
@@ -99,16 +101,19 @@ def test_the_plane_is_the_one_the_teacher_bends_in() -> None:
     assert flat[-1, 0] > flat[0, 0] and flat[25, 1] > flat[0, 1]
 
 
+@pytest.mark.slow
 def test_figures_are_images_of_some_size() -> None:
     for figure in (path_figure([way()]), path_figure([way()] * 3), curves_figure(LOG)):
         assert min(Image.open(io.BytesIO(figure)).size) > 400
 
 
+@pytest.mark.slow
 def test_a_prompt_is_no_formula() -> None:
     for prompt in (r"$\frac{$", "from $5 to $6"):
         assert path_figure([dataclasses.replace(way(), prompt=prompt)])
 
 
+@pytest.mark.slow
 def test_a_short_log_is_no_reason_to_fail() -> None:
     assert curves_figure([{"step": 0, "distance": 0.1}])
     assert curves_figure([])

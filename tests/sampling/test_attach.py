@@ -213,6 +213,7 @@ def in_threads(*jobs):
     return results
 
 
+@pytest.mark.slow
 def test_threads_with_a_scheduler_each_share_all_else(pipe, two_steps):
     arcflow.attach(pipe, two_steps)
     embeds = embedded(pipe)  # tokenizers are not for several threads
@@ -283,6 +284,7 @@ def test_linears_without_weights_to_read_are_refused_in_a_sentence(pipe, two_ste
     assert unchanged(before, as_it_was(pipe))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fused", [False, True])
 def test_a_refused_attach_leaves_the_adapter_before_it(pipe, two_steps, tmp_path, monkeypatch, fused):
     arcflow.attach(pipe, two_steps, fuse=fused)
@@ -426,6 +428,7 @@ def test_a_fused_students_linears_are_called_as_plain_ones(pipe, two_steps):
 # Joined projections
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("when", ["before", "after", "fused"])
 def test_joined_projections_draw_the_same_and_come_apart(pipe, two_steps, when):
     if "Qwen" in type(pipe).__name__:

@@ -27,8 +27,6 @@ from tests.support.pipelines import (
 from tests.support.students import without_gain
 
 pytestmark = pytest.mark.filterwarnings("ignore:`FluxPosEmbed` is deprecated:FutureWarning")
-FAMILIES = ["flux", *(pytest.param(name, marks=pytest.mark.slow) for name in ("qwen_image", "flux2"))]
-"""One that stands for all, and the others."""
 LOST = 0.2
 """What half precision may lose of latents around 1: the tiny base itself loses 0.03 in bfloat16."""
 
@@ -142,7 +140,6 @@ def test_embeddings_are_enough_for_a_pipeline_without_text_encoders(pipe, two_st
     assert torch.equal(sample(pipe, **embeds), before)
 
 
-@pytest.mark.parametrize("pipe", FAMILIES, indirect=True)
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_before_or_after(pipe, two_steps, dtype):
     exact = sample(arcflow.attach(copy.deepcopy(pipe), two_steps))
@@ -158,7 +155,6 @@ def test_half_precision_before_or_after(pipe, two_steps, dtype):
 
 
 @pytest.mark.filterwarnings("ignore:Mismatch dtype between input and weight")  # of the base's own norms
-@pytest.mark.parametrize("pipe", FAMILIES, indirect=True)
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_under_autocast_it_draws_as_closely_as_in_that_dtype(pipe, two_steps, dtype):
     drawn = sample(arcflow.attach(pipe, two_steps))
@@ -190,7 +186,6 @@ def test_first_block_cache(pipe, two_steps):
     assert torch.equal(sample(arcflow.detach(pipe)), before)
 
 
-@pytest.mark.parametrize("pipe", FAMILIES, indirect=True)
 def test_attached_again_and_again_nothing_is_kept_alive(pipe, two_steps):
     before, alive = sample(pipe), []
 

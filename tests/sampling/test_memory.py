@@ -47,6 +47,7 @@ def size(parameters):
     return sum(p.numel() * p.element_size() for p in parameters)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("form", "fuse"), [("mixture", False), ("mixture", True), ("coefficients", False)])
 def test_attach_takes_what_it_adds(flux, tmp_path, form, fuse):
     """At most twice that on the way, for what is read from the file; fused the merged weights too, one at a time."""

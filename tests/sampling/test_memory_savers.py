@@ -42,6 +42,7 @@ def hooked(transformer):
     return {name for name, hook in hooks.items() if hook and hook.get_hook("group_offloading")}
 
 
+@pytest.mark.slow
 def test_group_offload_brings_what_came_later_and_what_is_left(pipe, two_steps):
     cpu = torch.device("cpu")
     where = {"onload_device": cpu, "offload_device": cpu, "offload_type": "leaf_level"}

@@ -21,7 +21,10 @@ from arcflow.student.state import state_of
 from tests.support.families import FRAMES, MORE, SHIFT, OnOurGrid, loud, side
 from tests.support.pipelines import fresh
 
-pytestmark = pytest.mark.filterwarnings("ignore:`FluxPosEmbed` is deprecated:FutureWarning")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore:`FluxPosEmbed` is deprecated:FutureWarning"),
+]
 
 
 def image(side: int) -> Image.Image:

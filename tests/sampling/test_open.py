@@ -196,6 +196,7 @@ def test_a_negative_prompt_guides_by_a_second_call_on_student_and_teacher(name, 
     assert torch.equal(against.latents, same.latents) and not torch.equal(against.latents, alone.latents)
 
 
+@pytest.mark.slow
 def test_klein_is_guided_once_unless_a_second_call_is_asked_for(pristine) -> None:
     """The record's own guidance, that of the family, is the teacher's second call, which the student has learned."""
     pipe: Flux2KleinPipeline = klein_pipeline(pristine["flux2"], flux2_transformer(guidance_embeds=False))

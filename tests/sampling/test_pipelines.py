@@ -91,6 +91,12 @@ ROWS: dict[str, tuple[str, dict[str, Any], Callable[[], dict[str, Any]] | None]]
 }
 
 
+FAST = ("FluxPipeline", "FluxInpaintPipeline")
+every_row = pytest.mark.parametrize(
+    "name", [name if name in FAST else pytest.param(name, marks=pytest.mark.slow) for name in ROWS]
+)
+
+
 @pytest.fixture
 def stock(pristine, monkeypatch):
     """(name) -> a stock pipeline with tiny random weights, and how to call it for latents."""
@@ -141,7 +147,7 @@ def with_student(pipe: Any, folder: Any) -> None:
     attach.attach(pipe, adapter.save_adapter(net, folder))
 
 
-@pytest.mark.parametrize("name", ROWS)
+@every_row
 def test_without_gain_it_samples_plain_euler_bit_for_bit(stock, name):
     pipe, sample = stock(name)
     euler = sample(pipe, 4)
@@ -151,7 +157,7 @@ def test_without_gain_it_samples_plain_euler_bit_for_bit(stock, name):
     assert euler.isfinite().all()
 
 
-@pytest.mark.parametrize("name", ROWS)
+@every_row
 def test_attach_and_detach(stock, name, tmp_path):
     pipe, sample = stock(name)
     before = sample(pipe, 2)

@@ -72,6 +72,7 @@ def test_a_file_carries_its_recipe_and_draws_the_same_again(client):
     assert again.data[0].b64_json == first.b64_json
 
 
+@pytest.mark.slow
 def test_a_picture_does_not_depend_on_its_batch(studio, live, client):
     """The same file alone, as one of four, and among thirty that come at the same time."""
     words = ["a ring", "two green squares", "a blue circle on gray"]
@@ -96,6 +97,7 @@ def test_formats(client, kind):
     assert file.format == kind.upper()
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:the pipeline embeds guidance:UserWarning")
 def test_our_own_fields_count(client):
     def drawn(**body):
@@ -141,6 +143,7 @@ def pixels(file: bytes) -> np.ndarray:
     return np.array(Image.open(io.BytesIO(file)).convert("RGB")).astype(int)
 
 
+@pytest.mark.slow
 def test_the_less_strength_the_more_is_kept_of_a_picture(client, source):
     def far(strength):
         asked = {"seed": 0, "strength": strength, "num_inference_steps": 8}
@@ -162,6 +165,7 @@ def test_only_what_is_transparent_in_the_mask_changes(client, source):
     assert changed[:, :28].mean() < 5 < changed[:, 36:].mean()
 
 
+@pytest.mark.slow
 def test_an_edit_keeps_the_shape_of_its_picture(client):
     answer = client.images.edit(image=upload("gray", (200, 100)), prompt=PROMPT)
     assert answer.size == "96x48"
@@ -282,6 +286,7 @@ def until(condition) -> None:
     raise AssertionError("it did not happen")
 
 
+@pytest.mark.slow
 def test_a_full_queue_is_told_when_to_come_back():
     gate = Gate()
     with serving(lambda: Toys(gate), max_waiting=2) as (server, engine), ThreadPoolExecutor(4) as pool:
@@ -305,6 +310,7 @@ def test_more_pictures_than_the_queue_holds_are_an_error_not_a_wait():
             client.images.generate(prompt="a", n=3)
 
 
+@pytest.mark.slow
 def test_a_client_that_leaves_is_dropped():
     gate = Gate()
     toys = Toys(gate)

@@ -81,6 +81,7 @@ def test_what_is_read_beside_the_text_is_no_larger_than_what_is_drawn():
     assert within(picture, 10**6).size == (400, 100) and within(picture, 10**6).mode == "RGB"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["sd3", "z_image", "krea2", "ovis_image"])
 def test_the_newer_families_are_served_as_they_are_sampled(name, tmp_path, monkeypatch):
     """The server's image is that of the stock pipeline; guided, too, and an image on the way is one."""

@@ -18,7 +18,15 @@ from arcflow.system import files
 from tests.support.pipelines import flux_transformer, fresh, perturb, qwen_transformer, sample
 
 LAYOUTS = ["arcflow", "published"]
-PUBLISHED = pytest.mark.parametrize("pipe", [f.name for f in families.FAMILIES if f.published], indirect=True)
+PUBLISHED = pytest.mark.parametrize(
+    "pipe",
+    [
+        pytest.param(family.name, marks=[pytest.mark.slow] if family.name != "flux" else [])
+        for family in families.FAMILIES
+        if family.published
+    ],
+    indirect=True,
+)
 """Families whose adapters the authors' layout has a name for."""
 
 

@@ -117,6 +117,7 @@ def test_on_disk_all_but_the_bends_is_lora(net, inputs, tmp_path):
         adapter.save_adapter(made, tmp_path / "published", layout="published")
 
 
+@pytest.mark.slow
 def test_one_form_takes_the_place_of_the_other(pipe, tmp_path):
     adapter.save_adapter(built(copy.deepcopy(pipe.transformer)), tmp_path / "coefficients")
     mixture = student.build(copy.deepcopy(pipe.transformer), modes=2, rank=2).eval()

@@ -237,7 +237,11 @@ def read(transformer, path):
         return str(error), None
 
 
-@pytest.mark.parametrize("count", [QUICK, pytest.param(MUTATIONS, marks=pytest.mark.long)])
+SOME = pytest.param(QUICK, marks=pytest.mark.slow)
+ALL = pytest.param(MUTATIONS, marks=pytest.mark.long)
+
+
+@pytest.mark.parametrize("count", [SOME, ALL])
 @pytest.mark.parametrize("layout", ["arcflow", "file", "published"])
 def test_a_mutated_adapter_is_one_error_or_the_same(unchecked, flux, made, tmp_path, layout, count):
     good, bad = tmp_path / "two-steps", tmp_path / "two-steps-bad"

@@ -28,7 +28,7 @@ pytestmark = [
 ]
 
 
-@pytest.fixture(params=["blocks", "everywhere"])
+@pytest.fixture(params=[pytest.param("blocks", marks=pytest.mark.slow), "everywhere"])
 def style(request, pipe, tmp_path):
     """A LoRA on blocks alone, or on the norm and the last layer too, where the student has weights of its own."""
     layers = STYLE[type(pipe).__name__] + (["norm_out.linear", "proj_out"] if request.param == "everywhere" else [])
@@ -129,6 +129,7 @@ def test_the_teacher_view_keeps_the_style(pipe, inputs, two_steps, style):
         assert torch.equal(views.teacher_velocity(net, inputs.x, inputs.sigma, inputs.cond), styled)
 
 
+@pytest.mark.slow
 def test_merged_into_the_base_and_taken_out_again(pipe, two_steps, targets, tmp_path):
     arcflow.attach(pipe, two_steps)
     plain = sample(pipe)

@@ -22,8 +22,6 @@ LAYERS = {
     "QwenImagePipeline": ["to_q", "to_v", "img_mlp.net.2"],
     "Flux2Pipeline": ["to_q", "to_v", "to_qkv_mlp_proj", "ff.linear_out"],
 }
-FAMILIES = ["flux", *(pytest.param(name, marks=pytest.mark.slow) for name in ("qwen_image", "flux2"))]
-"""One that stands for all, and the others."""
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:Already found a `peft_config`"),
@@ -119,7 +117,6 @@ def test_a_style_in_comfyuis_names_on_the_norm_and_the_last_layer(pipe, two_step
     alike_in_both_orders(pipe, two_steps, lambda one: one.load_lora_weights(folder, adapter_name="style"))
 
 
-@pytest.mark.parametrize("pipe", FAMILIES, indirect=True)
 def test_dora(pipe, two_steps):
     config = LoraConfig(r=2, init_lora_weights=False, target_modules=LAYERS[type(pipe).__name__], use_dora=True)
     net = copy.deepcopy(pipe.transformer)
@@ -150,7 +147,6 @@ def test_a_part_for_the_text_encoder(pipe, two_steps, tmp_path):
     alike_in_both_orders(pipe, two_steps, put)
 
 
-@pytest.mark.parametrize("pipe", FAMILIES, indirect=True)
 @pytest.mark.parametrize("fuse", [False, True])
 def test_swapped_in_place_it_is_the_other_style_and_goes_without_a_trace(pipe, two_steps, style, tmp_path, fuse):
     other, wanted = tmp_path / "other", fresh(pipe)
@@ -168,7 +164,6 @@ def test_swapped_in_place_it_is_the_other_style_and_goes_without_a_trace(pipe, t
     assert torch.equal(sample(pipe), plain)
 
 
-@pytest.mark.parametrize("pipe", FAMILIES, indirect=True)
 @pytest.mark.parametrize(("unload", "fuse"), [(False, False), (True, True)])
 def test_merged_before_it_belongs_to_the_base(pipe, two_steps, style, unload, fuse):
     pipe.load_lora_weights(style, adapter_name="style")

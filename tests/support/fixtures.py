@@ -29,9 +29,9 @@ def pristine() -> dict:
         return {name: make() for name, make in PIPELINES.items()}
 
 
-@pytest.fixture(params=list(PIPELINES))
+@pytest.fixture(params=[name if name == "flux" else pytest.param(name, marks=pytest.mark.slow) for name in PIPELINES])
 def pipe(request, pristine):
-    """A stock pipeline of each family, whose transformer and scheduler may change."""
+    """A stock pipeline of each family, whose transformer and scheduler may change. FLUX alone is in the fast part."""
     return fresh(pristine[request.param])
 
 

@@ -28,6 +28,7 @@ def test_as_many_processes_as_cores_that_divide_a_batch(monkeypatch) -> None:
         assert demo.on_cores(batch) == processes
 
 
+@pytest.mark.slow
 def test_one_that_fails_ends_the_others_and_its_code_is_theirs(monkeypatch) -> None:
     monkeypatch.setattr(launch, "GRACE", 0.2)
     processes = python("raise SystemExit(3)", "import time; time.sleep(60)")

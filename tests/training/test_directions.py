@@ -44,6 +44,7 @@ def fit(turn: bool, steps: int = 60) -> float:
     return loss.item()
 
 
+@pytest.mark.slow
 def test_a_bend_is_learned_sooner():
     assert fit(turn=True) < 0.5 * fit(turn=False)
 

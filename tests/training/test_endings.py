@@ -139,6 +139,7 @@ def test_what_nohup_ignores_stays_ignored():
         signal.signal(signal.SIGHUP, before)
 
 
+@pytest.mark.slow
 def test_who_insists_leaves_the_iteration_and_the_one_before_is_saved(tmp_path, monkeypatch):
     monkeypatch.setattr(signals, "PATIENCE", 0.0)
 
@@ -205,6 +206,7 @@ def test_a_measurement_that_fails_is_made_again_by_the_next_start(tmp_path, monk
     assert logs[0] == logs[1] and logs[0].count(b"distance") == 3
 
 
+@pytest.mark.slow
 def test_a_failed_write_is_told_at_once_and_tried_again(tmp_path, whole, monkeypatch):
     failures, real, said = [OSError(5, "Input/output error")], files.digest, []
     monkeypatch.setattr(files, "digest", lambda path: fails(failures.pop())() if failures else real(path))
@@ -249,6 +251,7 @@ def tracker(where):
     return library(init=begin, Image=lambda image: None)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("where", ["log", "finish"])
 def test_a_tracker_never_ends_a_run(tmp_path, whole, monkeypatch, where):
     said = []
@@ -312,6 +315,7 @@ def test_a_broken_image_in_the_middle_costs_nothing_that_was_done(tmp_path):
     assert done(tmp_path / "run") == [1, 2, 3, 4, 5]
 
 
+@pytest.mark.slow
 def test_two_runs_in_one_folder_are_one_too_many(tmp_path):
     with owned(tmp_path / "run", "trains"), pytest.raises(ValueError, match="run is in use, process .* trains there"):
         train(settings(tmp_path / "run"), tiny_pipe(), quiet)
@@ -319,6 +323,7 @@ def test_two_runs_in_one_folder_are_one_too_many(tmp_path):
     assert not (tmp_path / "run" / ".lock").exists()
 
 
+@pytest.mark.slow
 def test_a_run_that_loses_its_folder_stops_without_writing(tmp_path, monkeypatch):
     def taken(owner):
         raise ValueError("was taken over by process 7 on 'node8'")
@@ -395,6 +400,7 @@ def test_a_damaged_run_json_is_named_with_the_way_out(tmp_path):
     train(settings(tmp_path), tiny_pipe(), quiet)
 
 
+@pytest.mark.slow
 def test_what_failed_before_it_began_does_not_bind_the_corrected_command(tmp_path):
     wrong = settings(tmp_path / "run", model__base=str(tmp_path / "typo"), optim__iterations=1)
     with pytest.raises(ValueError, match="typo"):

@@ -30,6 +30,7 @@ def run(tmp_path_factory):
     return folder, messages
 
 
+@pytest.mark.slow
 def test_one_iteration_of_three_asks_the_teacher(run):
     folder, messages = run
     lines = [line for line in files.read_lines(folder / "log.jsonl") if "loss" in line]
@@ -39,12 +40,14 @@ def test_one_iteration_of_three_asks_the_teacher(run):
     assert any(message.startswith("kept walks: up to 2 batches") for message in messages)
 
 
+@pytest.mark.slow
 def test_the_walks_are_in_the_checkpoint(run):
     walks = [name for name in tensors(run[0]) if name.startswith("walk.0-1.")]
     assert {name.split(".")[2] for name in walks} == {"00000", "00001"}  # batches
     assert {name.split(".")[3] for name in walks} == {"000", "001"}  # micro-batches
 
 
+@pytest.mark.slow
 def test_every_number_of_calls_has_its_turn(tmp_path):
     """Where every second iteration asks the teacher, the numbers of calls take turns among these."""
     run = config(tmp_path, distill__also_steps=(1,), **KEPT | {"distill__reuse": 2, "distill__kept": 4})

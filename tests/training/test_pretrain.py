@@ -27,6 +27,7 @@ from arcflow.world.text import (
 )
 
 
+@pytest.mark.slow
 def test_every_caption_is_known_words_and_fits() -> None:
     ids = tokenize(build_tokenizer(), [prompt.text for prompt in sample_prompts(500, seed=0)])
     assert ids.shape == (500, MAX_LENGTH)
@@ -85,6 +86,7 @@ def test_an_epoch_shows_every_scene_once() -> None:
     assert sorted(torch.cat(seen).tolist()) == list(range(8))
 
 
+@pytest.mark.slow
 def test_an_interrupted_stage_ends_in_the_same_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("arcflow.training.pretrain.SAVE_EVERY", 0.0)
     stage = Stage("line", steps=12, rate=0.1, ema=0.9)

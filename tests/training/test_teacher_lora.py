@@ -22,6 +22,8 @@ from arcflow.training import learner, loop
 from tests.support.pipelines import qwen_pipeline, save_style
 from tests.support.trainings import config, quiet, tiny_pipe
 
+pytestmark = pytest.mark.slow
+
 STYLE = ["to_q", "ff.net.2", "proj_mlp"]
 """Attention, which the student leaves alone, and layers that it tunes too."""
 
@@ -75,7 +77,6 @@ def test_the_teacher_is_the_base_with_the_lora(shelf, styled):
     assert trained == {id(p) for p in pipe.transformer.parameters() if p.requires_grad}
 
 
-@pytest.mark.slow
 def test_what_is_learned_is_that_teacher(shelf, styled):
     """The same training on a base that has the LoRA in its weights has the same losses."""
     pipe = open_base(shelf, lora=True)

@@ -266,6 +266,7 @@ def test_a_broken_newest_checkpoint_costs_only_what_came_after_the_one_before(ru
     assert_same(finished(tmp_path), finished(run[0]))
 
 
+@pytest.mark.slow
 def test_a_step_that_is_not_finite_is_skipped_and_counted(tmp_path):
     pipe = tiny_pipe()
     inner, calls = pipe.transformer.forward, []
@@ -283,6 +284,7 @@ def test_a_step_that_is_not_finite_is_skipped_and_counted(tmp_path):
     assert all(value.isfinite().all() for value in finished(tmp_path)[0].values())
 
 
+@pytest.mark.slow
 def test_a_run_that_only_skips_ends_with_a_diagnosis(tmp_path):
     pipe = tiny_pipe()
     inner = pipe.transformer.forward
@@ -417,6 +419,7 @@ def test_a_run_may_start_its_later_segments_from_images(tmp_path):
     assert first["loss_1"] == other["loss_1"] and first["loss_2"] != other["loss_2"]
 
 
+@pytest.mark.slow
 def test_the_curves_go_to_a_tracker_too(tmp_path, monkeypatch):
     """A stand-in for the package, with the four names that wandb and trackio share."""
     settings, lines = [], []

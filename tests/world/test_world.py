@@ -29,6 +29,7 @@ def examples(count: int, seed: int = 0) -> list[tuple[Prompt, np.ndarray]]:
     return [(prompt, render(sample_scene(prompt, rng))) for prompt in prompts]
 
 
+@pytest.mark.slow
 def test_a_caption_reads_back_as_what_it_was_made_from() -> None:
     for prompt in sample_prompts(600, seed=1):
         assert parse(prompt.text) == prompt
