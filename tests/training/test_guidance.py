@@ -74,6 +74,7 @@ def test_each_sample_is_told_a_number_of_its_own_by_its_seed_alone():
     assert with_drawn_guidance(cond, None, seeds) is cond
 
 
+@pytest.mark.slow
 def test_teacher_and_student_are_told_the_same(run):
     """In every micro-batch the teacher hears the numbers of the student's call before it, and they are the samples'."""
     learned, own = set(), set()
@@ -90,12 +91,14 @@ def held_out() -> set[float]:
     return set(all_told([seed_of(0, "held-out guidance", i) for i in range(2)]))
 
 
+@pytest.mark.slow
 def test_walks_are_kept_with_what_their_samples_were_told(run):
     walks, _ = kept(run[0])
     found = {name: value.tolist() for name, value in walks.items() if name.endswith("cond.guidance")}
     assert sorted(sum(found.values(), [])) == sorted(OWN) and len(found) == 4
 
 
+@pytest.mark.slow
 def test_a_run_that_was_interrupted_ends_with_the_same_bits(run, tmp_path):
     short(tmp_path, tiny_pipe(), stop_after=1e-9)
     short(tmp_path, tiny_pipe())
@@ -108,6 +111,7 @@ def assert_same(one, other):
     assert one[1] == other[1]
 
 
+@pytest.mark.slow
 def test_a_range_of_no_width_is_the_number_to_the_bit(tmp_path):
     short(tmp_path / "number", tiny_pipe(), 3.3)
     short(tmp_path / "range", tiny_pipe(), (3.3, 3.3))
@@ -116,6 +120,7 @@ def test_a_range_of_no_width_is_the_number_to_the_bit(tmp_path):
     assert (one.guidance, one.guidance_range) == (other.guidance, other.guidance_range) == (3.3, None)
 
 
+@pytest.mark.slow
 def test_the_adapter_says_its_range_and_what_to_draw_with(run):
     info = read_info(run[0] / "adapter")
     assert (info.guidance, info.guidance_range) == (3.5, RANGE)
