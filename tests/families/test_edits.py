@@ -11,11 +11,14 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 from PIL import Image
 
+from arcflow import cli
 from arcflow.config import Data
 from arcflow.data.prompts import read_prompts
 from arcflow.distillation.walk import guided
 from arcflow.families import network
 from arcflow.families.conditioning import against
+from arcflow.sampling import open as opening
+from arcflow.sampling.generate import generate, stock_euler
 from arcflow.system import files
 from arcflow.training.loop import train
 from tests.support.editing import editing_pipeline
@@ -201,3 +204,51 @@ def test_settings_that_do_not_go_with_images_to_edit(tmp_path):
         told = {"prompts": "p.jsonl", "sources": "files", "cache": False} | wrong
         with pytest.raises(ValueError, match="data.sources|data.cache|data.grown"):
             Data(**told)
+
+
+# Drawing
+
+
+def drawing(pipe: Any, folder: Any, monkeypatch: Any) -> None:
+    """What commands find of this pipeline: its configurations on the disk, the rest as it is here."""
+    net = pipe.transformer
+    (folder / "transformer").mkdir()
+    (folder / "transformer/config.json").write_text(json.dumps(dict(net.config)))
+    told = {"_class_name": type(pipe).__name__, "transformer": ["diffusers", type(net).__name__]}
+    (folder / "model_index.json").write_text(json.dumps(told))
+    monkeypatch.setattr(opening.Setup, "base", lambda setup: pipe)
+    monkeypatch.setattr(opening.Setup, "model_weights", "")
+    monkeypatch.setattr(opening, "token_of", lambda configs: 8)
+
+
+def test_an_image_is_edited_from_the_command_line_as_its_pipeline_edits_it(pipe, tmp_path, monkeypatch, capsys):
+    """By the option for all prompts and by a list's column alike: the file the stock pipeline draws, under its name."""
+    drawing(pipe, tmp_path, monkeypatch)
+    side = size(pipe)
+    Image.fromarray(pictures(side=side)[0]).save(tmp_path / "a.png")
+    (tmp_path / "list.jsonl").write_text(json.dumps({"prompt": "a red cube", "source": "a.png"}))
+    model = ["sample", "--model", str(tmp_path), "--adapter", "none", "--steps", "2", "--device", "cpu"]
+    one, listed = tmp_path / "one", tmp_path / "listed"
+    cli.main([*model, "--prompt", "a red cube", "--image", str(tmp_path / "a.png"), "--out", str(one)])
+    cli.main([*model, "--prompts", str(tmp_path / "list.jsonl"), "--sources", "--out", str(listed)])
+    capsys.readouterr()
+    (first,), (second,) = (list(folder.glob("a-red*.png")) for folder in (one, listed))
+    shown = np.asarray(Image.open(first))
+    assert first.name == second.name and np.array_equal(shown, np.asarray(Image.open(second)))
+    with stock_euler(pipe):
+        plain = generate(pipe, ["a red cube"], [0], steps=2, height=side, width=side, sources=[str(tmp_path / "a.png")])
+    assert shown.shape == (side, side, 3) and np.array_equal(plain.images[0], shown)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--image", "a.png"), "an image to edit: world is a FluxPipeline, which reads none: expected FLUX.1 Kontext"),
+        (("--sources",), "--sources: expected --prompts FILE with a column source beside it"),
+        (("--image", "a.png", "--sources"), "expected one"),
+    ],
+)
+def test_an_image_that_nothing_edits_is_refused(words, said, capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["sample", "--prompt", "a red ring", "--device", "cpu", *words])
+    assert said in capsys.readouterr().err

@@ -17,7 +17,10 @@ from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
 
 import arcflow
 from arcflow import student
-from arcflow.families import network, weights
+from arcflow.config import Model
+from arcflow.families import loading, network, weights
+from arcflow.sampling.open import settle
+from arcflow.sampling.options import Drawing, Machine, Subject
 from arcflow.student import adapter, views
 from tests.support.families import chatting, loud
 from tests.support.pipelines import SIDE, WORDS, perturb
@@ -152,6 +155,15 @@ def test_what_is_trained_has_a_gradient_and_the_teacher_is_the_base(pipe):
     (path.velocity(0.2).square().mean() + path.logits.square().mean()).backward()
     silent = [name for name, p in student.trainable(net).items() if p.grad is None or not p.grad.any()]
     assert not silent and len(weights.lora_names(net)) == 8
+
+
+def test_modular_blocks_are_refused_where_a_pipeline_is_needed(tmp_path):
+    """By `arcflow train`, which loads a teacher, and by `arcflow sample`, before anything is loaded."""
+    (tmp_path / "modular_model_index.json").write_text("{}")
+    with pytest.raises(ValueError, match="is made of modular blocks, .*: expected a pipeline"):
+        loading.load_pipe(Model(base=str(tmp_path)))
+    with pytest.raises(ValueError, match="is made of modular blocks, .*: expected a pipeline"):
+        settle(Subject(model=str(tmp_path), adapter="none"), Drawing(), Machine(device="cpu"))
 
 
 def test_prompts_of_other_windows_are_no_batch(pipe):

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from tyro.conf import OmitArgPrefixes, UseAppendAction
+from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes, UseAppendAction
 
 from arcflow.config import check
 from arcflow.sampling.open import SHIPPED, check_drawing, settle
@@ -41,6 +41,10 @@ class Sample:
     prompts: Annotated[Path | None, unset("FILE")] = None
     """File of prompts: .txt, one a line, or .jsonl, .csv, .tsv or .parquet with a column "prompt", and "height" and
     "width" if the images have sizes of their own."""
+    image: Annotated[Path | None, unset("FILE")] = None
+    """An image to edit, for which every prompt is an instruction: FLUX.1 Kontext, FLUX.2, Qwen-Image-Edit."""
+    sources: FlagCreatePairsOff[bool] = False
+    """The prompts of the file are instructions, each for the image that its column "source" names."""
     seed: UseAppendAction[tuple[int, ...]] = ()
     """Seed of the noise, by default 0; may be given several times, every prompt is drawn with each of them."""
     out: Path = Path("out/samples")
@@ -59,6 +63,8 @@ class Sample:
         check_drawing(steps=self.drawing.steps, batch=self.machine.batch, seeds=self.seed, prompts=self.prompt)
         rows = self._rows()
         self.fleet.check()
+        if self.fleet.ray and any(row.source for row in rows):
+            raise ValueError("images to edit are read on this machine alone: expected no --ray beside them")
         if self.fleet.ray:
             return self._on_ray(rows)
         if self.sharding.shards:
@@ -97,10 +103,16 @@ class Sample:
         """The prompts, and the sizes that their file has for them."""
         from arcflow.data.prompts import ListedPrompt, read_prompts
 
+        if self.image and self.sources:
+            raise ValueError("--image is edited by every prompt, and --sources has an image for each: expected one")
+        if self.sources and not self.prompts:
+            raise ValueError("--sources: expected --prompts FILE with a column source beside it")
         rows = [ListedPrompt(text) for text in self.prompt]
         if self.prompts:
-            listed, message = read_prompts(self.prompts)
-            rows += listed
+            listed, message = read_prompts(self.prompts, sources="files" if self.sources else "none")
+            rows += [
+                row._replace(source=str(self.prompts.parent / row.source)) if row.source else row for row in listed
+            ]
             if message:
                 print(message, file=sys.stderr)
         if not rows and self.subject.model == SHIPPED:
@@ -108,6 +120,8 @@ class Sample:
 
             print(f"no prompt given: {FEW} of the small world's; --prompt TEXT draws your own", file=sys.stderr)
             rows = [ListedPrompt(text) for text in held_out(FEW)]
+        if self.image:
+            rows = [row._replace(source=str(self.image)) for row in rows]
         if not rows:
             raise ValueError("no prompt given; add --prompt TEXT (several times if you like) or --prompts FILE")
         if self.subject.model == SHIPPED:

@@ -29,8 +29,27 @@ def load_pipe(model: Model, text: bool = True) -> DiffusionPipeline:
         from arcflow.world.teacher import teacher_folder  # only this base needs it
 
         base = str(teacher_folder())
-    with hub.explained(model.base), _no_bars(quiet=model.base == "world" or not sys.stderr.isatty()):
-        return _load(base, model, text)
+    check_modular(Path(base), model.base)
+    try:
+        with hub.explained(model.base), _no_bars(quiet=model.base == "world" or not sys.stderr.isatty()):
+            return _load(base, model, text)
+    except ValueError:
+        if not Path(base).is_dir():  # on the Hub it is seen only now
+            check_modular(hub.fetch(base, ["*model_index.json"]), base)
+        raise
+
+
+def check_modular(folder: Path, name: str) -> None:
+    """Refuse a folder of modular blocks, as FLUX.3 is published in.
+
+    Raises:
+        ValueError: it has the index of modular blocks, and none of a pipeline.
+    """
+    if (folder / "modular_model_index.json").is_file() and not (folder / "model_index.json").is_file():
+        raise ValueError(
+            f"{name!r} is made of modular blocks, which do not say where their text encoders end and the network's "
+            f"calls begin: expected a pipeline (model_index.json); arcflow.attach(blocks, adapter) draws with them"
+        )
 
 
 @contextmanager

@@ -52,6 +52,10 @@ class Recipe:
     lora_weights: str = ""
     frames: int = 1
     """Frames of a video, which is an animated PNG."""
+    source: str = ""
+    """Path of the image that was edited, where there was one."""
+    source_digest: str = ""
+    """Of what it held."""
 
     @property
     def file(self) -> str:
@@ -60,6 +64,8 @@ class Recipe:
         parts = asdict(self)
         if self.frames == 1:  # images have the names that they had before there were videos
             del parts["frames"]
+        if not self.source:  # nor before images were edited
+            del parts["source"], parts["source_digest"]
         digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
         return f"{words or 'image'}-{self.seed}-{digest}.png"
 
@@ -134,6 +140,7 @@ def drawn(
         guidance=first.guidance,
         negative=first.negative_prompt,
         true_cfg=first.true_cfg,
+        sources=[recipe.source for recipe in batch] if first.source else (),
     )
     return samples.images, round((time.perf_counter() - began) / len(batch), 6)
 
@@ -155,10 +162,15 @@ def is_whole(path: Path) -> bool:
 
 
 def batches(recipes: Sequence[Recipe], most: int) -> list[list[Recipe]]:
-    """Recipes of one size each, that many at most, in their order."""
-    sizes = dict.fromkeys((recipe.height, recipe.width) for recipe in recipes)
-    alike = [[recipe for recipe in recipes if (recipe.height, recipe.width) == size] for size in sizes]
-    return [some[start : start + most] for some in alike for start in range(0, len(some), most)]
+    """Recipes of one size each, that many at most, in their order; what edits an image is drawn by itself."""
+
+    def kind(recipe: Recipe) -> tuple[int, int, bool]:
+        return recipe.height, recipe.width, bool(recipe.source)
+
+    kinds = dict.fromkeys(map(kind, recipes))
+    alike = {one: [recipe for recipe in recipes if kind(recipe) == one] for one in kinds}
+    counts = {one: 1 if one[2] else most for one in kinds}
+    return [some[i : i + counts[one]] for one, some in alike.items() for i in range(0, len(some), counts[one])]
 
 
 def read_manifest(folder: Path) -> list[Json]:

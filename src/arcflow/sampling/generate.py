@@ -10,7 +10,7 @@ is estimated. `sample_folder` writes PNG files that carry their own recipe and a
 is missing.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,19 +19,22 @@ import numpy as np
 import torch
 from diffusers import DiffusionPipeline, FlowMatchEulerDiscreteScheduler
 from jaxtyping import Float, UInt8
+from PIL import Image
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 from tqdm import tqdm
 
+from arcflow.data.images import read_images
 from arcflow.families import family_of
 from arcflow.path import SHIFT
+from arcflow.sampling.editing import told_of_images
 from arcflow.student.state import is_student, uncompiled
 from arcflow.system.timing import now
 
 PARTS = ("text_encoder", "transformer", "vae")
 """The parts of a pipeline whose time is reported, in the order they run."""
 
-Told = dict[str, float | int | list[str]]
+Told = Mapping[str, float | int | list[str] | Image.Image | list[Image.Image]]
 """What a pipeline is told besides prompt and size."""
 
 
@@ -140,6 +143,7 @@ def generate(
     guidance: float | None = None,
     negative: str | None = None,
     true_cfg: float | None = None,
+    sources: Sequence[str] = (),
     progress: bool = False,
 ) -> Samples:
     """One image for each pair of prompt and seed, from the stock pipeline as it is set up now.
@@ -148,18 +152,23 @@ def generate(
         guidance: the scale that the model embeds; of a teacher that embeds none, that of its second call.
         negative: text to guide away from by a second call.
         true_cfg: scale of that call, of teacher or student; without it and `negative` a student makes none.
+        sources: files of images to edit, one for each prompt, which is an instruction for it; drawn one by one.
 
     Raises:
         ValueError: as many seeds as prompts are needed, and at least one; a part of the pipeline is not there.
     """
     _check_drawable(pipe, prompts, seeds)
     guide = Guide(guidance, negative, true_cfg)
+    batch_size = 1 if sources else batch_size
     starts = range(0, len(prompts), batch_size)
     images, latents = [], []
     with metered(pipe) as meter, _quiet(pipe):
         for start in tqdm(starts, desc=f"{steps} steps", disable=None if progress else True):
             batch = slice(start, start + batch_size)
             told = _arguments(pipe, len(prompts[batch]), guide)
+            if sources:
+                read = [Image.fromarray(image) for image in read_images(sources[batch], (height, width))]
+                told = {**told, **told_of_images(pipe, read, height, width)}
             image, path = _call(pipe, prompts[batch], seeds[batch], steps, (height, width, frames), told)
             images.append(np.round(image * 255).astype(np.uint8))
             latents.append(path[-1])
@@ -258,7 +267,10 @@ def _arguments(pipe: DiffusionPipeline, count: int, guide: Guide) -> Told:
         if second is None:  # a student has learned the guided teacher
             second = 1.0 if learned else family.scale if guidance is None else guidance
         return {"true_cfg_scale": second, **(against if second != 1 or not learned else {})}
-    told: Told = {**family.told, **({family.reads: family.text_length(pipe)} if family.reads else {})}
+    told: dict[str, float | int | list[str]] = {
+        **family.told,
+        **({family.reads: family.text_length(pipe)} if family.reads else {}),
+    }
     own = family.guidance or family.scale if guidance is None else guidance
     scale = own if embeds or not learned else family.off
     if family.second == "true_cfg_scale":

@@ -79,6 +79,8 @@ class Setup:
     lora: str | None
     """A LoRA that is part of the teacher."""
     family: "Family"
+    pipeline: str
+    """Class name of the pipeline."""
     token: int
     """Pixels along a side of a token."""
     steps: int
@@ -146,10 +148,11 @@ class Setup:
 
         return lora_digest(self.lora)
 
-    def recipe(self, prompt: str, seed: int, *, height: int, width: int) -> "Recipe":
-        """The recipe of one image."""
+    def recipe(self, prompt: str, seed: int, *, height: int, width: int, source: str = "") -> "Recipe":
+        """The recipe of one image; `source` is the file of the image to edit."""
         from arcflow import __version__
         from arcflow.sampling.folder import Recipe
+        from arcflow.system.files import digest
 
         return Recipe(
             prompt=prompt,
@@ -161,21 +164,37 @@ class Setup:
             fused=self.fused,
             model_weights=self.model_weights,
             adapter_weights=self.adapter_weights,
+            source=source,
+            source_digest=digest(Path(source))[:16] if source else "",
             **self.recorded,
         )
 
     def recipes(self, rows: "Sequence[ListedPrompt]", seeds: Sequence[int]) -> "list[Recipe]":
-        """The recipes of every prompt with every seed; a size that was asked for goes before the rows' own.
+        """The recipes of every prompt with every seed; a size that was asked for goes before the rows' own, and what is
+        edited is drawn at the size of its image.
 
         Raises:
-            ValueError: a row's size does not fit the model.
+            ValueError: a row's size does not fit the model; an image to edit cannot be read, or is not what this model
+                draws from.
         """
-        told = self.sized
-        sizes = [row.size if row.size and not told else (self.height, self.width) for row in rows]
+        from arcflow.sampling.editing import check_editing, drawn_size
+
+        for edits in {bool(row.source) for row in rows}:
+            check_editing(self.subject.model, self.pipeline, self.family, asked=edits)
+        lacking = [row.source for row in rows if row.source and not Path(row.source).is_file()]
+        if lacking:
+            raise ValueError(f"no image {lacking[0]!r} to edit: expected a file; check the path")
+
+        def size(row: "ListedPrompt") -> tuple[int, int]:
+            if self.sized or not (row.size or row.source):
+                return self.height, self.width
+            return row.size or drawn_size(row.source, self.token)
+
+        sizes = list(map(size, rows))
         for height, width in dict.fromkeys(sizes):
             self.check_size(height, width)
         return [
-            self.recipe(row.text, seed, height=height, width=width)
+            self.recipe(row.text, seed, height=height, width=width, source=row.source)
             for row, (height, width) in zip(rows, sizes, strict=True)
             for seed in seeds
         ]
@@ -259,6 +278,7 @@ def settle(subject: Subject, drawing: Drawing, machine: Machine) -> Setup:
         info=info,
         lora=lora,
         family=family,
+        pipeline=_index_of(configs, subject.model).get("_class_name", family.pipeline),
         token=token,
         steps=drawing.steps or (info.steps if info else TEACHER_STEPS),
         height=height,
@@ -346,7 +366,21 @@ def _configs_of(model: str) -> Path:
 
     if model == SHIPPED:
         return teacher_folder()
-    return Path(model) if Path(model).is_dir() else hub.fetch(model, ["model_index.json", "*/config.json"])
+    return Path(model) if Path(model).is_dir() else hub.fetch(model, ["*model_index.json", "*/config.json"])
+
+
+def _index_of(folder: Path, model: str) -> Json:
+    """What a pipeline's folder says of its parts.
+
+    Raises:
+        ValueError: it is no pipeline's, or that of modular blocks.
+    """
+    from arcflow.families.loading import check_modular
+    from arcflow.system import hub
+
+    check_modular(folder, model)
+    with hub.explained(model):
+        return json.loads((folder / "model_index.json").read_text("utf-8"))
 
 
 def _family_of(folder: Path, model: str) -> "tuple[Family, bool]":
@@ -354,8 +388,8 @@ def _family_of(folder: Path, model: str) -> "tuple[Family, bool]":
     from arcflow.families import FAMILIES, UNCARRIED
     from arcflow.system import hub
 
+    index = _index_of(folder, model)
     with hub.explained(model):
-        index = json.loads((folder / "model_index.json").read_text("utf-8"))
         inside = json.loads((folder / "transformer" / "config.json").read_text("utf-8"))
     _, name = index.get("transformer") or (None, None)
     family = next((family for family in FAMILIES if family.transformer == name), None)
