@@ -19,7 +19,7 @@ from arcflow.serving.order import Order, Piece
 from arcflow.serving.studio import Studio, StudioSetup, Watch
 from arcflow.serving.texts import Texts
 from arcflow.student.adapter import save_adapter
-from tests.support.families import MORE
+from tests.support.families import MORE, side
 from tests.support.pipelines import SIDE, fresh, perturb
 
 
@@ -82,9 +82,11 @@ def test_what_is_read_beside_the_text_is_no_larger_than_what_is_drawn():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["sd3", "z_image", "krea2", "ovis_image"])
+@pytest.mark.filterwarnings("ignore:`FluxPosEmbed` is deprecated:FutureWarning")
+@pytest.mark.parametrize("name", [name for name in studios.SERVED if name in MORE])
 def test_the_newer_families_are_served_as_they_are_sampled(name, tmp_path, monkeypatch):
     """The server's image is that of the stock pipeline; guided, too, and an image on the way is one."""
+    long = side(name)
     with torch.random.fork_rng():
         torch.manual_seed(0)
         pipe = MORE[name]()
@@ -96,24 +98,39 @@ def test_the_newer_families_are_served_as_they_are_sampled(name, tmp_path, monke
     adapter = save_adapter(net, tmp_path / "adapter")
     served = fresh(pipe)
     monkeypatch.setattr(opening.Setup, "base", lambda self: served)
-    monkeypatch.setattr(studios, "size_of", lambda *asked: (SIDE, SIDE))
+    monkeypatch.setattr(studios, "size_of", lambda *asked: (long, long))
     studio = Studio(
         StudioSetup(model=str(tmp_path / "base"), adapters={"two": str(adapter)}, device="cpu", max_batch=2)
     )
     arcflow.attach(pipe, adapter, guidance=True, fuse=True)
     prompts = ["a red cube", "two blue ball"]
     for scale in (None, 3.0):
-        order = Order(height=SIDE, width=SIDE, steps=2, model="two", negative=scale)
+        order = Order(height=long, width=long, steps=2, model="two", negative=scale)
         shown = []
         pieces = [Piece(prompt=prompt, seed=seed, negative="a ball") for seed, prompt in enumerate(prompts)]
         together = studio.draw(
             order, pieces, Watch(partial={1: lambda step, image, shown=shown: shown.append(image.shape)})
         )
-        assert shown == ([] if name == "z_image" else [(SIDE, SIDE, 3)])
+        assert shown == ([] if name == "z_image" else [(long, long, 3)])
         how = {} if scale is None else {"negative": "a ball", "true_cfg": scale}
         for piece, drawn in zip(pieces, together, strict=True):
-            alone = generate(pipe, [piece.prompt], [piece.seed], steps=2, height=SIDE, width=SIDE, **how)
+            alone = generate(pipe, [piece.prompt], [piece.seed], steps=2, height=long, width=long, **how)
             assert np.abs(alone.images[0].astype(int) - drawn.image).max() <= 1
+
+
+@pytest.mark.parametrize(
+    ("pipeline", "tasks"),
+    [
+        ("FluxPipeline", ("generate", "vary", "inpaint")),
+        ("ZImagePipeline", ("generate", "vary", "inpaint")),
+        ("Flux2KleinPipeline", ("generate", "edit")),
+        ("QwenImageEditPlusPipeline", ("generate", "edit")),
+        ("ChromaPipeline", ("generate",)),
+        ("ErnieImagePipeline", ("generate",)),
+    ],
+)
+def test_what_is_offered_has_a_stock_pipeline(pipeline, tasks):
+    assert studios.tasks_of(pipeline) == tasks
 
 
 def test_a_video_is_not_served(setup, monkeypatch):
@@ -125,5 +142,5 @@ def test_a_video_is_not_served(setup, monkeypatch):
 def test_a_family_that_is_not_served_is_refused_before_it_is_loaded(setup, monkeypatch):
     monkeypatch.setattr(studios, "SERVED", ("flux",))
     monkeypatch.setattr(opening.Setup, "base", None)
-    with pytest.raises(ValueError, match="'qwen_image', which the server does not draw yet: expected one of flux"):
+    with pytest.raises(ValueError, match="'qwen_image', which the server does not draw, .*: expected one of flux"):
         Studio(setup)

@@ -1,16 +1,25 @@
-"""What a stock pipeline is told of an order: guidance, images, masks, steps, each in the pipeline's own words."""
+"""What a stock pipeline is told of an order: guidance, images, masks, steps, each in the pipeline's own words; and how
+it tells of its steps."""
 
 import inspect
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 from diffusers import DiffusionPipeline
+from torch import Tensor
 
 from arcflow.families import family_of
+from arcflow.sampling.editing import told_of_images
 from arcflow.serving.order import Order, Piece
 
 Words = dict[str, object]
 """What a pipeline is told by name; each takes words of its own."""
+
+After = Callable[[DiffusionPipeline, int, object, dict[str, Tensor]], dict[str, Tensor]]
+"""What is called after a step: (pipeline, number of the step, its time, latents by that name) -> what is to be changed,
+which is nothing here."""
 
 
 def known_to(pipe: DiffusionPipeline) -> Mapping[str, inspect.Parameter]:
@@ -36,14 +45,41 @@ def inputs_of(pipe: DiffusionPipeline, order: Order, pieces: Sequence[Piece]) ->
     if order.task == "generate":
         return {}
     if order.task == "edit":
-        known = known_to(pipe)
-        fixed = {"max_area": order.height * order.width, "_auto_resize": False} if "_auto_resize" in known else {}
-        images = list(pieces[0].images)
-        return {"image": images if len(images) > 1 else images[0], **fixed}
+        return {**told_of_images(pipe, pieces[0].images, order.height, order.width)}
     given: Words = {"image": [piece.images[0] for piece in pieces], "strength": order.strength}
     if order.task == "inpaint":
         given["mask_image"] = [piece.mask for piece in pieces]
     return given
+
+
+def told_of(pipe: DiffusionPipeline) -> Words:
+    """What pipelines of its family are told besides, and how much text they read, as far as this one knows of it."""
+    family, known = family_of(pipe.transformer), known_to(pipe)
+    length = {family.reads: family.text_length(pipe)} if family.reads else {}
+    return {name: value for name, value in {**family.told, **length}.items() if name in known}
+
+
+@contextmanager
+def called_back(pipe: DiffusionPipeline, after: After) -> Iterator[Words]:
+    """While the block runs `after` is called after each step. What the pipeline must be told for that; nothing where it
+    knows of no callback, for then its scheduler tells."""
+    if "callback_on_step_end" in known_to(pipe):
+        yield {"callback_on_step_end": after}
+        return
+    step, taken = pipe.scheduler.step, 0
+
+    def noted(*given: Any, **named: Any) -> Any:  # noqa: ANN401 - as each scheduler has it
+        nonlocal taken
+        output = step(*given, **named)
+        after(pipe, taken, None, {"latents": output[0]})
+        taken += 1
+        return output
+
+    pipe.scheduler.step = noted
+    try:
+        yield {}
+    finally:
+        del pipe.scheduler.step
 
 
 def taken(order: Order) -> int:

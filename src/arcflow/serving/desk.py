@@ -156,4 +156,8 @@ def _task(offer: Offer, asked: schema.Asked, images: Sequence[Image.Image], mask
         return "edit"
     if len(images) > 1:
         raise Refused(f"{len(images)} images: this model starts from one alone", param="image")
-    return "vary" if mask is None else "inpaint"
+    task: Task = "vary" if mask is None else "inpaint"
+    if task not in offer.tasks:
+        what = "images" if mask is None else "images under a mask"
+        raise Refused(f"this model has no pipeline that changes {what}; it draws from words", param="image")
+    return task

@@ -16,6 +16,7 @@ from typing import Literal
 import numpy as np
 import torch
 from diffusers import DiffusionPipeline
+from diffusers.pipelines import auto_pipeline
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
@@ -25,10 +26,11 @@ from arcflow.families.conditioning import Cond, masked
 from arcflow.families.family import Family
 from arcflow.families.fit import fitted
 from arcflow.sampling.attach import attach, detach
+from arcflow.sampling.editing import READS_IMAGES
 from arcflow.sampling.generate import stock_euler
 from arcflow.sampling.open import SHIPPED, settle, size_of
 from arcflow.sampling.options import Drawing, Machine, Subject
-from arcflow.serving.arguments import Words, guidance_of, inputs_of, known_to
+from arcflow.serving.arguments import Words, called_back, guidance_of, inputs_of, known_to, told_of
 from arcflow.serving.order import Drawn, Order, Piece, Task
 from arcflow.serving.texts import Lengths, Texts, lengths_of, padded_text, together
 from arcflow.serving.widths import agreeing, next_width
@@ -48,17 +50,38 @@ SMALL = 500_000_000
 EMBEDDINGS = {
     "encoder_hidden_states": "prompt_embeds",
     "pooled_projections": "pooled_prompt_embeds",
-    "encoder_hidden_states_mask": "prompt_embeds_mask",
 }
 """What a text encoder gives: its name in `families`, and in a stock pipeline's call."""
 
-READS_IMAGES = ("Kontext", "Edit", "Flux2")
-"""In the names of pipelines that read images beside the text."""
+MASK = "encoder_hidden_states_mask"
+"""Name in `families` of the mask that says which tokens of the text there are."""
 
+MASKS = ("prompt_embeds_mask", "prompt_attention_mask")
+"""Its names in the calls of stock pipelines; those that know neither take a list of texts, each of its own length."""
 
-SERVED = ("flux", "flux2", "qwen_image", "sd3", "z_image", "krea2", "ovis_image")
-"""Families whose pipelines call back after every step, and take embedded text as `EMBEDDINGS` says, or as a list where
-they know no mask."""
+SERVED = (
+    "flux",
+    "flux2",
+    "qwen_image",
+    "sd3",
+    "z_image",
+    "krea2",
+    "chroma",
+    "longcat_image",
+    "lumina2",
+    "qwen_image_21",
+    "ovis_image",
+    "ernie_image",
+)
+"""Families with a stock pipeline: all that draw images, but FLUX.3."""
+
+SPELLED = ("longcat_image", "lumina2")
+"""Families whose pipelines are given words: that of LongCat-Image fails on embedded text alone (diffusers 0.42), and
+that of Lumina 2 puts a system prompt before the prompt and none before the negative one. Their text has one length."""
+
+ROUNDED = ("qwen_image", "z_image", "krea2")
+"""Families whose text is as long as its words, and whose image stands where it does whatever the length: their text
+is padded to round lengths, so that more prompts are drawn together. Others' text stays as it is encoded."""
 
 
 class Gone(Exception):
@@ -160,8 +183,8 @@ class Studio:
             )
         if self.base.family.name not in SERVED:
             raise ValueError(
-                f"{setup.model} is of the family {self.base.family.name!r}, which the server does not draw yet: "
-                f"expected one of {', '.join(SERVED)}; draw it with arcflow sample"
+                f"{setup.model} is of the family {self.base.family.name!r}, which the server does not draw, for "
+                f"diffusers has modular blocks of it and no stock pipeline: expected one of {', '.join(SERVED)}"
             )
         self.pipe = self.base.base()
         self.pipe.set_progress_bar_config(disable=True)
@@ -198,9 +221,6 @@ class Studio:
     def offer(self) -> Offer:
         """What can be drawn."""
         height, width = size_of(self.setup.model, None, None)
-        tasks: tuple[Task, ...] = ("generate", "edit")
-        if not any(word in type(self.pipe).__name__ for word in READS_IMAGES):
-            tasks = ("generate", "vary", "inpaint")
         steps = {name: info.fewest for name, info in self.infos.items()}
         guidance = {name: info.guidance for name, info in self.infos.items()}
         return Offer(
@@ -213,7 +233,7 @@ class Studio:
             height=height,
             width=width,
             multiple=2 * self.pipe.vae_scale_factor,
-            tasks=tasks,
+            tasks=tasks_of(type(self.pipe).__name__),
             negative="negative_prompt_embeds" in known_to(self.pipe),
         )
 
@@ -229,7 +249,7 @@ class Studio:
         drawn = dict[int, Drawn]()
         with torch.inference_mode(), self._dressed(order) as plain:
             start = now()
-            texts = [() if order.task == "edit" else self._texts(order, piece) for piece in pieces]
+            texts = [() if self._spelled(order) else self._texts(order, piece) for piece in pieces]
             spent = (now() - start) / len(pieces)
             for alike in together(texts):
                 widths = self._widths(plain, order, pieces[alike[0]], texts[alike[0]])
@@ -350,17 +370,19 @@ class Studio:
 
         hook = pipe.transformer.register_forward_hook(glimpse, with_kwargs=True)
         try:
-            pipe.__call__(
-                height=order.height,
-                width=order.width,
-                num_inference_steps=order.steps,
-                generator=[torch.Generator("cpu").manual_seed(piece.seed) for piece in pieces],
-                output_type="latent",
-                callback_on_step_end=after,
-                **self._words(order, pieces, texts),
-                **guidance_of(pipe, order),
-                **inputs_of(pipe, order, pieces),
-            )
+            with called_back(pipe, after) as back:
+                pipe.__call__(
+                    height=order.height,
+                    width=order.width,
+                    num_inference_steps=order.steps,
+                    generator=[torch.Generator("cpu").manual_seed(piece.seed) for piece in pieces],
+                    output_type="latent",
+                    **back,
+                    **self._words(order, pieces, texts),
+                    **guidance_of(pipe, order),
+                    **inputs_of(pipe, order, pieces),
+                    **told_of(pipe),
+                )
         finally:
             hook.remove()
         return last[0], glimpse.calls, spent
@@ -374,11 +396,16 @@ class Studio:
 
     # --- words
 
+    def _spelled(self, order: Order) -> bool:
+        """Whether the pipeline encodes the text: with the image to edit, or because it must."""
+        return order.task == "edit" or self.family.name in SPELLED
+
     def _texts(self, order: Order, piece: Piece) -> tuple[Cond, ...]:
         """Conditioning of the prompt, and of the negative one if there is any."""
 
         def encode(prompt: str) -> Cond:
-            return padded_text(network.encode_text(self.pipe, [prompt]))
+            cond = network.encode_text(self.pipe, [prompt])
+            return padded_text(cond) if self.family.name in ROUNDED else cond
 
         wanted = [piece.prompt] if order.negative is None else [piece.prompt, piece.negative]
         return tuple(self.texts.of(prompt, encode, order.styles) for prompt in wanted)
@@ -387,14 +414,22 @@ class Studio:
         if order.task == "edit":  # its encoder may read the images too
             negative = {} if order.negative is None else {"negative_prompt": pieces[0].negative}
             return {"prompt": pieces[0].prompt, **negative}
+        if self._spelled(order):
+            negative = {} if order.negative is None else {"negative_prompt": [piece.negative for piece in pieces]}
+            return {"prompt": [piece.prompt for piece in pieces], **negative}
         # some pipelines have an empty text there, which would stand beside the embeddings
-        words: Words = {"negative_prompt": None} if "negative_prompt" in known_to(self.pipe) else {}
+        known = known_to(self.pipe)
+        words: Words = {"negative_prompt": None} if "negative_prompt" in known else {}
+        mask = next((name for name in MASKS if name in known), None)
+        names = EMBEDDINGS if mask is None else {**EMBEDDINGS, MASK: mask}
         for which, before in enumerate(("", "negative_")[: len(texts[0])]):
             conds = [text[which] for text in texts]
-            if "encoder_hidden_states_mask" in conds[0] and "prompt_embeds_mask" not in known_to(self.pipe):
+            if mask == "prompt_attention_mask":  # Chroma's, which is added to the attention as it is
+                conds = [{**cond, MASK: cond[MASK].to(cond["encoder_hidden_states"].dtype)} for cond in conds]
+            if MASK in conds[0] and MASK not in names:
                 words[f"{before}prompt_embeds"] = [row for cond in conds for row in masked(cond)]
                 continue
-            words |= {before + EMBEDDINGS[name]: torch.cat([cond[name] for cond in conds]) for name in conds[0]}
+            words |= {before + names[name]: torch.cat([cond[name] for cond in conds]) for name in conds[0]}
         return words
 
     # --- the pipeline, dressed for an order
@@ -469,6 +504,18 @@ class Studio:
         self.worn[id(pipe)] = styles
 
 
+def tasks_of(pipeline: str) -> tuple[Task, ...]:
+    """What a pipeline of this class draws, by itself or by its siblings in diffusers."""
+    if any(word in pipeline for word in READS_IMAGES):
+        return ("generate", "edit")
+    tasks: list[Task] = ["generate"]
+    if auto_pipeline._get_task_class(auto_pipeline.AUTO_IMAGE2IMAGE_PIPELINES_MAPPING, pipeline, False):
+        tasks.append("vary")
+    if auto_pipeline._get_task_class(auto_pipeline.AUTO_INPAINT_PIPELINES_MAPPING, pipeline, False):
+        tasks.append("inpaint")
+    return tuple(tasks)
+
+
 class _Glimpse:
     """A forward hook that keeps what the image would be if the path went straight on from here."""
 
@@ -487,12 +534,14 @@ class _Glimpse:
             velocity = output[0]
             if not isinstance(x, Tensor) or not isinstance(time, Tensor) or not isinstance(velocity, Tensor):
                 return  # a network that takes a list: nothing is shown on the way
+            if not self.family.folds:
+                velocity = self.family.leaves(velocity, x.shape[1], {})
             velocity, (start, slope) = self.family.sign * velocity.float(), self.family.time
             sigma = ((time.float() - start) / slope).reshape(-1, *[1] * (x.ndim - 1))
             self.clean = x.float()[:, : velocity.shape[1]] - sigma * velocity
 
     def steps_left(self, pipe: DiffusionPipeline, step: int) -> bool:
-        return step + 1 < pipe.num_timesteps
+        return step + 1 < getattr(pipe, "num_timesteps", len(pipe.scheduler.timesteps))
 
 
 def _shape(order: Order) -> Order:
