@@ -151,6 +151,23 @@ def test_a_stream_gives_every_prompt_once_an_epoch_and_says_what_it_left_out(sha
 
 
 @pytest.mark.slow
+def test_videos_of_a_stream_have_the_frames_that_their_rows_tell(tmp_path):
+    """Those of a batch as many, and a stream that is taken up knows the numbers that it has met."""
+    pytest.importorskip("datasets")
+    rows = [{"prompt": f"p{i}", "frames": (None, 5, 9)[i % 3]} for i in range(13)]
+    (tmp_path / "0.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    sizes = {"height": 32, "width": 32, "frames": 5}
+    config = Data(prompts=f"{tmp_path}/", held_out_count=1, buckets=True, cache=False, **sizes)
+    whole, again = (open_prompts(config, seed=0, batch=2) for _ in range(2))
+    batches = [whole.batch(step) for step in range(6)]
+    assert {batch.size for batch in batches} == {(32, 32, 5), (32, 32, 9)}
+    long = {f"p{i}" for i in range(2, 13, 3)}
+    assert all((batch.size[-1] == 9) == bool(set(batch.prompts) & long) for batch in batches)
+    again.load(json.loads(json.dumps(whole.state())))
+    assert again.batch(6) == whole.batch(6)
+
+
+@pytest.mark.slow
 def test_a_stream_goes_on_where_it_was_left(shards, monkeypatch):
     monkeypatch.setattr("arcflow.data.prompts.BLOCK", 5)
     whole = open_prompts(shards, seed=0, batch=4)

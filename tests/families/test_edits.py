@@ -221,6 +221,7 @@ def drawing(pipe: Any, folder: Any, monkeypatch: Any) -> None:
     monkeypatch.setattr(opening, "token_of", lambda configs: 8)
 
 
+@pytest.mark.slow
 def test_an_image_is_edited_from_the_command_line_as_its_pipeline_edits_it(pipe, tmp_path, monkeypatch, capsys):
     """By the option for all prompts and by a list's column alike: the file the stock pipeline draws, under its name."""
     drawing(pipe, tmp_path, monkeypatch)

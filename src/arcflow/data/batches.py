@@ -9,7 +9,7 @@ whatever batch asks for it); a large one encodes every batch.
 """
 
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -191,7 +191,7 @@ class PromptStream:
     def __init__(self, config: Data, *, seed: int, batch: int) -> None:
         self.seed, self.count, self.train = seed, batch, list[ListedPrompt]()
         self.stream = Stream(config.prompts, config.split, config.column, block=BLOCK, strict=config.strict)
-        self.sizes, self.step = _sizes(config), 0
+        self.config, self.sizes, self.step = config, _sizes(config), 0
         self.waiting: dict[Size, list[str]] = {size: [] for size in self.sizes}
         self.ready: list[tuple[Size, list[str]]] = []
         if config.held_out:
@@ -216,11 +216,19 @@ class PromptStream:
         for i in torch.randperm(len(rows), generator=shuffle).tolist():
             if alike(rows[i].text) in self._apart:
                 continue
-            size = nearest_size(rows[i].size, self.sizes, self.held_out.size)
+            frames = rows[i].frames if self.config.buckets else None
+            if frames and frames not in map(_frames, self.sizes):  # what a stream has is found out as it is read
+                self._have(_sizes(self.config, [rows[i]]))
+            size = nearest_size(rows[i].size, self.sizes, self.held_out.size, frames)
             self.waiting[size].append(rows[i].text)
             if len(self.waiting[size]) == self.count:
                 self.ready.append((size, self.waiting[size]))
                 self.waiting[size] = []
+
+    def _have(self, sizes: Iterable[Size]) -> None:
+        """Batches may have these sizes too."""
+        self.sizes = list(dict.fromkeys([*self.sizes, *sizes]))
+        self.waiting = {size: self.waiting.get(size, []) for size in self.sizes}
 
     def batch(self, step: int) -> Batch:
         """Prompts, noise and size of iteration `step`, the one after the last."""
@@ -249,6 +257,7 @@ class PromptStream:
         self.step = state["step"]
         self.stream.load(state["stream"])
         self.waiting = {tuple(size): texts for size, texts in state["waiting"]}
+        self._have(self.waiting)
         self.ready = [(tuple(size), texts) for size, texts in state["ready"]]
 
 

@@ -24,7 +24,7 @@ class Stream:
     """A data set that is read as it goes, block by block, and can be taken up where it was left.
 
     `name` is a folder of parquet, CSV or JSON files or a Hub id, read by `datasets` without being downloaded whole; of
-    its columns only the prompts and their sizes. Every process reads the same rows and takes its share of each batch,
+    its columns only the prompts, sizes and frames. Every process reads the same rows and takes its share of each batch,
     so the position does not depend on how many there are.
     """
 
@@ -43,7 +43,8 @@ class Stream:
             ) from error
         need_extra(column, columns, name)
         # Images that stand beside the prompts are neither fetched nor decoded.
-        self.rows = rows.select_columns([one for one in dict.fromkeys((column, "height", "width")) if one in columns])
+        read = dict.fromkeys((column, "height", "width", "frames"))
+        self.rows = rows.select_columns([one for one in read if one in columns])
         self.content = data_digest([str(path) for paths in (made.config.data_files or {}).values() for path in paths])
         """A digest of its files, whatever they are called; None where that cannot be told."""
         self.column, self.block = column, block
@@ -98,7 +99,8 @@ class Stream:
             if row is None:
                 return
             self.place += 1
-            yield Raw(self.place, row.get(self.column), row.get("height"), row.get("width"))
+            told = {name: row.get(name) for name in ("height", "width", "frames")}
+            yield Raw(self.place, row.get(self.column), **told)
 
     def _go(self, epoch: int, place: int, rows: Json) -> None:
         self.epoch, self.place = epoch, place
