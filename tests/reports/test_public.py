@@ -91,6 +91,16 @@ def test_nothing_of_this_machine_is_published(tmp_path: Path) -> None:
     assert "see the card of FLUX.1-dev, and name it here" in text
 
 
+def test_a_card_tells_the_license_of_its_base_or_that_it_is_not_known() -> None:
+    info = read_info(adapter_of("world", "world"))
+    known, other = (
+        str(model_card.card(dataclasses.replace(info, base=base), "me/two"))
+        for base in ("baidu/ERNIE-Image", "AIDC-AI/Ovis-Image-7B")
+    )
+    assert ModelCard(known).data.license == "apache-2.0" and ModelCard(other).data.license is None
+    assert "not known here; see the card of AIDC-AI/Ovis-Image-7B, and name it here" in other
+
+
 def test_names_that_mean_the_same_everywhere_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     for name in ("world", "", "black-forest-labs/FLUX.1-dev"):

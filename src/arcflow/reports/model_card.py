@@ -61,9 +61,11 @@ LICENSES: dict[str, dict[str, str]] = {
     "Qwen/Qwen-Image": {"license": "apache-2.0"},
     "Qwen/Qwen-Image-2512": {"license": "apache-2.0"},
     "Tongyi-MAI/Z-Image": {"license": "apache-2.0"},
+    "baidu/ERNIE-Image": {"license": "apache-2.0"},
     "world": {"license": "apache-2.0"},
 }
-"""What an adapter inherits from its base."""
+"""What an adapter inherits from its base, of the bases whose own card was read; of others a card says that it is not
+known."""
 
 CURVES = "curves.png"
 
