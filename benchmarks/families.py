@@ -37,7 +37,7 @@ RESULTS = Path(__file__).parent / "results" / "families"
 
 
 def recipe() -> Run:
-    """Of the small teachers' trainings: `world` for 150 iterations."""
+    """Of the small teachers' trainings, the same for all families: `world` for 150 iterations, at twice the rate."""
     return Run(
         model=Model(rank=8, modes=8, dropout=0.0, targets="all"),
         distill=Distill(
@@ -53,8 +53,9 @@ def recipe() -> Run:
         optim=Optim(
             iterations=ITERATIONS,
             batch=BATCH,
-            lr=2e-3,
+            lr=4e-3,
             lr_log_gamma=2e-5,
+            directions="segment",
             warmup=10,
             cooldown="cosine",
             cooldown_iterations=ITERATIONS - 10,
