@@ -135,7 +135,7 @@ def place(
 def encode_edits(
     pipe: DiffusionPipeline,
     prompts: list[str],
-    pictures: EditedImages,
+    images: EditedImages,
     *,
     guidance: float | None = None,
     max_sequence_length: int | None = None,
@@ -154,14 +154,14 @@ def encode_edits(
     def text(words: list[str]) -> Cond:
         if edit.encode is None:
             return encode_text(pipe, words, max_sequence_length, device)
-        return edit.encode(pipe, words, pictures, device)
+        return edit.encode(pipe, words, images, device)
 
-    height, width = pictures.shape[1:3]
+    height, width = images.shape[1:3]
     where: dict[str, Any] = {"height": height, "width": width, "guidance": guidance, "family": family}
     to = pipe.transformer.device
     cond = place(pipe, {name: value.to(to) for name, value in text(prompts).items()}, **where)
     cond |= edit.places(cond, *_cells(pipe, family, height, width, 1))
-    cond["img_beside"] = encode_images(pipe, pictures, family).to(to)
+    cond["img_beside"] = encode_images(pipe, images, family).to(to)
     if second and edit.encode is not None:
         empty = {name: value.to(to) for name, value in text([""] * len(prompts)).items()}
         cond |= {AGAINST + name: value for name, value in empty.items()}

@@ -32,14 +32,14 @@ def _places(text: Cond, rows: int, columns: int) -> Cond:
 
 
 def _encode_edit(
-    pipe: DiffusionPipeline, prompts: list[str], pictures: EditedImages, device: str | torch.device | None
+    pipe: DiffusionPipeline, prompts: list[str], images: EditedImages, device: str | torch.device | None
 ) -> Cond:
     """What the text encoder makes of an instruction and its image. Edit-Plus (2509, 2511) shows it a smaller one."""
     from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit_plus as plus  # loads a vision model's code
 
     rows, where = [], torch.device(device) if device else None
-    for prompt, picture in zip(prompts, pictures, strict=True):
-        image = Image.fromarray(picture)
+    for prompt, pixels in zip(prompts, images, strict=True):
+        image = Image.fromarray(pixels)
         shown: Any = image  # these pipelines take an image, or a list of them, where they say a tensor
         if isinstance(pipe, plus.QwenImageEditPlusPipeline):
             width, height = plus.calculate_dimensions(plus.CONDITION_IMAGE_SIZE, image.width / image.height)

@@ -6,7 +6,7 @@ the next batch. Nothing is written into the folder before all of that has gone w
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -126,12 +126,9 @@ def open_run(
     if config.tracker != "none":
         need(config.tracker, asked=f"tracker = {config.tracker!r}", install=config.tracker)
 
-    pipe = load_pipe(config.model, not config.data.embeddings) if pipe is None else pipe
+    pipe = put_on_device(_opened_pipe(config, pipe, data), config.model, device, ranks)
     family = family_of(pipe.transformer)
-    check_embeds(pipe.transformer, config.distill.guidance_range, config.model.base)
-    for size in data.sizes:
-        network.check_size(pipe, *size)
-    encode, negative = encoder(put_on_device(pipe, config.model, device, ranks), config, data, device, ranks)
+    encode, negative = encoder(pipe, config, data, device, ranks)
     contents = contents_of(data, pipe.transformer, config.data.embeddings)
     claim_run(config, ranks, contents, write=False)
 
@@ -140,7 +137,6 @@ def open_run(
     encode = with_sources(pipe, teacher, encode, config, data, ranks, log)
     walks = Walks(config.distill, f"{ranks.rank}-{ranks.count}")
     checkpoints, progress = _taken_up(config, learner, walks, data, folder, log)
-    before = progress.seconds
     held_out = data.held_out
     validation = DistanceToTeacher(
         config,
@@ -157,14 +153,7 @@ def open_run(
     prefetcher = prefetcher_of(pipe, family, data, encode, config, device, ranks)
     batch = speed.of("data", fetched(prefetcher, ranks))
     asked = speed.of("teacher", teacher)
-
-    claim_run(config, ranks, contents, log)  # from here on the folder holds this run
-    if ranks.first:
-        keep_held_out(config, held_out.prompts)
-    journal = open_log(config, ranks, folder, progress.step, log, checkpoints.mark)
-    if progress.step:
-        log(f"resuming {folder} at iteration {progress.step} of {config.optim.iterations}")
-    return OpenTraining(
+    run = OpenTraining(
         config=config,
         folder=folder,
         ranks=ranks,
@@ -182,11 +171,33 @@ def open_run(
         walks=walks,
         prefetcher=prefetcher,
         batch=batch,
-        journal=journal,
+        journal=None,
         speed=speed,
         started=started,
-        before=before,
+        before=progress.seconds,
     )
+    _begin(run, contents, held_out.prompts)
+    return run
+
+
+def _opened_pipe(config: Run, pipe: DiffusionPipeline | None, data: Prompts) -> DiffusionPipeline:
+    """The pipeline of a run, loaded if it is not there yet, and known to draw what the run asks for."""
+    pipe = load_pipe(config.model, not config.data.embeddings) if pipe is None else pipe
+    check_embeds(pipe.transformer, config.distill.guidance_range, config.model.base)
+    for size in data.sizes:
+        network.check_size(pipe, *size)
+    return pipe
+
+
+def _begin(run: OpenTraining, contents: Mapping[str, str], held_out: list[str]) -> None:
+    """Claim the folder, which holds this run from here on, keep its held-out prompts, and open its log."""
+    config, step = run.config, run.progress.step
+    claim_run(config, run.ranks, contents, run.log)
+    if run.ranks.first:
+        keep_held_out(config, held_out)
+    run.journal = open_log(config, run.ranks, run.folder, step, run.log, run.checkpoints.mark)
+    if step:
+        run.log(f"resuming {run.folder} at iteration {step} of {config.optim.iterations}")
 
 
 def _taken_up(
