@@ -27,7 +27,8 @@ class Compare:
         from arcflow.system.owner import owned
 
         keep_buffers()
-        plan, out = self.plan, Path(self.plan.out)
+        plan = self.plan
+        out = Path(self.plan.out)
         with owned(out, "compares"):
             results = compare(plan)
             write_ranking(out / f"{plan.study}.html", results, out)

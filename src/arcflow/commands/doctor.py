@@ -67,7 +67,8 @@ def _packages() -> Iterator[Diagnosis]:
 
 
 def _package(requirement: "Requirement", needed: bool) -> Diagnosis:
-    name, wanted = requirement.name, str(requirement.specifier)
+    name = requirement.name
+    wanted = str(requirement.specifier)
     install = f'pip install "{name}{wanted}"'
     try:
         found = version(name)
@@ -106,7 +107,8 @@ def say_fit(model: str, say: Callable[[str], object]) -> None:
     """Say how a large model is sampled on cards of several sizes."""
     from arcflow.families.memory import CARDS, MODELS, VIDEOS, best, ways
 
-    parts, counts = MODELS[model], VIDEOS.get(model, {})
+    parts = MODELS[model]
+    counts = VIDEOS.get(model, {})
     drawn = next((f"{frames} frames of 480 x 832" for frames, own in counts.items() if own == parts), "1024 x 1024")
     say(f"{model}, two steps at {drawn}: computed peak of each way (docs/memory.md says how to write it)")
     for way in ways(parts):

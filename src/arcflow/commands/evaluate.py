@@ -47,7 +47,9 @@ def _side_by_side(request: Request) -> None:
     setup = settle(request.subject, request.drawing, request.machine)
     if not setup.adapter:
         raise ValueError("--adapter none has no student to compare: expected an adapter, or --suite world with it")
-    adapter, out, seeds = Path(setup.adapter), request.folder, request.images or 1
+    adapter = Path(setup.adapter)
+    out = request.folder
+    seeds = request.images or 1
     first = FIRST_SEED if request.seed is None else request.seed
     prompts = held_out(HELD_OUT if request.count is None else request.count)
     pipe = open_pipe(SHIPPED, request.machine.device, "float32", setup.lora)
@@ -90,7 +92,9 @@ def _handful(request: Request) -> None:
     setup = settle(request.subject, request.drawing, request.machine)
     if not setup.adapter:
         raise ValueError("--adapter none has no student to compare: expected an adapter, or `arcflow sample` with it")
-    out, each, first = request.folder, request.images or 1, request.seed or 0
+    out = request.folder
+    each = request.images or 1
+    first = request.seed or 0
     prompts = [text for text in texts for _ in range(each)]
     seeds = list(range(first, first + len(prompts)))
     samples = handful.draw_ways(setup, prompts, seeds, request.machine.batch)

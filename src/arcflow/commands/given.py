@@ -24,7 +24,9 @@ def completed(words: Sequence[str]) -> tuple[list[str], list[str]]:
     Raises:
         ValueError: the file cannot be read, or holds no settings.
     """
-    words, read, said = list(words), dict[str, object](), list[str]()
+    words = list(words)
+    read = dict[str, object]()
+    said = list[str]()
     while "--config" in (names := [word.partition("=")[0] for word in words]):
         place = names.index("--config")
         _, equals, name = words[place].partition("=")
@@ -81,7 +83,8 @@ def _training(words: list[str], read: dict[str, object]) -> tuple[list[str], lis
     for place, word in reversed(list(enumerate(words))):
         if word.partition("=")[0] == "--processes":  # it is the command's own, wherever it was written
             end = place + (1 if "=" in word else 2)
-            before, words = words[place:end], words[:place] + words[end:]
+            before = words[place:end]
+            words = words[:place] + words[end:]
     recipe = words[0] if words and not words[0].startswith("-") else None
     rest = words[1:] if recipe else words
     processes, named = read.pop("processes", None), read.pop("recipe", None)
@@ -104,7 +107,8 @@ def _schedule(base: Mapping[str, object], words: Sequence[str]) -> tuple[dict[st
 
     A run that is in the folder already keeps its own lengths: it may be given more iterations, and goes on.
     """
-    wanted, whole = _number(words, "optim.iterations"), base["optim.iterations"]
+    wanted = _number(words, "optim.iterations")
+    whole = base["optim.iterations"]
     if wanted is None or not isinstance(whole, int) or not 0 < wanted < whole:
         return {}, []
     given = {_option(word) for word in words}
@@ -117,7 +121,8 @@ def _schedule(base: Mapping[str, object], words: Sequence[str]) -> tuple[dict[st
         if name in given or not isinstance(length, int) or not length:
             continue
         scaled[name] = there[name] if isinstance(there.get(name), int) else max(1, length * wanted // whole)
-    warmup, fall = scaled.get("optim.warmup", base["optim.warmup"]), scaled.get("optim.cooldown_iterations")
+    warmup = scaled.get("optim.warmup", base["optim.warmup"])
+    fall = scaled.get("optim.cooldown_iterations")
     if "optim.warmup" in scaled and isinstance(warmup, int):
         scaled["optim.warmup"] = warmup = min(warmup, wanted - 1)  # one iteration is left to cool down
     if isinstance(fall, int) and isinstance(warmup, int):

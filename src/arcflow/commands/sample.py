@@ -77,8 +77,10 @@ class Sample:
         from arcflow.system.files import sweep
         from arcflow.system.owner import owned_share
 
-        share, new = share_of_work(), list[Path]()
-        missing, sheet = to_draw(recipes, self.out, share), self.out / INDEX
+        share = share_of_work()
+        new = list[Path]()
+        missing = to_draw(recipes, self.out, share)
+        sheet = self.out / INDEX
         if missing or _behind(sheet):
             with owned_share(self.out, share, "draws"):
                 if share[1] == 1:  # of several, each would sweep the others' away

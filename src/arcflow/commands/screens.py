@@ -105,7 +105,8 @@ def _filled(text: str, indent: str = "") -> list[str]:
 
 def _entry(head: str, text: str, width: int) -> list[str]:
     """A name and what it means beside it, below it where the name is long."""
-    pad, body = " " * width, _filled(text, " " * width)
+    pad = " " * width
+    body = _filled(text, " " * width)
     first = f"  {head}"
     if len(first) + 1 > width or not body:
         return [first, *body]
@@ -129,7 +130,8 @@ def _found(kind: type, path: str) -> tuple[type, str]:
     first, _, rest = path.partition(".")
     for one in dataclasses.fields(kind):
         hint = get_type_hints(kind, include_extras=True)[one.name]
-        inner, named = _bare(hint), [name for part in _marks(hint) if (name := getattr(part, "name", None))]
+        inner = _bare(hint)
+        named = [name for part in _marks(hint) if (name := getattr(part, "name", None))]
         if not rest and (path in named or (one.name == path and not named)):
             return kind, one.name
         if dataclasses.is_dataclass(inner) and isinstance(inner, type):

@@ -130,7 +130,8 @@ def _named(words: tuple[str, ...], option: str) -> dict[str, str]:
     for word in words:
         name, equals, path = word.partition("=")
         if not equals:
-            name, path = word.rstrip("/").replace(":", "/").rpartition("/")[2].removesuffix(".safetensors"), word
+            name = word.rstrip("/").replace(":", "/").rpartition("/")[2].removesuffix(".safetensors")
+            path = word
         if not name or not path or name in named:
             raise ValueError(f"--{option} {word}: expected NAME=PATH with a name of its own")
         named[name] = path

@@ -97,7 +97,8 @@ del FOREIGN["evaluate"]["--images"]
 def modern(words: Sequence[str]) -> tuple[list[str], list[str]]:
     """(a command line in today's names, what to say about those of before)."""
     command, *rest = words or [""]
-    renamed, said = RENAMED.get(command, {}), list[str]()
+    renamed = RENAMED.get(command, {})
+    said = list[str]()
     after = list[str]()
     for word in rest:
         option, equals, value = word.partition("=")
@@ -114,7 +115,8 @@ def _one_by_one(command: str, words: Sequence[str]) -> Iterator[str]:
     current, taken = "", False
     for word in words:
         if word.startswith("--"):
-            current, taken = word, "=" in word
+            current = word
+            taken = "=" in word
         elif (command, current.partition("=")[0]) in REPEATED:
             if taken:
                 yield current.partition("=")[0]

@@ -38,7 +38,8 @@ class Render:
         lines = []
         with owned(self.out, "renders"):
             for i, prompt in enumerate(sample_prompts(self.count, self.seed, split=self.split)):
-                file, image = f"{i:05d}.png", Image.fromarray(render(sample_scene(prompt, rng)))
+                file = f"{i:05d}.png"
+                image = Image.fromarray(render(sample_scene(prompt, rng)))
                 files.write_image(self.out / file, image)
                 lines.append({"file": file, "prompt": prompt.text, "skill": prompt.skill})
             files.write_lines(self.out / "manifest.jsonl", lines)

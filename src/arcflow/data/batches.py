@@ -108,7 +108,8 @@ class PromptData:
         self.seed = seed if order is None else order
         self.count = batch
         self.train, held_out, self.message = prompt_sets(config, seed)
-        self.held_out, self.sizes = _held_out(held_out, config, seed), _sizes(config, self.train)
+        self.held_out = _held_out(held_out, config, seed)
+        self.sizes = _sizes(config, self.train)
         self._plans: dict[tuple[int, str, tuple[int, ...]], list[int]] = {}
         self._places = {size: [] for size in self.sizes}
         for i, row in enumerate(self.train):
@@ -189,9 +190,13 @@ class PromptStream:
     """
 
     def __init__(self, config: Data, *, seed: int, batch: int) -> None:
-        self.seed, self.count, self.train = seed, batch, list[ListedPrompt]()
+        self.seed = seed
+        self.count = batch
+        self.train = list[ListedPrompt]()
         self.stream = Stream(config.prompts, config.split, config.column, block=BLOCK, strict=config.strict)
-        self.config, self.sizes, self.step = config, _sizes(config), 0
+        self.config = config
+        self.sizes = _sizes(config)
+        self.step = 0
         self.waiting: dict[Size, list[str]] = {size: [] for size in self.sizes}
         self.ready: list[tuple[Size, list[str]]] = []
         if config.held_out:

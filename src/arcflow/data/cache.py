@@ -93,7 +93,8 @@ def make(
     ):
         if share[1] == 1:
             files.sweep(folder)
-        names, bond = _shards(len(prompts), shard), _bond(known)
+        names = _shards(len(prompts), shard)
+        bond = _bond(known)
         own = list(range(share[0], len(names), share[1]))
         flaws = dict(zip(own, _each(lambda i: _flaw(folder, names[i], bond, i, parts[i]), own), strict=True))
         for i, flaw in flaws.items():
@@ -106,7 +107,9 @@ def make(
         estimated = False
         with tqdm(total=sum(len(parts[i]) for i in missing), desc="cache", unit="prompt") as bar:
             for i in missing:
-                texts, tensors, started = parts[i], dict[str, Tensor](), time.monotonic()
+                texts = parts[i]
+                tensors = dict[str, Tensor]()
+                started = time.monotonic()
                 for first in range(0, len(texts), batch):
                     part = texts[first : first + batch]
                     for k, row in enumerate(_split(encode(part), len(part))):
@@ -148,7 +151,8 @@ def verify(folder: Path) -> list[str]:
     about, flaw = _about(folder)
     if about is None:
         return [f"{folder / ABOUT}: {flaw}"]
-    names, bond = _shards(about["prompts"], about["shard"]), _bond(about)
+    names = _shards(about["prompts"], about["shard"])
+    bond = _bond(about)
     flaws = _each(lambda i: _flaw(folder, names[i], bond, i), range(len(names)))
     found = [f"{folder / name}.safetensors: {flaw}" for name, flaw in zip(names, flaws, strict=True) if flaw]
     if not found and _texts_digest(folder, names) != about["digest"]:
@@ -164,7 +168,9 @@ class Cache:
     """
 
     def __init__(self, folder: Path, about: Json, device: torch.device, dtype: torch.dtype) -> None:
-        self.folder, self.device, self.dtype = folder, device, dtype
+        self.folder = folder
+        self.device = device
+        self.dtype = dtype
         there, flaw = _about(folder)
         if there is None:
             raise ValueError(f"{folder / ABOUT}: {flaw}; {HEAL}")
@@ -279,7 +285,8 @@ def _unpack(packed: Cond, dtype: torch.dtype) -> Cond:
 
 def _estimate(folder: Path, size: float, count: int, seconds: float, ranks: int, log: Callable[[str], None]) -> None:
     """Say what is to come, and refuse what the disk cannot hold."""
-    needed, free = size * count, shutil.disk_usage(folder).free
+    needed = size * count
+    free = shutil.disk_usage(folder).free
     log(f"{count} prompts for this process: about {needed / 1e9:.2f} GB and {seconds * count / 60:.0f} min")
     if SPARE * needed * ranks > free:
         raise ValueError(
@@ -484,7 +491,8 @@ def _state(folder: Path, name: str) -> list[Any] | None:
     """How a shard and its checksum stand there now; whoever writes to a file changes its times."""
     path = folder / f"{name}.safetensors"
     try:
-        stat, total = os.stat(path), path.with_suffix(".sha256").read_text("utf-8").strip()
+        stat = os.stat(path)
+        total = path.with_suffix(".sha256").read_text("utf-8").strip()
     except (OSError, ValueError):
         return None
     return [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, total]

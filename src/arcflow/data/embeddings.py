@@ -90,7 +90,8 @@ def stored(pipe: DiffusionPipeline, config: Run, device: torch.device, ranks: Ra
     The first process holds the shards against their checksums, and the others find its note.
     """
     assert config.data.embeddings
-    folder, about = Path(config.data.embeddings), embedded(config.model.base, config.data.max_sequence_length)
+    folder = Path(config.data.embeddings)
+    about = embedded(config.model.base, config.data.max_sequence_length)
     opened = partial(Cache, folder, about, device, getattr(torch, config.model.dtype))
     if ranks.count > 1:
         ranks.agree(lambda: bool(opened()))

@@ -80,7 +80,8 @@ BESIDE = "left of, right of, on top of, beside, in front of, behind, under".spli
 
 def prompts(count: int, seed: int = 0) -> Iterator[str]:
     """`count` prompts, no two alike; a longer list of the same seed begins with the shorter one."""
-    rng, seen = random.Random(f"prompts {seed}"), set[str]()
+    rng = random.Random(f"prompts {seed}")
+    seen = set[str]()
     while len(seen) < count:
         text = _prompt(rng)
         if text not in seen:

@@ -42,7 +42,8 @@ class Prefetcher:
     def __call__(self, number: int) -> Prepared:
         if not self.ahead:
             return self.make(number)
-        begun, self.pending = self.pending, None
+        begun = self.pending
+        self.pending = None
         sample = begun[1].result() if begun and begun[0] == number else self.thread.submit(self._make, number).result()
         self.pending = number + 1, self.thread.submit(self._make, number + 1)
         if self.stream:

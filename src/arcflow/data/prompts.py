@@ -97,7 +97,8 @@ class Sieve:
             self.total += 1
             wrong = raw.wrong or _wrong(raw) or _wrong_source(raw.source, self.sources, Path(self.where).parent)
             if not wrong:
-                size, frames = _size(raw.height, raw.width), _frames(raw.frames)
+                size = _size(raw.height, raw.width)
+                frames = _frames(raw.frames)
                 image = raw.image if isinstance(raw.image, str) else ""
                 source = "" if self.sources == "none" else raw.source
                 yield ListedPrompt(_stripped(raw.text), size, image, frames, source)
@@ -288,7 +289,8 @@ def _whole(digits: str) -> int | float:
 def _csv(file: Path, column: str) -> Iterator[Raw]:
     """Rows of a table. A row whose quotes do not match is left out, and the next line is a row again: else one quote
     that nobody closes would swallow all that follows."""
-    lines, tabs = list(lines_of(file)), file.suffix.lower() == ".tsv"
+    lines = list(lines_of(file))
+    tabs = file.suffix.lower() == ".tsv"
     first = next((place for place, line in enumerate(lines) if line.strip("\ufeff \t\r\n")), len(lines))
     with _long_cells():
         names, at = _record(lines, first, tabs, None)
@@ -315,7 +317,8 @@ def _record(lines: list[str], at: int, tabs: bool, width: int | None) -> tuple[l
     quotes do not match; in a file with tabs such quotes are the text's own."""
     reader = csv.reader(_ahead(lines, at), delimiter="\t" if tabs else ",", strict=True)
     try:
-        cells, count = next(reader, []), reader.line_num
+        cells = next(reader, [])
+        count = reader.line_num
     except csv.Error:
         cells, count = None, 1
     if cells is not None and count > 1:  # a quote that was closed lines later

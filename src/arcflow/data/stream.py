@@ -59,7 +59,8 @@ class Stream:
             ValueError: there are no prompts, a dirty row where `strict` is set, or the data set cannot be read, after
                 all waits for a broken connection. Then this stands where it stood.
         """
-        before, sieve = self.state(), copy.deepcopy(self.sieve)
+        before = self.state()
+        sieve = copy.deepcopy(self.sieve)
         for wait in (*WAITS, None):
             try:
                 return self._next()

@@ -47,7 +47,8 @@ def draw_ways(setup: Setup, prompts: Sequence[str], seeds: Sequence[int], batch:
             progress=True,
         )
 
-    pipe, scale = setup.base(), _teacher_scale(setup)
+    pipe = setup.base()
+    scale = _teacher_scale(setup)
     if setup.fit != "card":
         fitted(pipe, setup.fit, setup.device)
     samples = dict[str, Samples]()

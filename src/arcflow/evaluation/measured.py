@@ -85,7 +85,8 @@ def _shards(store: Path, *, heal: bool = False) -> dict[str, Tensor]:
     for file in sorted(store.glob("*.safetensors")):
         try:
             with safe_open(file, "pt") as shard:
-                about, values = shard.metadata(), shard.get_tensor("values")
+                about = shard.metadata()
+                values = shard.get_tensor("values")
             names = json.loads(about["names"])
             if about.get("sum", _sum(names, values)) != _sum(names, values) or not values.isfinite().all():
                 raise ValueError("its numbers are not those that were written")

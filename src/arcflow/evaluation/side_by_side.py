@@ -151,7 +151,8 @@ def tracks(
 @torch.no_grad()
 def _arcs(pipe: DiffusionPipeline, cond: conditioning.Cond, eps: Tensor, steps: int, points: int = 33) -> list[Tensor]:
     grid = step_grid(steps, pipe.scheduler.config.shift, pipe.scheduler.config.final_step_scale).tolist()
-    x, arcs = eps.to(pipe.transformer.device), []
+    x = eps.to(pipe.transformer.device)
+    arcs = []
     for src, dst in itertools.pairwise(grid):
         mixture = student.predict(pipe.transformer, x, src, cond)
         left = np.linspace(0.0, src - dst, points).tolist()

@@ -86,7 +86,8 @@ def ideal_errors(
     descent. The width of a token is that of the channels times `pixels`.
     """
     path, sigmas = path.double(), sigmas.double()
-    x, found = path[0], Errors([], [], 0.0, [])
+    x = path[0]
+    found = Errors([], [], 0.0, [])
     for here, there in pairwise(_borders(sigmas, steps, shift)):
         s = sigmas[here] - sigmas[here : there + 1]
         part = path[here : there + 1]
@@ -161,7 +162,8 @@ def _curves(g: Float[Tensor, "*batch modes"], s: Float[Tensor, " points"]) -> Fl
 
 def _borders(sigmas: Tensor, steps: int, shift: float) -> list[int]:
     """Where in the path the segments of a sampler of so many steps begin and end."""
-    taus, parts = unshift_sigma(sigmas, shift), segments(steps)
+    taus = unshift_sigma(sigmas, shift)
+    parts = segments(steps)
     wanted = [1.0, *[segment.tau_dst for segment in parts]]
     nearest = [int((taus - tau).abs().argmin()) for tau in wanted]
     if any(abs(float(taus[i]) - tau) > 1e-5 for i, tau in zip(nearest, wanted, strict=True)):

@@ -122,7 +122,8 @@ def train_student(
     with seeded(seed, "student"):
         net = Net(modes)
     parameters = {f"proj_out_{name.removeprefix('head.')}": p for name, p in net.named_parameters() if p.numel()}
-    learner, progress = Learner(parameters, run), Progress()
+    learner = Learner(parameters, run)
+    progress = Progress()
     for iteration in range(iterations):
         generator = torch.Generator().manual_seed(seed_of(seed, "draws", iteration))
         sample = Prepared(starting_points(batch, generator).float(), {}, {})

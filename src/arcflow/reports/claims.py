@@ -242,7 +242,8 @@ def momentum_helps(methods: Comparison) -> Finding:
 
 
 def _against(methods: Comparison, other: str, why: str) -> Finding:
-    ours, theirs = at(methods, methods.first), at(methods, other)
+    ours = at(methods, methods.first)
+    theirs = at(methods, other)
     apart = verdict(theirs.less_first.distance)
     holds: Holds = "holds" if apart == "higher" else "does not hold"
     more = f"; within noise ({len(ours.distance.seeds)} trainings)" if apart == "same" else ""
@@ -311,7 +312,8 @@ def diverse(methods: Comparison) -> Finding:
 
 def weak_at_one(methods: Comparison) -> Finding:
     """One call is weak, the open problem the authors name."""
-    one, two = at(methods, OURS, 1), at(methods, OURS)
+    one = at(methods, OURS, 1)
+    two = at(methods, OURS)
     rows = [row for row in methods.rows.values() if 1 in row.calls and not row.second_network]
     best = min(rows, key=lambda row: row.calls[1].distance.mean)
     measured = (

@@ -66,7 +66,8 @@ def write_ranking(path: Path, results: Comparison, folder: Path, subject: Subjec
 
 
 def _table(results: Comparison, calls: int) -> Table:
-    rows, order = results.rows, ranked(results.rows, calls)
+    rows = results.rows
+    order = ranked(results.rows, calls)
     skills = list(rows[order[0]].calls[calls].skills)
     lines = []
     for name in order:
@@ -133,7 +134,8 @@ def _cut(path: Path, count: int) -> list[Pixels]:
 
 def ranking_table(results: Comparison) -> Table:
     """What the command prints: the ranking at the main number of calls."""
-    rows, calls = results.rows, main_calls(results.rows)
+    rows = results.rows
+    calls = main_calls(results.rows)
     lines = []
     for name in ranked(rows, calls):
         means = rows[name].calls[calls]

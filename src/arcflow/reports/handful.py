@@ -55,7 +55,8 @@ def two_digits(value: float | None) -> str:
 
 def _line(results: Handful, samples: dict[str, Samples], prompt: str, place: int) -> ImageRow:
     def shown(name: str) -> Shown:
-        image, ours = strip(samples[name].images[place]), name == "student"
+        image = strip(samples[name].images[place])
+        ours = name == "student"
         under = strip(samples["teacher"].images[place]) if ours else None
         return Shown(TITLES[name], calls(results.rows[name].nfe), image, ours, under=under)
 

@@ -184,7 +184,8 @@ def _plain(
     Raises:
         ValueError: they are further than `bound`.
     """
-    info, tensors = found.info, tensors_of(found)
+    info = found.info
+    tensors = tensors_of(found)
     if info.form == "coefficients":
         return factors_of(tensors, info), 0.0
     if info.targets == "full":
@@ -232,7 +233,8 @@ def card(
         curves: whether the folder holds a plot of loss and distance.
         use: what the folder is; by default an adapter of ours.
     """
-    use, info = use or Use(), public(info)
+    use = use or Use()
+    info = public(info)
     license: Json = LICENSES.get(info.base, {})
     based: Json = {"base_model": info.base, "base_model_relation": "adapter"} if is_hub(info.base) else {}
     data = ModelCardData(

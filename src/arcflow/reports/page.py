@@ -75,7 +75,8 @@ def photo(image: Pixels) -> str:
     """An image as the source of an img: a large one smaller and as JPEG, for a page holds many."""
     if max(image.shape[:2]) <= LARGE:
         return source(image)
-    drawn, file = Image.fromarray(image), io.BytesIO()
+    drawn = Image.fromarray(image)
+    file = io.BytesIO()
     drawn.thumbnail((LARGE, LARGE), Image.Resampling.LANCZOS)
     drawn.save(file, format="JPEG", quality=90)
     return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode()

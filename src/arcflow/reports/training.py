@@ -27,14 +27,16 @@ MEASURED = 24
 
 def write_training(folder: Path) -> Path | None:
     """Write report.html into a run folder, and curves.png where matplotlib is; None if nothing was measured yet."""
-    log, settings = files.read_lines(folder / "log.jsonl"), json.loads((folder / "run.json").read_text("utf-8"))
+    log = files.read_lines(folder / "log.jsonl")
+    settings = json.loads((folder / "run.json").read_text("utf-8"))
     measured = [line for line in log if line.get("distance") is not None]
     if not measured:
         return None
     curves = drawn_curves(log)
     if curves:
         files.write_bytes(folder / CURVES, curves)
-    first, last = measured[0], measured[-1]
+    first = measured[0]
+    last = measured[-1]
     euler = {int(name.removeprefix("euler_")): level for name, level in first.items() if name.startswith("euler_")}
     pictures = sorted((folder / "pictures").glob("*.png"))
     made = about(command=f"arcflow train --config {shlex.quote(str(folder / 'run.json'))}")

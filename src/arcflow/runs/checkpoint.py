@@ -108,8 +108,14 @@ class Checkpoints:
         log: Callable[[str], None] = print,
         more: More | None = None,
     ) -> None:
-        self.folder, self.parameters, self.ema, self.optimizer = folder, parameters, ema, optimizer
-        self.keep, self.milestones, self.ranks, self.log = keep, milestones, ranks or Ranks(), log
+        self.folder = folder
+        self.parameters = parameters
+        self.ema = ema
+        self.optimizer = optimizer
+        self.keep = keep
+        self.milestones = milestones
+        self.ranks = ranks or Ranks()
+        self.log = log
         self.more = more
         self.alone = self.ranks.count == 1
         self.writer = ThreadPoolExecutor(1, "checkpoint")
@@ -175,7 +181,8 @@ class Checkpoints:
             self.settle()
         (failed,) = self.ranks.any(self.failure is not None)
         if failed:
-            why, self.failure = self.failure or "another process failed", None
+            why = self.failure or "another process failed"
+            self.failure = None
             raise ValueError(
                 f"iteration {progress.step} could not be saved in {self.folder} ({why}); {self._there()}. Free some "
                 f"space or mend the disk, then the same command goes on from there"
@@ -206,16 +213,21 @@ class Checkpoints:
 
     def _end(self) -> None:
         """Wait for what was begun, and note how it ended."""
-        pending, self.pending = self.pending, None
+        pending = self.pending
+        self.pending = None
         if pending:
             self._note(pending.exception())
 
     def _note(self, error: BaseException | None) -> None:
         if error is None:
-            self.newest, self.failure, self.failures = self.begun, None, 0
+            self.newest = self.begun
+            self.failure = None
+            self.failures = 0
             return
         pause = PAUSES[min(self.failures, len(PAUSES) - 1)]
-        self.failure, self.failures, self.again = _why(error), self.failures + 1, time.monotonic() + pause
+        self.failure = _why(error)
+        self.failures += 1
+        self.again = time.monotonic() + pause
         when = f"in {pause:.0f} s" if pause else "now"
         self.log(
             f"could not write the checkpoint of iteration {self.begun} in {self.folder} ({self.failure}); "

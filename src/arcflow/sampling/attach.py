@@ -96,7 +96,8 @@ class _Draft:
 def _draft(pipe: object, path: str | Path, component: str, network: str, guidance: bool, alone: bool) -> _Draft:
     """The student of an adapter, which fits the pipeline's network `component` as both are now. `network` is whose it
     is in a file of several."""
-    transformer, info = _transformer(pipe, component), found_at(path, network).info
+    transformer = _transformer(pipe, component)
+    info = found_at(path, network).info
     if alone:
         _check_grid(pipe, transformer, info)
     if info.teacher_lora and not other_adapters(transformer):

@@ -127,7 +127,8 @@ def drawn(
     pipe: DiffusionPipeline, batch: Sequence[Recipe]
 ) -> tuple[UInt8[np.ndarray, "images *frames height width 3"], float]:
     """The images of recipes of one size, from the pipeline as it is set up now, and seconds for each."""
-    first, began = batch[0], time.perf_counter()
+    first = batch[0]
+    began = time.perf_counter()
     samples = generate(
         pipe,
         [recipe.prompt for recipe in batch],

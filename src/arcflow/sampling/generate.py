@@ -78,7 +78,8 @@ class Meter:
 @contextmanager
 def metered(pipe: DiffusionPipeline) -> Iterator[Meter]:
     """Measure the parts of a pipeline while the block runs."""
-    meter, handles = Meter(), []
+    meter = Meter()
+    handles = []
     for part, module in _modules(pipe):
         handles += _meter(meter, part, module)
     try:
@@ -259,7 +260,8 @@ def _kept(pipe: DiffusionPipeline, path: list[Tensor]) -> Iterator[None]:
 def _arguments(pipe: DiffusionPipeline, count: int, guide: Guide) -> Told:
     """What a pipeline must be told besides prompt and size: its guidance, and no more text than its encoder reads."""
     guidance, negative, true_cfg = guide.scale, guide.negative, guide.true_cfg
-    family, embeds = family_of(pipe.transformer), pipe.transformer.config.get("guidance_embeds")
+    family = family_of(pipe.transformer)
+    embeds = pipe.transformer.config.get("guidance_embeds")
     learned = is_student(uncompiled(pipe.transformer))
     second = true_cfg if true_cfg is not None or negative is None else family.scale
     against = {"negative_prompt": [negative or ""] * count}

@@ -102,7 +102,8 @@ class Draw:
     """A worker: draws the images of a shard and writes it."""
 
     def __init__(self, job: WorkerOrder) -> None:
-        self.job, self.shards = job, Shards(job.where, job.kind)
+        self.job = job
+        self.shards = Shards(job.where, job.kind)
         self.setup = job.settled()
         self.pipe = self.setup.open()
         self.stack = ExitStack()

@@ -33,7 +33,8 @@ def latent_difference(
         lora: file of the plain LoRA, in diffusers' names.
         settings: further arguments of the pipeline's call: height, width, guidance_scale.
     """
-    info, stock = read_info(adapter), pipe.scheduler
+    info = read_info(adapter)
+    stock = pipe.scheduler
     attach(pipe, adapter)
     try:
         wanted = _latents(pipe, prompts, num_inference_steps=info.fewest, **settings)

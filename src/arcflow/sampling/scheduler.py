@@ -56,8 +56,12 @@ class ArcFlowScheduler(SchedulerMixin, ConfigMixin):
         num_train_timesteps: int = 1000,
         trained_steps: int | None = None,
     ) -> None:
-        self.num_modes, self.pixels, self.num_train_timesteps = num_modes, pixels, num_train_timesteps
-        self.shift, self.final_step_scale, self.trained_steps = shift, final_step_scale, trained_steps
+        self.num_modes = num_modes
+        self.pixels = pixels
+        self.num_train_timesteps = num_train_timesteps
+        self.shift = shift
+        self.final_step_scale = final_step_scale
+        self.trained_steps = trained_steps
         self.calls = 0
         """Student calls since the last step, counted by whoever can see them (`sampling.attach`)."""
         self._told: set[str] = set()
@@ -139,7 +143,8 @@ class ArcFlowScheduler(SchedulerMixin, ConfigMixin):
         x = (x - self._displacement(model_output, sample, span, velocity)).to(sample.dtype)
         with LOCK:
             self._only_here()
-            self._called, self._step_index = None, index + 1
+            self._called = None
+            self._step_index = index + 1
             last = self._step_index == len(self.timesteps)
         withdraw(self) if last else announce(self)
         return ArcFlowSchedulerOutput(prev_sample=x) if return_dict else (x,)

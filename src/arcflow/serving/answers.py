@@ -96,7 +96,8 @@ class Answers:
             raise
 
         async def lines() -> AsyncIterator[str]:
-            drawn, news = list[Drawn](), first
+            drawn = list[Drawn]()
+            news = first
             try:
                 while True:
                     place, what = news

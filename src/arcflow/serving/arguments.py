@@ -29,7 +29,8 @@ def known_to(pipe: DiffusionPipeline) -> Mapping[str, inspect.Parameter]:
 
 def guidance_of(pipe: DiffusionPipeline, order: Order) -> dict[str, float]:
     """Guidance, as the pipeline wants to be told."""
-    known, guided = known_to(pipe), dict[str, float]()
+    known = known_to(pipe)
+    guided = dict[str, float]()
     if "true_cfg_scale" in known:
         guided["true_cfg_scale"] = 1.0 if order.negative is None else order.negative
         if order.guidance is not None:

@@ -75,7 +75,9 @@ def _address(image: object) -> str:
 
 
 async def _from_form(form: FormData) -> tuple[Json, list[bytes], list[bytes]]:
-    fields, files, masks = Json(), list[bytes](), list[bytes]()
+    fields = Json()
+    files = list[bytes]()
+    masks = list[bytes]()
     for name, value in form.multi_items():
         if isinstance(value, UploadFile):
             data = await value.read(MOST_BYTES + 1)

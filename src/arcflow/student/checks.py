@@ -66,9 +66,11 @@ def _places(transformer: nn.Module, state: State) -> list[Place]:
     for name in (*state.lows, *state.tuned):
         module = transformer
         for part in name.split("."):
-            around, module = module, module_of(module, part)
+            around = module
+            module = module_of(module, part)
             places[id(around), part] = (None if around is transformer else around, part, module)
         while isinstance(module, BaseTunerLayer):
-            around, module = module, wrapped(module)
+            around = module
+            module = wrapped(module)
             places[id(around), "base_layer"] = (around, "base_layer", module)
     return list(places.values())

@@ -31,7 +31,9 @@ class CoefficientHead(nn.Module):
         super().__init__()
         if not 1 <= modes <= MOST:
             raise ValueError(f"modes is {modes}; a path in coefficients has 1 to {MOST} of them (4 is a good number).")
-        self.modes, self.width, self.grids = modes, width, grids
+        self.modes = modes
+        self.width = width
+        self.grids = grids
         self.bends = Affine(features, (modes - 1) * width, device=device)
         with torch.no_grad():
             for parameter in self.parameters():

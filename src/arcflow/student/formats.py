@@ -224,7 +224,8 @@ def checked_tensors(transformer: ModelMixin, found: Found) -> dict[str, Tensor]:
 
 def tensors_of(found: Found) -> dict[str, Tensor]:
     """The tensors in an adapter's file by their bare names, held against its checksum if there is one."""
-    weights, told = found.weights, found.info.sha256
+    weights = found.weights
+    told = found.info.sha256
     of_file = told and CONTENT not in told
     if of_file and told.get(weights.name) != files.digest(weights):
         raise _changed(weights)
@@ -274,7 +275,8 @@ def _check_base(transformer: ModelMixin, family: Family, found: Found) -> None:
             f"Load the base it was made for{f': {info.base}' if info.base else ''}."
         )
     if info.fingerprint:
-        theirs, ours = torch.tensor(info.fingerprint), torch.tensor(fingerprint_of(transformer))
+        theirs = torch.tensor(info.fingerprint)
+        ours = torch.tensor(fingerprint_of(transformer))
         # loose enough for 4 bits and light fine-tuning of the base
         if theirs.shape != ours.shape or (theirs - ours).norm() > 0.25 * theirs.norm():
             raise ValueError(

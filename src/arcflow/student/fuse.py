@@ -98,10 +98,12 @@ def _restore(transformer: nn.Module, state: State) -> None:
                 low.kept.data += linear.weight - _merged(low.kept, low)
             linear.weight = low.kept
             add_at_calls(linear, True)
-            low.kept, low.seen = None, ()
+            low.kept = None
+            low.seen = ()
     head = state.head
     if head.whole is not None:
-        head.tuned, head.whole = head.whole, None
+        head.tuned = head.whole
+        head.whole = None
     state.fused = False
 
 
@@ -117,5 +119,6 @@ def _glimpse(weight: Tensor) -> tuple[float, ...]:
 
 def _same(weight: Tensor, seen: tuple[float, ...]) -> bool:
     """Whether a weight is still the one that was seen, but for a change of dtype."""
-    now, then = torch.tensor(_glimpse(weight)), torch.tensor(seen)
+    now = torch.tensor(_glimpse(weight))
+    then = torch.tensor(seen)
     return torch.allclose(now, then, rtol=2 * torch.finfo(weight.dtype).eps, atol=1e-30)

@@ -57,7 +57,9 @@ class MomentumHead(nn.Module):
         self, features: int, modes: int, width: int, pixels: int = 4, device: torch.device | str | None = None
     ) -> None:
         super().__init__()
-        self.modes, self.width, self.pixels = modes, width, pixels
+        self.modes = modes
+        self.width = width
+        self.pixels = pixels
         self.means = Affine(features, modes * width, device=device)
         self.logweights = Affine(features, modes * pixels, device=device)
         self.loggamma = Affine(features, (modes - 1) * pixels, device=device)
@@ -122,7 +124,8 @@ class PackedHead(nn.Module):
 
     def __init__(self, head: MomentumHead) -> None:
         super().__init__()
-        self.modes, self.pixels = head.modes, head.pixels
+        self.modes = head.modes
+        self.pixels = head.pixels
         every = head.modes * head.pixels
         self.sizes = (head.width, (head.modes - 1) * head.width, every, every)
         weight, bias = (self._rows(head, name) for name in ("weight", "bias"))
@@ -170,7 +173,9 @@ class PackedHead(nn.Module):
         outputs = self.all(rows)  # a call, so that offloading brings its weights
         outputs = outputs.to(torch.promote_types(outputs.dtype, torch.float32))
         first, differences, logits, log_gamma = outputs.split(self.sizes)
-        modes, pixels, channels = self.modes, self.pixels, self.sizes[0] // self.pixels
+        modes = self.modes
+        pixels = self.pixels
+        channels = self.sizes[0] // self.pixels
         w = logits.view(modes, pixels, -1).softmax(0) * phi(log_gamma.view(modes, pixels, -1) * span)
         bent = (w[1:, None] * differences.view(modes - 1, channels, pixels, len(rows))).sum(0)
         return torch.addcmul(bent, first.view(channels, pixels, -1), w.sum(0)).flatten(0, 1)

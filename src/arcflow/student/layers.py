@@ -26,7 +26,9 @@ class LowRank(nn.Module):
 
     def __init__(self, down: Tensor, up: Tensor, scale: float, dropout: float) -> None:
         super().__init__()
-        self.down, self.up, self.scale = nn.Parameter(down), nn.Parameter(up), scale
+        self.down = nn.Parameter(down)
+        self.up = nn.Parameter(up)
+        self.scale = scale
         self.dropout = nn.Dropout(dropout) if dropout else nn.Identity()
         self.teacher = False
         self.kept: Tensor | None
@@ -57,7 +59,8 @@ class Tuned(nn.Linear):
 
     def __init__(self, frozen: nn.Linear, tuned: nn.Module) -> None:
         nn.Module.__init__(self)  # no weights of its own
-        self.in_features, self.out_features = frozen.in_features, frozen.out_features
+        self.in_features = frozen.in_features
+        self.out_features = frozen.out_features
         self.frozen, self.tuned = frozen, tuned
         self.teacher = False
 

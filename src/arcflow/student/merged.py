@@ -112,7 +112,8 @@ def write_merged(base: Path, out: Path, change: Change) -> Path:
         ValueError: `base` is no pipeline's folder, or its weights are quantized or not where the LoRA expects them.
             Nothing is written then.
     """
-    index, shards = base / "model_index.json", sorted((base / "transformer").glob("*.safetensors"))
+    index = base / "model_index.json"
+    shards = sorted((base / "transformer").glob("*.safetensors"))
     if not index.is_file() or not shards:
         raise ValueError(
             f"{str(base)!r} is no pipeline that can be merged into: expected a diffusers folder with model_index.json "

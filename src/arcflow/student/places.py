@@ -107,7 +107,8 @@ def norm_of(transformer: nn.Module, family: Family) -> nn.Module | None:
 
 def twin_names(transformer: nn.Module) -> list[str]:
     """Names of the blocks, and of the other top modules with weights but norm and head."""
-    family, names = family_of(transformer), list[str]()
+    family = family_of(transformer)
+    names = list[str]()
     ends = {family.norm.partition(".")[0], family.head.partition(".")[0], "student"}
     for name, child in transformer.named_children():
         if isinstance(child, nn.ModuleList):

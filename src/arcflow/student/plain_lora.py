@@ -114,7 +114,8 @@ def lora_tensors(factors: Mapping[str, Factors], keys: Keys, family: str) -> dic
         if keys != "kohya":
             other = comfyui_name(name, family) if keys == "comfyui" else name
             if keys == "comfyui" and family in FLUX and name == "norm_out.linear":
-                other, up = "final_layer.adaLN_modulation.1", torch.cat(up.chunk(2)[::-1])
+                other = "final_layer.adaLN_modulation.1"
+                up = torch.cat(up.chunk(2)[::-1])
             known = keys == "diffusers" or (other == name and family not in UNMAPPED)
             place = f"transformer.{name}" if known else f"diffusion_model.{other}"
             tensors[f"{place}.lora_A.weight"] = down.contiguous()

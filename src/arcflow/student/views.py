@@ -20,7 +20,8 @@ from arcflow.student.state import state_of
 @contextmanager
 def teacher(transformer: nn.Module) -> Iterator[nn.Module]:
     """The teacher view: the student off (a user's own adapters stay); what it was before comes back at the end."""
-    parts, fused = _switches(transformer), state_of(transformer).fused
+    parts = _switches(transformer)
+    fused = state_of(transformer).fused
     if fused:
         raise ValueError(
             "cannot take the teacher view: the student is fused. Call arcflow.student.unfuse(transformer) first."
@@ -46,7 +47,8 @@ def predict(
     """The student's path from noise level `sigma` on."""
     state = state_of(transformer)
     family = state.family
-    integrates, state.head.integrates = state.head.integrates, False
+    integrates = state.head.integrates
+    state.head.integrates = False
     try:
         if family.folds:
             with state.head.keeping() as paths:

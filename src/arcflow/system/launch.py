@@ -67,7 +67,9 @@ def run_together(words: Sequence[str], count: int) -> int:
 
 def _wait(processes: Sequence[subprocess.Popen], caught: Sequence[int]) -> int:
     """Until all have ended: the first code that is not 0. Signals are handed on; if one fails, the others end too."""
-    told, failed, until = 0, 0, float("inf")
+    told = 0
+    failed = 0
+    until = float("inf")
     while any(process.poll() is None for process in processes):
         time.sleep(0.1)
         codes = [process.returncode for process in processes]
@@ -77,7 +79,8 @@ def _wait(processes: Sequence[subprocess.Popen], caught: Sequence[int]) -> int:
                 process.send_signal(number)
         wrong = [code for code in codes if code and code not in STOPPED]
         if wrong and not failed:
-            failed, until = wrong[0], time.monotonic() + GRACE
+            failed = wrong[0]
+            until = time.monotonic() + GRACE
         if time.monotonic() > until:
             for process in processes:
                 process.kill()

@@ -155,7 +155,8 @@ def read_owner(folder: Path) -> OwnerNote | None:
 def _take(folder: Path, work: str, remedy: str) -> Owner:
     handle = _open(folder, work, remedy)
     try:
-        there, locks = read_owner(folder), _lock(handle) is not None
+        there = read_owner(folder)
+        locks = _lock(handle) is not None
         if there and (there["machine"] != _machine() or not locks):
             _await_silence(folder, there, work, remedy)
         record: OwnerNote = {

@@ -57,7 +57,8 @@ def stop_signals() -> Iterator[Wishes]:
     torchrun. A later one raises `Insisted` in the main thread, and the next has its usual effect. One that was ignored
     before, as `nohup` does it with SIGHUP, stays ignored.
     """
-    caught, moments = Wishes(), list[float]()
+    caught = Wishes()
+    moments = list[float]()
     if threading.current_thread() is not threading.main_thread():
         yield caught  # only the main thread can receive signals
         return

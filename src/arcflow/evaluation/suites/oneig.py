@@ -23,7 +23,8 @@ def oneig_answers(path: Path, items: Sequence[Item], model: str) -> dict[str, fl
         header, *rows = list(csv.reader(stream)) or [[]]
     if model not in header[1:]:
         raise ValueError(f"it has the models {header[1:]} and not {model!r}; give one of them with --name")
-    column, found = header.index(model), {}
+    column = header.index(model)
+    found = {}
     for row in rows:
         if row[0] not in ids:
             raise ValueError(f"its row {row[0]!r} is about no prompt of this suite")
