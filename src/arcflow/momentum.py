@@ -30,7 +30,8 @@ def without_modes(
     """Gating logits with a random subset of the modes shut, see `Mixture.drop_modes`."""
     if not 0 <= p < 1:
         raise ValueError(f"dropout probability is {p}; expected 0 <= p < 1.")
-    lead, modes = logits.shape[:-2][:1], logits.shape[-2]
+    *batch, modes, _ = logits.shape
+    lead = batch[:1]  # modes are shut in a sample, in all its tokens at once
     dropped = uniform((*lead, modes), generator) < p
     dropped = dropped & ~dropped.all(-1, keepdim=True)
     between = [1] * (logits.ndim - 2 - len(lead))
@@ -46,7 +47,8 @@ class Mixture:
     log_gamma: Float[Tensor, "*batch modes-1 pixels"]
 
     def __post_init__(self) -> None:
-        (*batch, modes, width), pixels = self.v.shape, self.logits.shape[-1]
+        *batch, modes, width = self.v.shape
+        pixels = self.logits.shape[-1]
         expected = {"logits": (*batch, modes, pixels), "log_gamma": (*batch, modes - 1, pixels)}
         for name, shape in expected.items():
             if getattr(self, name).shape != shape:
