@@ -27,7 +27,7 @@ from arcflow.commands.sample import Sample
 from arcflow.commands.suite import run_suite
 from arcflow.data import cache
 from arcflow.evaluation.request import Request
-from arcflow.sampling.options import Drawing, Machine, Subject
+from arcflow.sampling.options import Drawing, Machine, ModelAndAdapter
 from benchmarks import damaged_caches
 
 SCORER = """import json, sys, time
@@ -79,7 +79,7 @@ def make_suite(folder: Path) -> None:
         out=folder,
         scorer=(f"mine={words}",),
         features=("world",),
-        subject=Subject(adapter="none"),
+        subject=ModelAndAdapter(adapter="none"),
         drawing=Drawing(steps=1),
         machine=Machine(batch=2, device="cpu"),
     )

@@ -38,7 +38,7 @@ import psutil
 import torch
 
 from arcflow.sampling.open import settle
-from arcflow.sampling.options import Drawing, Machine, Subject
+from arcflow.sampling.options import Drawing, Machine, ModelAndAdapter
 from arcflow.serving.engine import Engine, WaitingImage
 from arcflow.serving.order import Drawn, Order, Piece
 from arcflow.serving.studio import Studio, StudioSetup, Watch
@@ -130,7 +130,7 @@ def captions(count: int, seed: int) -> list[str]:
 def throughput(threads: int, pictures: int = 128, rounds: int = 5) -> list[Line]:
     """Both ways in turn, a round each."""
     torch.set_num_threads(threads)
-    setup = settle(Subject(), Drawing(), Machine(device="cpu"))
+    setup = settle(ModelAndAdapter(), Drawing(), Machine(device="cpu"))
     pipe = setup.open()
     pipe.set_progress_bar_config(disable=True)
 

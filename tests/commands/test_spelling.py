@@ -12,7 +12,7 @@ from arcflow.commands.sample import Sample
 from arcflow.commands.spelling import FOREIGN, RENAMED, foreign, modern
 from arcflow.commands.train import Train
 from arcflow.evaluation.request import Request
-from arcflow.sampling.options import Drawing, Machine, Subject
+from arcflow.sampling.options import Drawing, Machine, ModelAndAdapter
 
 
 def shown(*words: str, capsys) -> str:
@@ -78,7 +78,7 @@ def test_a_slip_is_looked_for_in_the_command_that_was_typed(words, hint, capsys)
 def test_commands_that_draw_have_their_options_in_common() -> None:
     for command in (Sample, Request):
         groups = {one.name: type(one.default) for one in fields(command)}
-        assert groups["subject"] is Subject and groups["drawing"] is Drawing and groups["machine"] is Machine
+        assert groups["subject"] is ModelAndAdapter and groups["drawing"] is Drawing and groups["machine"] is Machine
 
 
 @pytest.mark.parametrize("command", [name for name in EXAMPLES if name])

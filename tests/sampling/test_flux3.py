@@ -20,7 +20,7 @@ from arcflow import student
 from arcflow.config import Model
 from arcflow.families import loading, network, weights
 from arcflow.sampling.open import settle
-from arcflow.sampling.options import Drawing, Machine, Subject
+from arcflow.sampling.options import Drawing, Machine, ModelAndAdapter
 from arcflow.student import adapter, views
 from tests.support.families import chatting, loud
 from tests.support.pipelines import SIDE, WORDS, perturb
@@ -163,7 +163,7 @@ def test_modular_blocks_are_refused_where_a_pipeline_is_needed(tmp_path):
     with pytest.raises(ValueError, match="is made of modular blocks, .*: expected a pipeline"):
         loading.load_pipe(Model(base=str(tmp_path)))
     with pytest.raises(ValueError, match="is made of modular blocks, .*: expected a pipeline"):
-        settle(Subject(model=str(tmp_path), adapter="none"), Drawing(), Machine(device="cpu"))
+        settle(ModelAndAdapter(model=str(tmp_path), adapter="none"), Drawing(), Machine(device="cpu"))
 
 
 def test_prompts_of_other_windows_are_no_batch(pipe):

@@ -13,7 +13,7 @@ from arcflow import attach, student
 from arcflow.families import FAMILIES, fit, memory
 from arcflow.sampling import generate, open
 from arcflow.sampling.open import settle
-from arcflow.sampling.options import Drawing, Machine, Subject
+from arcflow.sampling.options import Drawing, Machine, ModelAndAdapter
 from arcflow.student.adapter import save_adapter
 from arcflow.student.record import AdapterInfo
 from tests.support.pipelines import PIPELINES, SIDE, draws, flux2_transformer, fresh, klein_pipeline
@@ -39,8 +39,8 @@ def shelf(pristine, tmp_path_factory):
     return root
 
 
-def subject(shelf, name="flux", **more) -> Subject:
-    return Subject(**{"model": str(shelf / name), "adapter": str(shelf / f"{name}-adapter"), **more})
+def subject(shelf, name="flux", **more) -> ModelAndAdapter:
+    return ModelAndAdapter(**{"model": str(shelf / name), "adapter": str(shelf / f"{name}-adapter"), **more})
 
 
 @pytest.mark.parametrize("name", PIPELINES)
@@ -81,14 +81,18 @@ def test_what_makes_no_sense_is_refused_before_anything_is_looked_at(changes, sa
     own = {one.name for one in dataclasses.fields(Drawing)}
     drawing = Drawing(**{name: value for name, value in changes.items() if name in own})
     machine = Machine(device="cpu", **{name: value for name, value in changes.items() if name not in own})
-    nowhere = Subject(model="world", adapter="none") if "negative_prompt" in changes else Subject(model="no/where")
+    nowhere = (
+        ModelAndAdapter(model="world", adapter="none")
+        if "negative_prompt" in changes
+        else ModelAndAdapter(model="no/where")
+    )
     with pytest.raises(ValueError, match=said):
         settle(nowhere, drawing, machine)
 
 
 def test_an_adapter_of_another_family_is_refused_without_loading_the_base(shelf) -> None:
     with pytest.raises(ValueError, match="an adapter for the family 'qwen_image', and .* is of 'flux'"):
-        settle(Subject(model=str(shelf / "flux"), adapter=str(shelf / "qwen_image-adapter")), SIZE, CPU)
+        settle(ModelAndAdapter(model=str(shelf / "flux"), adapter=str(shelf / "qwen_image-adapter")), SIZE, CPU)
 
 
 def test_a_lora_that_a_record_names_is_fetched_only_if_the_user_names_it(shelf, tmp_path) -> None:
@@ -107,7 +111,7 @@ def test_digests_know_weights_and_not_names(shelf, tmp_path) -> None:
     """A retrained adapter or base in the same place is another one; a copy elsewhere is the same."""
 
     def digests(model, adapter):
-        setup = settle(Subject(model=str(model), adapter=str(adapter)), SIZE, CPU)
+        setup = settle(ModelAndAdapter(model=str(model), adapter=str(adapter)), SIZE, CPU)
         return setup.model_weights, setup.adapter_weights
 
     model, adapter = tmp_path / "model", tmp_path / "adapter"

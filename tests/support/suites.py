@@ -6,7 +6,7 @@ from dataclasses import fields
 from pathlib import Path
 
 from arcflow.evaluation.request import Request
-from arcflow.sampling.options import Drawing, Machine, Subject
+from arcflow.sampling.options import Drawing, Machine, ModelAndAdapter
 
 GENEVAL = [
     {"tag": "single_object", "include": [{"class": "cube", "count": 1}], "prompt": "a photo of a cube"},
@@ -18,7 +18,7 @@ GENEVAL = [
 def request(**options) -> Request:
     """What is asked of a suite, each option in its group."""
     groups = {}
-    for name, kind in (("subject", Subject), ("drawing", Drawing), ("machine", Machine)):
+    for name, kind in (("subject", ModelAndAdapter), ("drawing", Drawing), ("machine", Machine)):
         named = [one.name for one in fields(kind) if one.name in options]
         groups[name] = kind(**{option: options.pop(option) for option in named})
     return Request(**options, **groups)

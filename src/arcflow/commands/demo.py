@@ -8,7 +8,7 @@ from arcflow import config, recipes
 from arcflow.commands.evaluate import Evaluate
 from arcflow.commands.train import Train
 from arcflow.evaluation.request import Request
-from arcflow.sampling.options import Subject
+from arcflow.sampling.options import ModelAndAdapter
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +25,7 @@ class Demo:
         Train(recipe=shorten(recipe) if self.quick else recipe, processes=on_cores(recipe.optim.batch)).run()
         adapter = str(self.out / "run" / "adapter")
         count = 24 if self.quick else None
-        Evaluate(request=Request(subject=Subject(adapter=adapter), count=count, out=self.out)).run()
+        Evaluate(request=Request(subject=ModelAndAdapter(adapter=adapter), count=count, out=self.out)).run()
 
 
 def on_cores(batch: int) -> int:

@@ -10,7 +10,7 @@ from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes, UseAppendAction
 
 from arcflow.config import check
 from arcflow.sampling.open import SHIPPED, check_drawing, settle
-from arcflow.sampling.options import Drawing, Fleet, Machine, Subject, unset
+from arcflow.sampling.options import Drawing, Fleet, Machine, ModelAndAdapter, unset
 
 if TYPE_CHECKING:
     from arcflow.data.prompts import ListedPrompt
@@ -51,7 +51,7 @@ class Sample:
     """Folder for the images, manifest.jsonl and index.html, which shows them all."""
     json: bool = False
     """Print what was drawn as JSON."""
-    subject: Annotated[Subject, OmitArgPrefixes] = Subject()
+    subject: Annotated[ModelAndAdapter, OmitArgPrefixes] = ModelAndAdapter()
     drawing: Annotated[Drawing, OmitArgPrefixes] = Drawing()
     machine: Annotated[Machine, OmitArgPrefixes] = Machine()
     fleet: Annotated[Fleet, OmitArgPrefixes] = Fleet()

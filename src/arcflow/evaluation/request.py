@@ -8,7 +8,7 @@ from tyro.conf import OmitArgPrefixes, UseAppendAction
 
 from arcflow.config import check
 from arcflow.evaluation.suites import SUITES
-from arcflow.sampling.options import Drawing, Fleet, Machine, Subject, unset
+from arcflow.sampling.options import Drawing, Fleet, Machine, ModelAndAdapter, unset
 
 if TYPE_CHECKING:
     SuiteName = str
@@ -54,7 +54,7 @@ class Request:
     """* NAME=FILE: what the benchmark's own scorer wrote, read into the results; may be given several times."""
     name: str = "arcflow"
     """* Name of the model where the official scorer wants one (OneIG-Bench)."""
-    subject: Annotated[Subject, OmitArgPrefixes] = Subject()
+    subject: Annotated[ModelAndAdapter, OmitArgPrefixes] = ModelAndAdapter()
     drawing: Annotated[Drawing, OmitArgPrefixes] = Drawing()
     machine: Annotated[Machine, OmitArgPrefixes] = Machine()
     fleet: Annotated[Fleet, OmitArgPrefixes] = Fleet()
@@ -105,7 +105,7 @@ class Request:
         return not self.suite and (self.subject.model != "world" or self.prompts is not None)
 
 
-GROUPS = (Subject, Drawing, Machine, Fleet)
+GROUPS = (ModelAndAdapter, Drawing, Machine, Fleet)
 """Options that commands which draw have in common."""
 
 

@@ -25,7 +25,7 @@ from arcflow.data.prompts import ListedPrompt
 from arcflow.sampling.folder import Recipe, batches, drawn, png
 from arcflow.sampling.generate import stock_euler
 from arcflow.sampling.open import Setup, settle
-from arcflow.sampling.options import Drawing, Fleet, Machine, Subject
+from arcflow.sampling.options import Drawing, Fleet, Machine, ModelAndAdapter
 from arcflow.sampling.shards import Kind, Shards, Shot, key_of
 from arcflow.system.cluster import gpus_of_a_worker, workers_that_fit
 
@@ -37,7 +37,7 @@ Batch = Mapping[str, np.ndarray]
 class WorkerOrder:
     """What a worker must know."""
 
-    subject: Subject
+    subject: ModelAndAdapter
     drawing: Drawing
     machine: Machine
     where: str

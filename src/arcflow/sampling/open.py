@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from arcflow import config, paper
-from arcflow.sampling.options import Drawing, Machine, Subject
+from arcflow.sampling.options import Drawing, Machine, ModelAndAdapter
 from arcflow.system.text import Json
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ def dtype_of(device: str, dtype: str) -> config.Dtype:
 class Setup:
     """What a command draws with, and how: settled, and nothing loaded yet."""
 
-    subject: Subject
+    subject: ModelAndAdapter
     adapter: str
     """Where the adapter is; "" for the teacher itself."""
     info: "AdapterInfo | None"
@@ -220,7 +220,7 @@ class Setup:
         check_side(self.token, height, width)
 
 
-def settle(subject: Subject, drawing: Drawing, machine: Machine) -> Setup:
+def settle(subject: ModelAndAdapter, drawing: Drawing, machine: Machine) -> Setup:
     """All that is asked for, completed by what the adapter and the model say; no weights are read.
 
     Raises:
@@ -330,7 +330,7 @@ def teacher_lora(given: str | None, wanted: str | None, adapter: str) -> str | N
 
 
 def _guidance(
-    subject: Subject, drawing: Drawing, info: "AdapterInfo | None", family: "Family", embeds: bool
+    subject: ModelAndAdapter, drawing: Drawing, info: "AdapterInfo | None", family: "Family", embeds: bool
 ) -> tuple[float | None, float | None]:
     """(guidance, scale of a second call) as `generate` takes them.
 

@@ -16,7 +16,7 @@ def unset(metavar: str) -> Any:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Subject:
+class ModelAndAdapter:
     model: str = "world"
     """Teacher: "world" for the shipped small one, a diffusers pipeline folder, or a Hub id."""
     adapter: str = "world"

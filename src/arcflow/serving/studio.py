@@ -29,7 +29,7 @@ from arcflow.sampling.attach import attach, detach
 from arcflow.sampling.editing import READS_IMAGES
 from arcflow.sampling.generate import stock_euler
 from arcflow.sampling.open import SHIPPED, settle, size_of
-from arcflow.sampling.options import Drawing, Machine, Subject
+from arcflow.sampling.options import Drawing, Machine, ModelAndAdapter
 from arcflow.serving.arguments import Words, called_back, guidance_of, inputs_of, known_to, told_of
 from arcflow.serving.order import Drawn, Order, Piece, Task
 from arcflow.serving.texts import Lengths, Texts, lengths_of, padded_text, together
@@ -162,7 +162,7 @@ class Studio:
             raise ValueError(f"names {names}: expected each once, and none of them {TEACHER!r}; rename one")
         machine = Machine(device=setup.device, dtype=setup.dtype, fit=setup.fit)
         subjects = {
-            name: Subject(model=setup.model, adapter=path, teacher_lora=setup.teacher_lora)
+            name: ModelAndAdapter(model=setup.model, adapter=path, teacher_lora=setup.teacher_lora)
             for name, path in setup.adapters.items()
         }
         settled = {name: settle(subject, Drawing(), machine) for name, subject in subjects.items()}
