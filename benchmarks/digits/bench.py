@@ -13,7 +13,9 @@ from arcflow.metrics.features import Features, Images
 from benchmarks.digits import words
 from benchmarks.digits.pictures import SIZE, distance_to_real, pixels, right
 
-USUAL = Plan(model="out/digits/teacher", out="out/digits/compare", calls=(1, 2), device="cpu")
+CAPTIONS = len(words.captions(10**6))
+
+USUAL = Plan(model="out/digits/teacher", out="out/digits/compare", calls=(1, 2), prompts=CAPTIONS, device="cpu")
 
 
 def _pipe(plan: Plan) -> DiffusionPipeline:
@@ -26,7 +28,11 @@ def _pipe(plan: Plan) -> DiffusionPipeline:
 
 
 def _captions(plan: Plan) -> Data:
-    """The list that was saved with the teacher; it is read whole."""
+    """The list that was saved with the teacher."""
+    if plan.prompts != CAPTIONS:
+        raise ValueError(
+            f"captions is {plan.prompts}: expected {CAPTIONS}, for the list of the digits is read whole; leave it out"
+        )
     return Data(prompts=str(Path(plan.model) / "captions.txt"), held_out_count=1, height=SIZE, width=SIZE)
 
 

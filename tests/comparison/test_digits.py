@@ -16,6 +16,7 @@ from arcflow.system import records
 from arcflow.world.autoencoder import to_images, to_tensor, vae_decode, vae_encode
 from arcflow.world.text import build_tokenizer, tokenize
 from benchmarks.digits import order, words
+from benchmarks.digits.bench import DIGITS, USUAL
 
 METHODS = Path(__file__).parents[2] / "benchmarks" / "results" / "methods.json"
 
@@ -35,6 +36,13 @@ def test_every_prompt_names_its_digit_in_known_words_and_is_on_one_side() -> Non
 def test_a_prompt_of_no_digit_or_several_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match=r"names \d digits: expected one"):
         words.digit_of(text)
+
+
+def test_the_list_of_captions_is_read_whole() -> None:
+    assert len({*words.captions(USUAL.prompts)}) == USUAL.prompts
+    assert DIGITS.captions(USUAL).prompts.endswith("captions.txt")
+    with pytest.raises(ValueError, match="captions is 5: expected 1960.*leave it out"):
+        DIGITS.captions(replace(USUAL, prompts=5))
 
 
 def test_a_bench_agrees_with_itself_and_disagrees_with_its_mirror_image() -> None:
@@ -91,7 +99,6 @@ def test_the_autoencoder_gives_back_what_it_is_given() -> None:
 def test_a_method_is_compared_on_the_digits_as_on_the_world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """From nothing: a teacher of two steps a stage, a method trained on it, its table and its report."""
     pytest.importorskip("sklearn")
-    from benchmarks.digits.bench import DIGITS, USUAL
     from benchmarks.digits.teacher import Lengths, train
 
     monkeypatch.setattr("arcflow.comparison.bench.TEACHER_STEPS", 4)
