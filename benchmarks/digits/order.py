@@ -39,9 +39,9 @@ def agreement(first: Comparison, second: Comparison, calls: int, measure: Measur
     ours, theirs = (
         {name: _value(bench.rows[name].calls[calls], measure) for name in names} for bench in (first, second)
     )
-    means: list[list[float]] = [[each[name].mean for name in names] for each in (ours, theirs)]
-    kendall: Any = stats.kendalltau(*means)
-    spearman: Any = stats.spearmanr(*means)
+    means, others = ([each[name].mean for name in names] for each in (ours, theirs))
+    kendall: Any = stats.kendalltau(means, others)
+    spearman: Any = stats.spearmanr(means, others)
 
     same, opposite = 0, list[tuple[str, str]]()
     for a, b in combinations(names, 2):
