@@ -110,8 +110,10 @@ def test_the_committed_tables_are_those_of_their_results() -> None:
     stored = [path for path in RESULTS.glob("*.json") if "rows" in json.loads(path.read_text("utf-8"))]
     assert stored
     for path in stored:
-        ranking = markdown_ranking(records.read(Comparison, path))
-        assert path.with_suffix(".md").read_text("utf-8") == ranking + "\n"
+        ranking = markdown_ranking(records.read(Comparison, path)) + "\n"
+        text = path.with_suffix(".md").read_text("utf-8")
+        assert text.startswith(ranking)
+        assert text == ranking or path.stem == "digits"  # behind which stands how far it agrees with the first bench
 
 
 def test_the_page_of_claims_is_that_of_the_committed_results(tmp_path, monkeypatch) -> None:
