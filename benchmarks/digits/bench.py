@@ -1,6 +1,5 @@
 """The digits as a subject of the comparison, with every setting of the first bench."""
 
-from collections.abc import Sequence
 from pathlib import Path
 
 from diffusers import DiffusionPipeline
@@ -9,7 +8,7 @@ from arcflow.comparison.config import Plan
 from arcflow.comparison.subject import Subject
 from arcflow.config import Data, Model
 from arcflow.families.loading import load_pipe
-from arcflow.metrics.features import Features, Images
+from arcflow.metrics.features import Features
 from benchmarks.digits import words
 from benchmarks.digits.pictures import SIZE, distance_to_real, pixels, right
 
@@ -44,16 +43,12 @@ def _features() -> Features:
     return pixels
 
 
-def _right(images: Images, prompts: Sequence[str]) -> list[bool]:
-    return right(images, prompts)
-
-
 DIGITS = Subject(
     pipe=_pipe,
     size=SIZE,
     held_out=words.held_out,
     captions=_captions,
-    right=_right,
+    right=right,
     skill=_skill,
     features=_features,
     to_real=distance_to_real,

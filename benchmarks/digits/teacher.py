@@ -23,7 +23,17 @@ from arcflow.families.conditioning import Cond
 from arcflow.families.network import folded, unfolded
 from arcflow.system import files
 from arcflow.training import flow
-from arcflow.training.pretrain import PATCH, Batches, Lessons, Stage, draw, finish, minimize, train_flow, train_guidance
+from arcflow.training.pretrain import (
+    PATCH,
+    Batches,
+    Lessons,
+    TextLesson,
+    draw,
+    finish,
+    train_flow,
+    train_guidance,
+    train_text,
+)
 from arcflow.world.autoencoder import to_images, to_tensor, vae_decode, vae_encode
 from arcflow.world.teacher import as_identity, assemble
 from arcflow.world.text import build_clip, build_t5, build_tokenizer, tokenize
@@ -60,7 +70,7 @@ def train(out: Path, lengths: Lengths) -> Path:
     """Train every stage that is not finished; returns the folder of the pipeline, `out/teacher`."""
     out.mkdir(parents=True, exist_ok=True)
     tokenizer = build_tokenizer(words.VOCABULARY, words.MAX_LENGTH)
-    t5, clip = train_text(out, lengths.text_steps)
+    t5, clip = train_text(out, lengths.text_steps, text_lesson)
     vae = build_autoencoder()
     lessons = _Digits(vae, partial(flow.encode, t5, clip, tokenizer=tokenizer, grid=GRID), lengths.batch)
     frozen = train_flow(out, lengths.flow_steps, lessons.taught, build_transformer)
@@ -125,28 +135,20 @@ def build_text() -> tuple[T5EncoderModel, CLIPTextModel]:
     return build_t5(count, width=WIDTH, layers=1), clip
 
 
-def train_text(out: Path, steps: int) -> tuple[T5EncoderModel, CLIPTextModel]:
-    """Text encoders from which a linear map tells the digit of a prompt: from the T5's mean token, and from CLIP's
+def text_lesson() -> TextLesson:
+    """Text encoders from which a linear map is to tell the digit of a prompt: from the T5's mean token, and from CLIP's
     pooled vector."""
-    if not (out / "clip").exists():
-        torch.manual_seed(0)
-        t5, clip = build_text()
-        probes = nn.ModuleList([nn.Linear(WIDTH, 10), nn.Linear(WIDTH, 10)])
-        tokenizer, texts = build_tokenizer(words.VOCABULARY, words.MAX_LENGTH), words.captions(10**6)
+    t5, clip = build_text()
+    probes = nn.ModuleList([nn.Linear(WIDTH, 10), nn.Linear(WIDTH, 10)])
+    tokenizer, texts = build_tokenizer(words.VOCABULARY, words.MAX_LENGTH), words.captions(10**6)
 
-        def loss(step: int) -> Tensor:
-            told = random.Random(f"text-{step}").choices(texts, k=64)
-            ids, asked = tokenize(tokenizer, told), torch.tensor([words.digit_of(text) for text in told])
-            read = probes[0](t5(ids)[0].mean(1)), probes[1](clip(ids).pooler_output)
-            return nn.functional.cross_entropy(read[0], asked) + nn.functional.cross_entropy(read[1], asked)
+    def loss(step: int) -> Tensor:
+        told = random.Random(f"text-{step}").choices(texts, k=64)
+        ids, asked = tokenize(tokenizer, told), torch.tensor([words.digit_of(text) for text in told])
+        read = probes[0](t5(ids)[0].mean(1)), probes[1](clip(ids).pooler_output)
+        return nn.functional.cross_entropy(read[0], asked) + nn.functional.cross_entropy(read[1], asked)
 
-        minimize(Stage("text", steps, 2e-3), out, {"t5": t5, "clip": clip, "probes": probes}, loss)
-        finish(out / "t5", t5.save_pretrained)
-        finish(out / "clip", clip.save_pretrained)
-    return (
-        T5EncoderModel.from_pretrained(out / "t5").eval().requires_grad_(False),
-        CLIPTextModel.from_pretrained(out / "clip").eval().requires_grad_(False),
-    )
+    return TextLesson(t5, clip, probes, loss)
 
 
 def build_autoencoder() -> AutoencoderKL:

@@ -12,14 +12,7 @@ import arcflow
 from arcflow import student
 from arcflow.families import network
 from arcflow.student import adapter, views
-from tests.support.pipelines import perturb, sample, save_style
-
-STYLE = {
-    "FluxPipeline": ["to_q", "to_v", "proj_mlp", "ff.net.2"],
-    "QwenImagePipeline": ["to_q", "to_v", "img_mlp.net.2"],
-    "Flux2Pipeline": ["to_q", "to_v", "to_qkv_mlp_proj", "ff.linear_out"],
-}
-"""Attention, which the student leaves alone, and layers that the student tunes too."""
+from tests.support.pipelines import STYLE, perturb, sample, save_style
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:Already found a `peft_config`"),

@@ -15,13 +15,7 @@ from torch import Tensor
 import arcflow
 from arcflow import student
 from arcflow.student import adapter
-from tests.support.pipelines import SIDE, fresh, perturb, sample, save_style
-
-LAYERS = {
-    "FluxPipeline": ["to_q", "to_v", "proj_mlp", "ff.net.2"],
-    "QwenImagePipeline": ["to_q", "to_v", "img_mlp.net.2"],
-    "Flux2Pipeline": ["to_q", "to_v", "to_qkv_mlp_proj", "ff.linear_out"],
-}
+from tests.support.pipelines import SIDE, STYLE, fresh, perturb, sample, save_style
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:Already found a `peft_config`"),
@@ -31,7 +25,7 @@ pytestmark = [
 
 @pytest.fixture
 def style(pipe, tmp_path):
-    return save_style(pipe, tmp_path / "style", LAYERS[type(pipe).__name__])
+    return save_style(pipe, tmp_path / "style", STYLE[type(pipe).__name__])
 
 
 @pytest.fixture
@@ -65,24 +59,23 @@ def low(out: int, features: int, scale: float = 0.3) -> tuple[Tensor, Tensor]:
     return torch.randn(2, features) * scale, torch.randn(out, 2) * scale
 
 
-def kohya(width: int) -> dict[str, Tensor]:
-    shapes = {"img_attn_qkv": (3 * width, width), "img_mlp_0": (4 * width, width), "img_mlp_2": (width, 4 * width)}
+def low_ranks(shapes: dict[str, tuple[int, int]]) -> dict[str, Tensor]:
+    """A LoRA's file by the names of its layers and their shapes."""
     file: dict[str, Tensor] = {}
     for name, shape in shapes.items():
-        prefix = f"lora_unet_double_blocks_0_{name}"
-        file[f"{prefix}.lora_down.weight"], file[f"{prefix}.lora_up.weight"] = low(*shape)
-        file[f"{prefix}.alpha"] = torch.tensor(1.0)
+        file[f"{name}.lora_down.weight"], file[f"{name}.lora_up.weight"] = low(*shape)
+        file[f"{name}.alpha"] = torch.tensor(1.0)
     return file
+
+
+def kohya(width: int) -> dict[str, Tensor]:
+    shapes = {"img_attn_qkv": (3 * width, width), "img_mlp_0": (4 * width, width), "img_mlp_2": (width, 4 * width)}
+    return low_ranks({f"lora_unet_double_blocks_0_{name}": shape for name, shape in shapes.items()})
 
 
 def comfyui(width: int) -> dict[str, Tensor]:
     shapes = {"img_attn.proj": (width, width), "img_mlp.0": (4 * width, width), "img_mlp.2": (width, 4 * width)}
-    file: dict[str, Tensor] = {}
-    for name, shape in shapes.items():
-        prefix = f"diffusion_model.double_blocks.0.{name}"
-        file[f"{prefix}.lora_down.weight"], file[f"{prefix}.lora_up.weight"] = low(*shape)
-        file[f"{prefix}.alpha"] = torch.tensor(1.0)
-    return file
+    return low_ranks({f"diffusion_model.double_blocks.0.{name}": shape for name, shape in shapes.items()})
 
 
 def diffusers_with_alpha(width: int) -> dict[str, Tensor]:
@@ -118,7 +111,7 @@ def test_a_style_in_comfyuis_names_on_the_norm_and_the_last_layer(pipe, two_step
 
 
 def test_dora(pipe, two_steps):
-    config = LoraConfig(r=2, init_lora_weights=False, target_modules=LAYERS[type(pipe).__name__], use_dora=True)
+    config = LoraConfig(r=2, init_lora_weights=False, target_modules=STYLE[type(pipe).__name__], use_dora=True)
     net = copy.deepcopy(pipe.transformer)
     net.add_adapter(config, "style")
     weights = get_peft_model_state_dict(net, adapter_name="style")
@@ -152,7 +145,7 @@ def test_swapped_in_place_it_is_the_other_style_and_goes_without_a_trace(pipe, t
     other, wanted = tmp_path / "other", fresh(pipe)
     net = copy.deepcopy(pipe.transformer)
     torch.manual_seed(9)
-    net.add_adapter(LoraConfig(r=2, lora_alpha=2, init_lora_weights=False, target_modules=LAYERS[type(pipe).__name__]))
+    net.add_adapter(LoraConfig(r=2, lora_alpha=2, init_lora_weights=False, target_modules=STYLE[type(pipe).__name__]))
     type(pipe).save_lora_weights(other, transformer_lora_layers=get_peft_model_state_dict(net))
     plain = sample(arcflow.attach(pipe, two_steps, fuse=fuse))
     pipe.load_lora_weights(style, adapter_name="style")

@@ -169,6 +169,14 @@ def sample(pipe, prompt="a red cube", **more):
     return pipe(prompt=prompt, generator=torch.Generator("cpu").manual_seed(0), **settings).images
 
 
+STYLE = {
+    "FluxPipeline": ["to_q", "to_v", "proj_mlp", "ff.net.2"],
+    "QwenImagePipeline": ["to_q", "to_v", "img_mlp.net.2"],
+    "Flux2Pipeline": ["to_q", "to_v", "to_qkv_mlp_proj", "ff.linear_out"],
+}
+"""Attention, which the student leaves alone, and layers that the student tunes too."""
+
+
 def save_style(pipe, folder, layers: list[str]):
     """A LoRA file as style trainers write them, for a copy of the pipeline's transformer."""
     net = copy.deepcopy(pipe.transformer)

@@ -186,6 +186,10 @@ class Family:
     def video(self) -> bool:
         return len(self.patch) == 3
 
+    def told_to(self, pipe: DiffusionPipeline) -> dict[str, bool | int]:
+        """What its pipelines are told besides, and how much text their encoder reads."""
+        return {**self.told, **({self.reads: self.text_length(pipe)} if self.reads else {})}
+
     def patch_of(self, transformer: nn.Module) -> tuple[int, ...]:
         """Sides of a token of this transformer, in latent pixels."""
         config: Mapping[str, Any] = transformer.config  # type: ignore[assignment]  # a model of diffusers

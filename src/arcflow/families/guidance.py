@@ -25,8 +25,7 @@ def usual(guidance: float | Range, family: Family) -> float:
     family is drawn with."""
     if not isinstance(guidance, tuple):
         return guidance
-    low, high = guidance
-    return low if family.guidance is None else clamp_guidance(family.guidance, guidance)
+    return guidance[0] if family.guidance is None else clamp_guidance(family.guidance, guidance)
 
 
 def clamp_guidance(given: float, among: Range) -> float:

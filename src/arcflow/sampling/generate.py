@@ -269,10 +269,7 @@ def _arguments(pipe: DiffusionPipeline, count: int, guide: Guide) -> Told:
         if second is None:  # a student has learned the guided teacher
             second = 1.0 if learned else family.scale if guidance is None else guidance
         return {"true_cfg_scale": second, **(against if second != 1 or not learned else {})}
-    told: dict[str, float | int | list[str]] = {
-        **family.told,
-        **({family.reads: family.text_length(pipe)} if family.reads else {}),
-    }
+    told: dict[str, float | int | list[str]] = {**family.told_to(pipe)}
     own = family.guidance or family.scale if guidance is None else guidance
     scale = own if embeds or not learned else family.off
     if family.second == "true_cfg_scale":

@@ -8,7 +8,7 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -148,11 +148,12 @@ class Setup:
 
         return lora_digest(self.lora)
 
-    def recipe(self, prompt: str, seed: int, *, height: int, width: int, source: str = "") -> "Recipe":
-        """The recipe of one image; `source` is the file of the image to edit."""
+    def recipe(
+        self, prompt: str, seed: int, *, height: int, width: int, source: str = "", source_digest: str = ""
+    ) -> "Recipe":
+        """The recipe of one image; `source` is the file of the image to edit, with its digest."""
         from arcflow import __version__
         from arcflow.sampling.folder import Recipe
-        from arcflow.system.files import digest
 
         return Recipe(
             prompt=prompt,
@@ -165,7 +166,7 @@ class Setup:
             model_weights=self.model_weights,
             adapter_weights=self.adapter_weights,
             source=source,
-            source_digest=digest(Path(source))[:16] if source else "",
+            source_digest=source_digest,
             **self.recorded,
         )
 
@@ -178,6 +179,7 @@ class Setup:
                 draws from.
         """
         from arcflow.sampling.editing import check_editing, drawn_size
+        from arcflow.system.files import digest
 
         for edits in {bool(row.source) for row in rows}:
             check_editing(self.subject.model, self.pipeline, self.family, asked=edits)
@@ -185,16 +187,27 @@ class Setup:
         if lacking:
             raise ValueError(f"no image {lacking[0]!r} to edit: expected a file; check the path")
 
+        # An image is read once, however many prompts and seeds it is edited by.
+        drawn = cache(partial(drawn_size, token=self.token))
+
         def size(row: "ListedPrompt") -> tuple[int, int]:
             if self.sized or not (row.size or row.source):
                 return self.height, self.width
-            return row.size or drawn_size(row.source, self.token)
+            return row.size or drawn(row.source)
 
         sizes = list(map(size, rows))
         for height, width in dict.fromkeys(sizes):
             self.check_size(height, width)
+        digests = {source: digest(Path(source))[:16] for source in {row.source for row in rows if row.source}}
         return [
-            self.recipe(row.text, seed, height=height, width=width, source=row.source)
+            self.recipe(
+                row.text,
+                seed,
+                height=height,
+                width=width,
+                source=row.source,
+                source_digest=digests.get(row.source, ""),
+            )
             for row, (height, width) in zip(rows, sizes, strict=True)
             for seed in seeds
         ]
@@ -243,7 +256,8 @@ def settle(subject: ModelAndAdapter, drawing: Drawing, machine: Machine) -> Setu
     info = read_info(adapter) if adapter else None
     lora = teacher_lora(subject.teacher_lora, info.teacher_lora if info else None, subject.adapter)
     configs = _configs_of(subject.model)
-    family, embeds = _family_of(configs, subject.model)
+    index = _index_of(configs, subject.model)
+    family, embeds = _family_of(configs, subject.model, index)
     if info and info.family != family.name:
         raise ValueError(
             f"{subject.adapter} is an adapter for the family {info.family!r}, and {subject.model} is of {family.name!r}"
@@ -278,7 +292,7 @@ def settle(subject: ModelAndAdapter, drawing: Drawing, machine: Machine) -> Setu
         info=info,
         lora=lora,
         family=family,
-        pipeline=_index_of(configs, subject.model).get("_class_name", family.pipeline),
+        pipeline=index.get("_class_name", family.pipeline),
         token=token,
         steps=drawing.steps or (info.steps if info else TEACHER_STEPS),
         height=height,
@@ -383,12 +397,11 @@ def _index_of(folder: Path, model: str) -> Json:
         return json.loads((folder / "model_index.json").read_text("utf-8"))
 
 
-def _family_of(folder: Path, model: str) -> "tuple[Family, bool]":
-    """The family of a pipeline's folder, and whether its transformer embeds guidance."""
+def _family_of(folder: Path, model: str, index: Json) -> "tuple[Family, bool]":
+    """The family of a pipeline's folder, by its index, and whether its transformer embeds guidance."""
     from arcflow.families import FAMILIES, UNCARRIED
     from arcflow.system import hub
 
-    index = _index_of(folder, model)
     with hub.explained(model):
         inside = json.loads((folder / "transformer" / "config.json").read_text("utf-8"))
     _, name = index.get("transformer") or (None, None)

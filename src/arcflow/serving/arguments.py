@@ -55,9 +55,8 @@ def inputs_of(pipe: DiffusionPipeline, order: Order, pieces: Sequence[Piece]) ->
 
 def told_of(pipe: DiffusionPipeline) -> Words:
     """What pipelines of its family are told besides, and how much text they read, as far as this one knows of it."""
-    family, known = family_of(pipe.transformer), known_to(pipe)
-    length = {family.reads: family.text_length(pipe)} if family.reads else {}
-    return {name: value for name, value in {**family.told, **length}.items() if name in known}
+    known = known_to(pipe)
+    return {name: value for name, value in family_of(pipe.transformer).told_to(pipe).items() if name in known}
 
 
 @contextmanager

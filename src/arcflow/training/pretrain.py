@@ -149,7 +149,7 @@ def train_teacher(out: Path, recipe: Pretrain, *, threads: int | None = None) ->
     out.mkdir(parents=True, exist_ok=True)
     if threads:
         torch.set_num_threads(threads)
-    t5, clip = train_text(out, recipe)
+    t5, clip = train_text(out, recipe.text_steps, world_text)
     vae = train_autoencoder(out, recipe)
     latents, captions = encode_scenes(out, recipe, vae)
     vae = train_decoder(out, recipe, vae)
@@ -170,16 +170,35 @@ def finish(folder: Path, save: Callable[[Path], object]) -> Path:
     return folder
 
 
-def train_text(out: Path, recipe: Pretrain) -> tuple[T5EncoderModel, CLIPTextModel]:
+@dataclass(frozen=True)
+class TextLesson:
+    """Untrained text encoders, the probes that read them, and how well these do."""
+
+    t5: T5EncoderModel
+    clip: CLIPTextModel
+    probes: nn.Module
+    loss: Callable[[int], Tensor]
+    """(step) -> what is minimized."""
+
+
+def world_text() -> TextLesson:
+    """The text encoders of the world, which learn what its captions say."""
+    t5, clip, probes, tokenizer = text.build_t5(), text.build_clip(), text.Probes(), text.build_tokenizer()
+
+    def loss(step: int) -> Tensor:
+        prompts = text.captions(128, f"text-{step}")
+        return text.text_loss(t5, clip, probes, prompts, text.tokenize(tokenizer, [p.text for p in prompts]))
+
+    return TextLesson(t5, clip, probes, loss)
+
+
+def train_text(out: Path, steps: int, build: Callable[[], TextLesson]) -> tuple[T5EncoderModel, CLIPTextModel]:
+    """Text encoders that were trained with their probes, frozen."""
     if not (out / "clip").exists():
         torch.manual_seed(0)
-        t5, clip, probes, tokenizer = text.build_t5(), text.build_clip(), text.Probes(), text.build_tokenizer()
-
-        def loss(step: int) -> Tensor:
-            prompts = text.captions(128, f"text-{step}")
-            return text.text_loss(t5, clip, probes, prompts, text.tokenize(tokenizer, [p.text for p in prompts]))
-
-        minimize(Stage("text", recipe.text_steps, 2e-3), out, {"t5": t5, "clip": clip, "probes": probes}, loss)
+        lesson = build()
+        t5, clip = lesson.t5, lesson.clip
+        minimize(Stage("text", steps, 2e-3), out, {"t5": t5, "clip": clip, "probes": lesson.probes}, lesson.loss)
         finish(out / "t5", t5.save_pretrained)
         finish(out / "clip", clip.save_pretrained)
     return (
