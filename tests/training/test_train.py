@@ -513,6 +513,20 @@ def test_an_image_that_no_token_fits_is_refused_before_anything_is_written(tmp_p
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("streamed", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_frames_that_the_model_does_not_draw_are_refused_before_anything_is_written(tmp_path, streamed):
+    """Whether the list is read whole or as it goes, and its held-out prompts are its own or a file's."""
+    rows, held_out = tmp_path / "set" / "rows.jsonl", tmp_path / "held_out.txt"
+    rows.parent.mkdir()
+    rows.write_text("".join(json.dumps({"prompt": f"p{i}", "frames": 9}) + "\n" for i in range(4)))
+    held_out.write_text("a red ring\n")
+    prompts = f"{rows.parent}/" if streamed else str(rows)
+    data = dataclasses.replace(SHORT, prompts=prompts, held_out=str(held_out), buckets=True, cache=False)
+    with pytest.raises(ValueError, match="set.* asks for 9 frames: flux draws images; expected 1"):
+        train(config(tmp_path / "run", data=data), tiny_pipe(), quiet)
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.slow
 def test_one_prompt_is_enough_and_no_token_of_an_account_is_left_behind(tmp_path, monkeypatch):
     secret = "hf_" + "q" * 34

@@ -186,7 +186,8 @@ class PromptData:
 class PromptStream:
     """Prompts of a data set that is read as it goes: batches come in order, and the position is saved.
 
-    A block of rows is shuffled, then sorted by image size; what does not fill a batch waits for the next block.
+    A block of rows is shuffled, then sorted by image size; what does not fill a batch waits for the next block. The
+    first block is read at once, so that a run can look at its sizes before it begins.
     """
 
     def __init__(self, config: Data, *, seed: int, batch: int) -> None:
@@ -199,13 +200,10 @@ class PromptStream:
         self.step = 0
         self.waiting: dict[Size, list[str]] = {size: [] for size in self.sizes}
         self.ready: list[tuple[Size, list[str]]] = []
-        if config.held_out:
-            rows, _ = read_prompts(config.held_out, config.column, strict=config.strict)
-            self._hold(_held_out(rows[: config.held_out_count], config, seed))
-        else:
-            rows = self.stream.next()
-            self._hold(_held_out(rows[: config.held_out_count], config, seed))
-            self._sort(rows)
+        rows = self.stream.next()
+        apart = read_prompts(config.held_out, config.column, strict=config.strict)[0] if config.held_out else rows
+        self._hold(_held_out(apart[: config.held_out_count], config, seed))
+        self._sort(rows)
 
     @property
     def message(self) -> str | None:

@@ -184,8 +184,13 @@ def _opened_pipe(config: Run, pipe: DiffusionPipeline | None, data: Prompts) -> 
     """The pipeline of a run, loaded if it is not there yet, and known to draw what the run asks for."""
     pipe = load_pipe(config.model, not config.data.embeddings) if pipe is None else pipe
     check_embeds(pipe.transformer, config.distill.guidance_range, config.model.base)
+    network.check_size(pipe, *data.held_out.size)
     for size in data.sizes:
-        network.check_size(pipe, *size)
+        try:
+            network.check_size(pipe, *size)
+        except ValueError as error:
+            told = size[2:] != data.held_out.size[2:]  # the list's frames; height and width are the settings' in shape
+            raise ValueError(f"{config.data.prompts} asks for {error}" if told else str(error)) from error
     return pipe
 
 
