@@ -101,6 +101,16 @@ def test_a_card_tells_the_license_of_its_base_or_that_it_is_not_known() -> None:
     assert "not known here; see the card of AIDC-AI/Ovis-Image-7B, and name it here" in other
 
 
+@pytest.mark.parametrize("base", model_card.LICENSES)
+def test_a_license_that_the_hub_does_not_know_has_a_name_and_the_text_in_the_bases_own_folder(base) -> None:
+    """Else a card would carry the terms of another model."""
+    license = model_card.LICENSES[base]
+    if license["license"] == "other":
+        assert license["license_name"] and license["license_link"].startswith(f"https://huggingface.co/{base}/")
+    else:
+        assert license == {"license": "apache-2.0"}
+
+
 def test_names_that_mean_the_same_everywhere_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     for name in ("world", "", "black-forest-labs/FLUX.1-dev"):

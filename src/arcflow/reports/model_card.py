@@ -52,6 +52,11 @@ LICENSES: dict[str, dict[str, str]] = {
         "license_name": "flux-1-dev-non-commercial-license",
         "license_link": "https://huggingface.co/black-forest-labs/FLUX.1-dev/blob/main/LICENSE.md",
     },
+    "black-forest-labs/FLUX.1-Kontext-dev": {
+        "license": "other",
+        "license_name": "flux-1-dev-non-commercial-license",
+        "license_link": "https://huggingface.co/black-forest-labs/FLUX.1-Kontext-dev/blob/main/LICENSE.md",
+    },
     "black-forest-labs/FLUX.2-dev": {
         "license": "other",
         "license_name": "flux-dev-non-commercial-license",
@@ -61,11 +66,25 @@ LICENSES: dict[str, dict[str, str]] = {
     "Qwen/Qwen-Image": {"license": "apache-2.0"},
     "Qwen/Qwen-Image-2512": {"license": "apache-2.0"},
     "Tongyi-MAI/Z-Image": {"license": "apache-2.0"},
+    "stabilityai/stable-diffusion-3.5-large": {
+        "license": "other",
+        "license_name": "stabilityai-ai-community",
+        "license_link": "https://huggingface.co/stabilityai/stable-diffusion-3.5-large/blob/main/LICENSE.md",
+    },
+    "stabilityai/stable-diffusion-3.5-medium": {
+        "license": "other",
+        "license_name": "stabilityai-ai-community",
+        "license_link": "https://huggingface.co/stabilityai/stable-diffusion-3.5-medium/blob/main/LICENSE.md",
+    },
+    "lodestones/Chroma1-HD": {"license": "apache-2.0"},
+    "meituan-longcat/LongCat-Image": {"license": "apache-2.0"},
+    "Alpha-VLLM/Lumina-Image-2.0": {"license": "apache-2.0"},
+    "Wan-AI/Wan2.1-T2V-14B-Diffusers": {"license": "apache-2.0"},
     "baidu/ERNIE-Image": {"license": "apache-2.0"},
     "world": {"license": "apache-2.0"},
 }
-"""What an adapter inherits from its base, of the bases whose own card was read; of others a card says that it is not
-known."""
+"""What an adapter inherits from its base, of the bases whose own card or whose makers' word was read; of others a card
+says that it is not known."""
 
 CURVES = "curves.png"
 
