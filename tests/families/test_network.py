@@ -1,6 +1,7 @@
 """What the rows of the table promise, for each of them."""
 
 import copy
+import pickle
 
 import pytest
 import torch
@@ -15,6 +16,10 @@ def test_the_names_that_take_a_lora_are_linears_and_not_the_head(net):
     assert len(names) > 6 and len(set(names)) == len(names)
     assert all(isinstance(net.get_submodule(name), torch.nn.Linear) for name in names)
     assert families.family_of(net).head not in names
+
+
+def test_a_row_goes_to_another_process_as_itself():
+    assert all(pickle.loads(pickle.dumps(family)) is family for family in families.FAMILIES)
 
 
 @pytest.mark.parametrize("pipe", ["flux", "qwen_image"], indirect=True)

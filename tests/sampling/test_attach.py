@@ -1,6 +1,7 @@
 """What people do with a pipeline, done with a student on it: the right image, or one sentence and nothing changed."""
 
 import copy
+import functools
 import importlib
 import io
 import os
@@ -12,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler, FluxImg2ImgPipeline, FluxPipeline
+from diffusers import FlowMatchEulerDiscreteScheduler, FluxImg2ImgPipeline, FluxPipeline, SD3Transformer2DModel
 
 import arcflow
 from arcflow import ArcFlowScheduler, student
@@ -21,6 +22,7 @@ from arcflow.student import adapter
 from arcflow.student.places import base_linear
 from arcflow.student.record import AdapterInfo
 from arcflow.student.state import lora_layers, state_of
+from tests.support.families import ALL
 from tests.support.pipelines import SIDE, flux2_transformer, perturb, sample, save_style
 from tests.support.students import without_gain
 
@@ -451,6 +453,27 @@ def test_joined_projections_draw_the_same_and_come_apart(pipe, two_steps, when):
     torch.testing.assert_close(sample(pipe), teacher, rtol=1e-4, atol=1e-4)
     pipe.transformer.unfuse_qkv_projections()
     assert torch.equal(sample(pipe), teacher)
+
+
+@pytest.mark.slow
+def test_projections_that_diffusers_cannot_take_apart_come_apart(tmp_path):
+    """Stable Diffusion 3's attentions keep what was joined when the network calls their Linears one by one again."""
+    pipe = ALL["sd3"]()
+    plain = {"qk_norm": None, "dual_attention_layers": ()}  # of neither does a stock network draw the same when joined
+    config = {name: value for name, value in pipe.transformer.config.items() if not name.startswith("_")}
+    pipe.transformer = SD3Transformer2DModel(**{**config, **plain}).eval()
+    draw = functools.partial(sample, pipe, guidance_scale=1.0)
+    teacher, folder = draw(), made(pipe, tmp_path)
+    arcflow.attach(pipe, folder)
+    drawn = draw()
+    arcflow.detach(pipe).transformer.fuse_qkv_projections()
+    arcflow.attach(pipe, folder)
+    for change in (student.fuse, student.unfuse, lambda net: net.unfuse_qkv_projections()):
+        torch.testing.assert_close(draw(), drawn, rtol=1e-3, atol=1e-4)
+        change(pipe.transformer)
+    assert torch.equal(draw(), drawn)
+    arcflow.detach(pipe)
+    assert torch.equal(draw(), teacher)
 
 
 # Compiled

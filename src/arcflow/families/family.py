@@ -7,7 +7,7 @@ Entries with a default are those of a network that works on tokens from end to e
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, SupportsIndex
 
 import numpy as np
 import torch
@@ -176,6 +176,14 @@ class Family:
     """What its editing models do besides; None where it has none that is carried as a teacher."""
     sizes: tuple[str, ...] = SIZES
     """Entries of the transformer's config that a base must share with an adapter."""
+
+    def __reduce_ex__(self, protocol: SupportsIndex) -> str | tuple[Any, ...]:
+        """A row of the list goes to another process by its name, whatever functions it has."""
+        from arcflow.families import FAMILIES, family_named  # which have this row
+
+        if any(family is self for family in FAMILIES):
+            return family_named, (self.name,)
+        return super().__reduce_ex__(protocol)
 
     @property
     def pixels(self) -> int:

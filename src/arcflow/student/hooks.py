@@ -92,6 +92,17 @@ def join(transformer: nn.Module) -> None:
                 linear._arcflow_low = ()  # type: ignore[assignment]
 
 
+def _unjoin(attention: nn.Module) -> None:
+    """Take apart what diffusers has joined. Its older attentions, as Stable Diffusion 3's, cannot: they keep what was
+    joined also when the network calls their Linears one by one again."""
+    if hasattr(attention, "unfuse_projections"):
+        attention.unfuse_projections()  # type: ignore[operator]
+        return
+    for name in JOINED:
+        attention._modules.pop(name, None)
+    attention.fused_projections = False  # type: ignore[assignment]
+
+
 @contextmanager
 def separate(transformer: nn.Module) -> Iterator[None]:
     """While the block runs, attentions have Linears of their own again, where diffusers has joined them."""
@@ -104,7 +115,7 @@ def separate(transformer: nn.Module) -> Iterator[None]:
                     f"Delete that LoRA first (pipe.delete_adapters), or call transformer.unfuse_qkv_projections()."
                 )
     for attention in joined:
-        attention.unfuse_projections()  # type: ignore[operator]
+        _unjoin(attention)
     try:
         yield
     finally:
