@@ -97,6 +97,20 @@ def test_an_adapter_for_the_other_network_is_told(two, adapters):
     assert torch.equal(draw(two), before)
 
 
+def test_the_second_network_alone_takes_every_step(two, adapters):
+    """A boundary of 1 leaves it all steps on a stock grid, which starts below 1; a student's starts there."""
+    two.transformer = None
+    two.register_to_config(boundary_ratio=1.0)
+    with pytest.raises(ValueError, match=r"no transformer, which its boundary_ratio of 1 .*boundary_ratio=1.001"):
+        arcflow.attach(two, adapters[1], component="transformer_2")
+    two.register_to_config(boundary_ratio=1.001)
+    before = draw(two)
+    arcflow.attach(two, adapters[1], component="transformer_2")
+    assert not torch.equal(draw(two), before)
+    arcflow.detach(two)
+    assert torch.equal(draw(two), before)
+
+
 def test_one_file_has_both(two, adapters, both):
     """It draws what the two draw, one after the other, and one of them may be taken of it."""
     before = draw(two)

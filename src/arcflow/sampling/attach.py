@@ -98,6 +98,7 @@ def _draft(pipe: object, path: str | Path, component: str, network: str, guidanc
     is in a file of several."""
     transformer = _transformer(pipe, component)
     info = found_at(path, network).info
+    _check_first_step(pipe)
     if alone:
         _check_grid(pipe, transformer, info)
     if info.teacher_lora and not other_adapters(transformer):
@@ -153,6 +154,17 @@ def _check_grid(pipe: Any, transformer: ModelMixin, info: AdapterInfo) -> None:
         raise ValueError(
             f"the adapter was trained at shift {info.shift:g}, that of the pipeline's other network at {now.shift:g}: "
             f"both walk one grid; expected the same shift"
+        )
+
+
+def _check_first_step(pipe: Any) -> None:
+    """Refuse a pipeline whose second network stands alone and is not called at noise level 1, where students start."""
+    boundary = getattr(pipe, "config", {}).get("boundary_ratio")
+    if boundary is not None and boundary <= 1 and pipe.transformer is None:
+        raise ValueError(
+            f"this {type(pipe).__name__} has no transformer, which its boundary_ratio of {boundary:g} has called at "
+            f"noise level 1, where a student starts: expected one above 1, so that transformer_2 takes every step. "
+            f"Call pipe.register_to_config(boundary_ratio=1.001)."
         )
 
 
