@@ -179,3 +179,14 @@ def test_attach_and_detach(stock, tmp_path):
     assert not torch.equal(sample(pipe, 2), before)
     arcflow.detach(pipe)
     assert torch.equal(sample(pipe, 2), before)
+
+
+def test_a_student_draws_in_half_precision_what_its_pipeline_draws(stock, tmp_path):
+    pipe, sample = stock
+    pipe.to(torch.bfloat16)
+    before = sample(pipe, 2)
+    folder = adapter.save_adapter(student.build(copy.deepcopy(pipe.transformer), modes=4, rank=2), tmp_path)
+    arcflow.attach(pipe, folder)
+    after = sample(pipe, 2)
+    assert after.isfinite().all() and after.shape == before.shape
+    assert after.dtype == torch.promote_types(after.dtype, before.dtype)  # or wider, as Wan's, which begin so

@@ -164,6 +164,8 @@ class Family:
     """The value that the model is meant for."""
     off: float = 1.0
     """The greatest value that makes no second call. Guided velocities are negative + (1 + value - off) * difference."""
+    wide: bool = False
+    """Whether its pipelines want latents in float32 after each step, whatever these start in."""
     packs: bool = True
     """Whether noise is drawn as pixels and packed into tokens; else its channels are the tokens'."""
     told: Mapping[str, bool] = field(default_factory=dict)

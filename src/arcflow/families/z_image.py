@@ -51,5 +51,6 @@ Z_IMAGE = Family(
     clock=("t", 1),
     scale=4.0,
     off=0.0,
+    wide=True,
     sizes=("dim", "n_layers", "n_refiner_layers", "n_heads", "n_kv_heads", "in_channels", "cap_feat_dim", "axes_dims"),
 )

@@ -119,7 +119,14 @@ def _draft(pipe: object, path: str | Path, component: str, network: str, guidanc
 def _put_on(pipe: Any, draft: _Draft, fuse: bool) -> None:
     """Let a network be the student that was drafted for it, and the scheduler walk its grid."""
     transformer, info = draft.transformer, draft.info
-    scheduler = ArcFlowScheduler(info.modes, info.shift, info.final_step_scale, info.pixels, trained_steps=info.fewest)
+    scheduler = ArcFlowScheduler(
+        info.modes,
+        info.shift,
+        info.final_step_scale,
+        info.pixels,
+        trained_steps=info.fewest,
+        wide=family_of(transformer).wide,
+    )
     scheduler.stock = _stock(pipe.scheduler, transformer)
     exchange(transformer, draft.state, fused=fuse)
     transformer.eval()

@@ -55,6 +55,7 @@ class ArcFlowScheduler(SchedulerMixin, ConfigMixin):
         pixels: int = 4,
         num_train_timesteps: int = 1000,
         trained_steps: int | None = None,
+        wide: bool = False,
     ) -> None:
         self.num_modes = num_modes
         self.pixels = pixels
@@ -62,6 +63,7 @@ class ArcFlowScheduler(SchedulerMixin, ConfigMixin):
         self.shift = shift
         self.final_step_scale = final_step_scale
         self.trained_steps = trained_steps
+        self.wide = wide
         self.calls = 0
         """Student calls since the last step, counted by whoever can see them (`sampling.attach`)."""
         self._told: set[str] = set()
@@ -123,7 +125,8 @@ class ArcFlowScheduler(SchedulerMixin, ConfigMixin):
     def step(
         self, model_output: Tensor, timestep: float | Tensor, sample: Tensor, return_dict: bool = True
     ) -> ArcFlowSchedulerOutput | tuple[Tensor]:
-        """Latents at the end of the step that starts at `timestep`, in the dtype of `sample`."""
+        """Latents at the end of the step that starts at `timestep`, in the dtype of `sample`; of a `wide` scheduler in
+        float32 at least, for pipelines that go on in it after a step in half precision."""
         velocity = model_output.shape == sample.shape
         with LOCK:
             self._only_here()
@@ -140,7 +143,7 @@ class ArcFlowScheduler(SchedulerMixin, ConfigMixin):
         if velocity and self._call.samples > len(sample):
             warn_once(self._told, self._call.warning)
         x = sample.to(torch.promote_types(sample.dtype, torch.float32))
-        x = (x - self._displacement(model_output, sample, span, velocity)).to(sample.dtype)
+        x = (x - self._displacement(model_output, sample, span, velocity)).to(x.dtype if self.wide else sample.dtype)
         with LOCK:
             self._only_here()
             self._called = None
