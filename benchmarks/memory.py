@@ -24,6 +24,7 @@ from diffusers import (
     AutoencoderKLFlux2,
     AutoencoderKLLTXVideo,
     AutoencoderKLQwenImage,
+    AutoencoderKLQwenImage21,
     AutoencoderKLWan,
     Flux2Transformer2DModel,
     FluxTransformer2DModel,
@@ -36,9 +37,14 @@ from transformers import (
     CLIPTextConfig,
     CLIPTextModel,
     CLIPTextModelWithProjection,
+    Gemma2Config,
+    Mistral3Config,
     MistralConfig,
     PixtralVisionConfig,
     Qwen2_5_VLConfig,
+    Qwen3Config,
+    Qwen3VLConfig,
+    Qwen3VLForConditionalGeneration,
     T5Config,
     T5EncoderModel,
     UMT5Config,
@@ -64,6 +70,8 @@ class Alive(TorchDispatchMode):
         self.seen: weakref.WeakSet = weakref.WeakSet(tensor.untyped_storage() for tensor in weights)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.aten.where.self and any(choice.is_meta for choice in args):
+            args = [choice.to("meta") for choice in args]  # Qwen-Image 2.1 chooses by a mask that has its numbers
         out = func(*args, **(kwargs or {}))
         for tensor in out if isinstance(out, (list, tuple)) else [out]:
             if isinstance(tensor, Tensor):
@@ -91,12 +99,14 @@ def attention(query: Tensor, key: Tensor, value: Tensor, *more: Any, **options: 
 @torch.no_grad()
 def activations(module: nn.Module, call: Callable[[], Any]) -> int:
     """Peak bytes that a call makes beside the weights."""
-    kept, F.scaled_dot_product_attention = F.scaled_dot_product_attention, attention
+    kept = F.scaled_dot_product_attention, torch.autocast
+    F.scaled_dot_product_attention = attention
+    torch.autocast = lambda *_, **__: nullcontext()  # type: ignore[assignment]  # the meta device has none
     try:
         with Alive(module) as alive, torch.device("meta"):
             call()
     finally:
-        F.scaled_dot_product_attention = kept
+        F.scaled_dot_product_attention, torch.autocast = kept
     return alive.peak
 
 
@@ -279,6 +289,145 @@ def chroma() -> Parts:
         return measure(MODELS["Chroma"](), [t5()], shifted_autoencoder(), inputs, latents)
 
 
+def qwen3(hidden: int, intermediate: int, layers: int, heads: int) -> dict[str, Any]:
+    """Sizes of a Qwen3, as its config names them."""
+    sizes = {"hidden_size": hidden, "intermediate_size": intermediate, "num_hidden_layers": layers}
+    return {**sizes, "num_attention_heads": heads, "num_key_value_heads": 8, "head_dim": 128, "vocab_size": 151936}
+
+
+QWEN3_4B = qwen3(2560, 9728, 36, 32)
+
+
+def qwen3_vl_4b() -> Qwen3VLConfig:
+    """Qwen3-VL of four billion parameters, whose output is its input's table."""
+    sight = {"depth": 24, "hidden_size": 1024, "intermediate_size": 4096, "out_hidden_size": 2560}
+    deep = {"deepstack_visual_indexes": [5, 11, 17]}
+    return Qwen3VLConfig(text_config=QWEN3_4B, vision_config={**sight, **deep}, tie_word_embeddings=True)
+
+
+def qwen3_vl_8b() -> Qwen3VLConfig:
+    """Qwen3-VL of eight billion parameters."""
+    sight = {"depth": 27, "hidden_size": 1152, "intermediate_size": 4304, "out_hidden_size": 4096}
+    return Qwen3VLConfig(text_config=qwen3(4096, 12288, 36, 32), vision_config=sight)
+
+
+def z_image() -> Parts:
+    """Z-Image."""
+    side = SIDE // 8
+    with torch.device("meta"):
+        text = [AutoModel.from_config(Qwen3Config(**QWEN3_4B))]
+        inputs = {"x": [tensor(16, 1, side, side)], "cap_feats": [tensor(TEXT, 2560)]}
+        latents = tensor(1, 16, side, side)
+        return measure(MODELS["Z-Image"](), text, shifted_autoencoder(), inputs, latents, clock="t")
+
+
+def krea2() -> Parts:
+    """Krea 2."""
+    tokens = (SIDE // 16) ** 2
+    with torch.device("meta"):
+        inputs = {
+            "hidden_states": tensor(1, tokens, 64),
+            "encoder_hidden_states": tensor(1, TEXT, 12, 2560),
+            "encoder_attention_mask": tensor(1, TEXT).bool(),
+            "position_ids": tensor(TEXT + tokens, 3),
+        }
+        latents = tensor(1, 16, 1, SIDE // 8, SIDE // 8)
+        text = [AutoModel.from_config(qwen3_vl_4b())]
+        return measure(MODELS["Krea 2"](), text, AutoencoderKLQwenImage(), inputs, latents)
+
+
+def longcat_image() -> Parts:
+    """LongCat-Image."""
+    tokens = (SIDE // 16) ** 2
+    with torch.device("meta"):
+        inputs = {
+            "hidden_states": tensor(1, tokens, 64),
+            "encoder_hidden_states": tensor(1, TEXT, 3584),
+            "img_ids": tensor(tokens, 3),
+            "txt_ids": tensor(TEXT, 3),
+        }
+        latents = tensor(1, 16, SIDE // 8, SIDE // 8)
+        return measure(MODELS["LongCat-Image"](), [qwen25()], shifted_autoencoder(), inputs, latents)
+
+
+def lumina2() -> Parts:
+    """Lumina Image 2."""
+    side = SIDE // 8
+    mask = torch.ones(1, 256, dtype=torch.long)  # with its numbers: the network counts words
+    with torch.device("meta"):
+        inputs = {
+            "hidden_states": tensor(1, 16, side, side),
+            "encoder_hidden_states": tensor(1, 256, 2304),
+            "encoder_attention_mask": mask,
+        }
+        text = [AutoModel.from_config(Gemma2Config())]
+        return measure(MODELS["Lumina 2"](), text, shifted_autoencoder(), inputs, tensor(1, 16, side, side))
+
+
+def qwen_image_21() -> Parts:
+    """Qwen-Image 2.1."""
+    side = SIDE // 16
+    slots = side**2 // 4  # one place in the text for four tokens of the image
+    mask = torch.arange(TEXT + slots)[None] >= TEXT  # with its values: the network looks where the image stands
+    with torch.device("meta"):
+        inputs = {
+            "hidden_states": tensor(1, side**2, 64),
+            "encoder_hidden_states": tensor(1, TEXT, 4096),
+            "img_shapes": [[(1, side, side)]],
+            "img_mask": mask,
+        }
+        text: list[nn.Module] = [Qwen3VLForConditionalGeneration(qwen3_vl_8b())]
+        latents = tensor(1, 64, 1, side, side)
+        return measure(MODELS["Qwen-Image 2.1"](), text, AutoencoderKLQwenImage21(), inputs, latents)
+
+
+def ovis_image() -> Parts:
+    """Ovis-Image."""
+    tokens = (SIDE // 16) ** 2
+    with torch.device("meta"):
+        inputs = {
+            "hidden_states": tensor(1, tokens, 64),
+            "encoder_hidden_states": tensor(1, 256, 2048),
+            "img_ids": tensor(tokens, 3),
+            "txt_ids": tensor(256, 3),
+        }
+        text = [AutoModel.from_config(Qwen3Config(**qwen3(2048, 6144, 28, 16)))]
+        latents = tensor(1, 16, SIDE // 8, SIDE // 8)
+        return measure(MODELS["Ovis-Image"](), text, shifted_autoencoder(), inputs, latents)
+
+
+def ernie_image() -> Parts:
+    """ERNIE-Image, without its prompt enhancer."""
+    side = SIDE // 16
+    with torch.device("meta"):
+        sizes: dict[str, Any] = {"hidden_size": 3072, "intermediate_size": 9216, "num_hidden_layers": 26}
+        heads = {"num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 128, "vocab_size": 131072}
+        language = {"model_type": "mistral", **sizes, **heads}
+        text = [AutoModel.from_config(Mistral3Config(text_config=language))]
+        inputs = {
+            "hidden_states": tensor(1, 128, side, side),
+            "text_bth": tensor(1, TEXT, 3072),
+            "text_lens": torch.full((1,), TEXT),
+        }
+        latents = tensor(1, 32, SIDE // 8, SIDE // 8)
+        return measure(MODELS["ERNIE-Image"](), text, AutoencoderKLFlux2(), inputs, latents)
+
+
+def flux3() -> Parts:
+    """FLUX.3."""
+    tokens = (SIDE // 16) ** 2
+    with torch.device("meta"):
+        inputs = {
+            "hidden_states": tensor(1, tokens, 128),
+            "encoder_hidden_states": tensor(1, TEXT, 8 * 2560),
+            "img_ids": tensor(tokens, 4),
+            "txt_ids": tensor(TEXT, 4),
+        }
+        text: list[nn.Module] = [Qwen3VLForConditionalGeneration(qwen3_vl_4b())]
+        latents = tensor(1, 32, SIDE // 8, SIDE // 8)
+        return measure(MODELS["FLUX.3"](), text, AutoencoderKLFlux2(), inputs, latents)
+
+
 def wan(frames: int = 81) -> Parts:
     """Wan 2.1 14B."""
     rows, columns = VIDEO
@@ -316,8 +465,16 @@ IMAGES: dict[str, Callable[[], Parts]] = {
     "flux": flux,
     "qwen_image": qwen_image,
     "flux2": flux2,
+    "flux3": flux3,
     "sd3": sd3,
+    "z_image": z_image,
+    "krea2": krea2,
     "chroma": chroma,
+    "longcat_image": longcat_image,
+    "lumina2": lumina2,
+    "qwen_image_21": qwen_image_21,
+    "ovis_image": ovis_image,
+    "ernie_image": ernie_image,
 }
 
 VIDEOS: dict[str, Callable[[int], Parts]] = {"wan": wan, "ltx": ltx}

@@ -141,7 +141,27 @@ def _assets() -> Iterator[Diagnosis]:
 class Doctor:
     """Report versions, devices and memory, and say what is missing and how to get it."""
 
-    model: Literal["flux", "qwen-image", "qwen_image", "flux2", "sd3", "chroma", "wan", "ltx"] | None = None
+    model: (
+        Literal[
+            "flux",
+            "qwen-image",
+            "qwen_image",
+            "flux2",
+            "flux3",
+            "sd3",
+            "z_image",
+            "krea2",
+            "chroma",
+            "longcat_image",
+            "lumina2",
+            "qwen_image_21",
+            "wan",
+            "ltx",
+            "ovis_image",
+            "ernie_image",
+        ]
+        | None
+    ) = None
     """Say instead how this large model fits cards of 12 to 80 GB; of a video model, by frames too."""
     json: bool = False
     """Print the report as JSON."""
