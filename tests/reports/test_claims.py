@@ -81,6 +81,31 @@ def test_ahead_of_its_rivals_leaves_out_second_networks_and_its_own_variant(tmp_
 
 
 @pytest.mark.parametrize(
+    ("others", "holds"),
+    [
+        ({"linear": [0.11, 0.12, 0.11]}, "holds"),
+        ({"linear": [0.05, 0.05, 0.06]}, "holds in part"),
+        ({"arcflow": [0.05, 0.05, 0.06]}, "holds in part"),
+    ],
+)
+def test_the_own_objective_is_first_or_tied_if_none_is_better_by_more_than_noise(tmp_path, others, holds):
+    published = means(others.pop("arcflow", [0.20, 0.21, 0.22]))
+    rivals = {name: means(distances) for name, distances in others.items()}
+    results = comparison(published, coefficients=means([0.10, 0.11, 0.12]), **rivals)
+    assert found(tmp_path, "methods", results)["First or tied at 2 calls, in distance and accuracy"].holds == holds
+
+
+@pytest.mark.parametrize(
+    ("reached", "holds"),
+    [([0.09, 0.10, 0.11], "holds"), ([0.12, 0.13, 0.11], "holds in part"), ([0.20, 0.21, 0.22], "does not hold")],
+)
+def test_fewer_passes_are_told_from_trainings_of_that_budget(tmp_path, reached, holds):
+    records.write(tmp_path / "third.json", comparison(means([0.3, 0.31, 0.32]), coefficients=means(reached)))
+    finding = found(tmp_path, "methods", comparison(means([0.11, 0.12, 0.10])))
+    assert finding["Where the published form ends after a third of its forward passes"].holds == holds
+
+
+@pytest.mark.parametrize(
     ("reached", "holds"), [(20, "holds"), (50, "holds in part"), (100, "does not hold"), (None, "does not hold")]
 )
 def test_sooner_is_told_from_the_curves(tmp_path, reached, holds):
@@ -140,4 +165,6 @@ def test_the_page_names_the_commands_behind_it(tmp_path):
     records.write(tmp_path / "methods.json", comparison(means([0.1, 0.11]), linear=means([0.3, 0.31])))
     page = write_claims(tmp_path, tmp_path / "deep" / "claims.md").read_text()
     assert f"| {BENDS} | **holds** | distance 0.1050" in page
+    assert list(CLAIMS) == sorted(CLAIMS, key=page.index)
+    assert page.index("## The published form") < page.index(BENDS) < page.index("## The project's own objective")
     assert "* `methods.json`: `arcflow compare --budget 7`" in page

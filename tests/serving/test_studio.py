@@ -20,7 +20,7 @@ from arcflow.serving.studio import Studio, StudioSetup, Watch
 from arcflow.serving.texts import Texts
 from arcflow.student.adapter import save_adapter
 from tests.support.families import MORE, side
-from tests.support.pipelines import SIDE, fresh, perturb
+from tests.support.pipelines import SIDE, draws, fresh, perturb
 
 
 @pytest.fixture
@@ -29,7 +29,7 @@ def setup(pristine, tmp_path, monkeypatch) -> StudioSetup:
     pipe = fresh(pristine["qwen_image"])
     pipe.save_pretrained(tmp_path / "base")
     model = fresh(pristine["qwen_image"]).transformer
-    student.build(model, modes=4, rank=2)
+    student.build(model, modes=4, rank=2, generator=draws())
     perturb(model)
     save_adapter(model, tmp_path / "adapter")
     monkeypatch.setattr(opening.Setup, "base", lambda self: pipe)
@@ -53,7 +53,8 @@ def test_a_picture_does_not_depend_on_how_long_others_prompts_are(qwen):
     assert [picture.batch for picture in together] == [3, 1, 3, 3]
     assert sorted(shown) == [(1, 1), (3, 1)]
     for piece, picture in zip(pieces, together, strict=True):
-        assert np.array_equal(qwen.draw(order, [piece])[0].image, picture.image)
+        alone = qwen.draw(order, [piece])[0].image
+        assert np.abs(alone.astype(int) - picture.image).max() <= 1  # batches of another size are rounded otherwise
 
 
 def test_memory_that_ran_out_for_one_size_makes_no_other_size_smaller(qwen):
