@@ -5,9 +5,9 @@ import dataclasses
 import pytest
 
 from arcflow.config import Data, Distill, Model, Optim, Run, from_json, to_json
-from arcflow.recipes import flux, qwen_image, world, world_quick
+from arcflow.recipes import flux, flux_published, qwen_image_published, world, world_quick
 
-RECIPES = (world, world_quick, flux, qwen_image)
+RECIPES = (world, world_quick, flux, flux_published, qwen_image_published)
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
@@ -38,14 +38,15 @@ def test_every_field_says_what_it_is(kind):
 
 
 def test_the_published_values():
-    run = flux()
+    run = flux_published()
     assert (run.model.modes, run.model.rank, run.model.dropout) == (16, 256, 0.05)
     assert (run.distill.steps, run.distill.shift, run.distill.guidance) == (2, 3.2, 3.5)
     assert (run.distill.states, run.distill.window, run.distill.mode_dropout) == (4, 3, 0.1)
     assert (run.optim.lr, run.optim.lr_log_gamma, run.optim.betas) == (1e-4, 1e-5, (0.9, 0.95))
     assert (run.optim.weight_decay, run.optim.clip, run.optim.batch) == (0.0, 50.0, 384)
-    assert [(r.optim.iterations, r.distill.decay) for r in (flux(), qwen_image())] == [(10_000, 2000), (15_000, 1000)]
-    assert [r.distill.teacher_cfg for r in (flux(), qwen_image())] == [1.0, 4.0]
+    both = (run, qwen_image_published())
+    assert [(r.optim.iterations, r.distill.decay) for r in both] == [(10_000, 2000), (15_000, 1000)]
+    assert [r.distill.teacher_cfg for r in both] == [1.0, 4.0]
 
 
 @pytest.mark.parametrize(

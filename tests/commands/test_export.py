@@ -61,8 +61,7 @@ def test_the_shipped_adapter_is_exported_by_its_name(tmp_path, capsys) -> None:
     [
         (("--adapter", "none"), "--adapter none has nothing to export"),
         (("--layout", "merged"), "--layout merged is a copy of the base's folder: expected that; give --model"),
-        (("--layout", "lora"), "is a mixture, of which a LoRA is made and measured on its base: expected that base"),
-        (("--layout", "published", "--model", "some/model"), "its LoRA on feed-forward layers, this student on 'all'"),
+        (("--layout", "published", "--model", "some/model"), "holds mixtures, this student is in coefficients"),
         (("--keys", "kohya"), "expected --layout lora with it"),
         (("--bound", "nan"), "--bound = nan: expected 0 or more"),
         (("--push", "two-steps"), "expected owner/name on the Hugging Face Hub"),
@@ -75,6 +74,32 @@ def test_what_cannot_be_exported_is_said_before_anything_is_loaded(words, said, 
     words = words if "--adapter" in words else ("--adapter", "world", *words)
     assert said in refused(capsys, *words, "--out", tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--layout", "lora"), "is a mixture, of which a LoRA is made and measured on its base: expected that base"),
+        (("--layout", "published", "--model", "some/model"), "its LoRA on feed-forward layers, this student on 'all'"),
+    ],
+)
+def test_what_a_mixture_is_not_made_into_is_said_before_its_base_is_loaded(
+    words, said, flux, capsys, tmp_path, monkeypatch
+) -> None:
+    net = student.build(fresh(flux).transformer, modes=4, rank=2, targets="all", generator=draws())
+    made = adapter.save_adapter(net, tmp_path / "adapter")
+    monkeypatch.setattr(open, "open_transformer", lambda *_: pytest.fail("a base was loaded"))
+    assert said in refused(capsys, "--adapter", made, *words, "--out", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_shipped_adapter_leaves_as_a_plain_lora_that_draws_the_same(tmp_path) -> None:
+    shipped = open.adapter_of("world", "world")
+    cli.main(["export", "--adapter", "world", "--layout", "lora", "--out", str(tmp_path / "lora")])
+    pipe = open.open_pipe("world", "cpu", "float32")
+    size = dict(height=64, width=64, guidance_scale=3.5)
+    apart = latent_difference(pipe, shipped, tmp_path / "lora" / LORA["diffusers"], prompts=["a red cube"], **size)
+    assert apart < 1e-5
 
 
 def test_an_adapter_is_not_exported_over_itself(tmp_path, capsys) -> None:

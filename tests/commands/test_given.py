@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from arcflow import cli, config, recipes
+from arcflow import cli, config, paper, recipes
 from arcflow.commands.given import completed
 from arcflow.commands.recipes import CARDS, costs
 
@@ -29,7 +29,7 @@ def test_the_record_of_a_run_goes_back_in(name, tmp_path) -> None:
 
 def test_yaml_names_a_recipe_and_what_is_explicit_wins(tmp_path) -> None:
     file = tmp_path / "run.yaml"
-    file.write_text("recipe: flux\nprocesses: 2\noptim:\n  lr: 1e-3\nmodel: {rank: 8, lora: false}\n")
+    file.write_text("recipe: flux-published\nprocesses: 2\noptim:\n  lr: 1e-3\nmodel: {rank: 8, lora: false}\n")
     train = taken(f"train --config {file} --model.rank 4")
     assert train.processes == 2 and train.recipe.optim.lr == 1e-3
     assert train.recipe.model.rank == 4 and not train.recipe.model.lora
@@ -49,12 +49,14 @@ def test_a_file_that_holds_no_settings_is_named(text, tmp_path, capsys) -> None:
 
 @pytest.mark.slow
 def test_a_shorter_run_has_a_shorter_schedule(tmp_path) -> None:
-    run, whole = taken(f"train world --optim.iterations 420 --out {tmp_path}").recipe, recipes.world()
-    assert (run.distill.hold, run.optim.cooldown_iterations) == (260, 400)
-    assert run.distill.decay * 10 == whole.distill.decay
+    whole = recipes.world()
+    run = taken(f"train world --optim.iterations 440 --out {tmp_path}").recipe
+    assert run.optim.cooldown_iterations * 10 == whole.optim.cooldown_iterations
+    assert run.distill == whole.distill  # the teacher leads to the end, however far that is
+    assert taken("train flux-published --optim.iterations 1000").recipe.distill.decay == paper.FLUX_DECAY / 10
     longer = taken("train world --optim.iterations 9000").recipe
     assert longer.optim.cooldown_iterations == whole.optim.cooldown_iterations
-    assert taken("train world --optim.iterations 420 --distill.hold 7").recipe.distill.hold == 7
+    assert taken("train flux-published --optim.iterations 420 --distill.decay 7").recipe.distill.decay == 7
 
 
 def test_a_short_run_that_is_there_keeps_its_lengths_when_it_is_given_more(tmp_path) -> None:
@@ -66,7 +68,7 @@ def test_a_short_run_that_is_there_keeps_its_lengths_when_it_is_given_more(tmp_p
 
 def test_processes_are_told_the_whole_schedule() -> None:
     """A value that the user gave, and that the recipe has too, is not shortened on the way to another process."""
-    run = taken("train world --optim.iterations 420 --distill.hold 2600").recipe
+    run = taken("train flux-published --optim.iterations 420 --distill.decay 2000").recipe
     settings = json.loads(config.to_json(run))
     again = cli.parsed(completed(recipes.run_command(settings).split()[1:])[0]).recipe
     assert again == run

@@ -118,7 +118,7 @@ def _schedule(base: Mapping[str, object], words: Sequence[str]) -> tuple[dict[st
     scaled = dict[str, object]()
     for name in recipes.SCHEDULE:
         length = base[name]
-        if name in given or not isinstance(length, int) or not length:
+        if name in given or not isinstance(length, int) or length in (0, config.ALWAYS):
             continue
         scaled[name] = there[name] if isinstance(there.get(name), int) else max(1, length * wanted // whole)
     warmup = scaled.get("optim.warmup", base["optim.warmup"])

@@ -1,8 +1,9 @@
 """Runs that have been thought through, by name: functions that return a whole `Run`.
 
-`world` and `world-quick` are for the small teacher that ships with the package and were found by measurement
-(docs/log.md). The others carry the published values (arXiv 2602.09014 and the configuration released with it), and what
-one card needs beside them.
+All but two take the project's own objective (`own`), which was found by measurement on the small teacher that comes
+with the package (docs/log.md): `world` and `world-quick` distil that teacher, the others take what won there to large
+ones, for the forward passes of the published trainings. `flux-published` and `qwen-image-published` carry the published
+values (arXiv 2602.09014 and the configuration released with it).
 """
 
 import dataclasses
@@ -14,38 +15,31 @@ from typing import Any
 from arcflow import paper
 from arcflow.config import ALWAYS, PARTS, Budget, Data, Distill, Model, Optim, Run, flat, to_json
 from arcflow.recipes import models
+from arcflow.recipes.objective import as_dear_as, own
+from arcflow.recipes.objective import forwards as forwards
 
 
 def world() -> Run:
     """The shipped small teacher in two steps, the long recipe: 75 minutes on two CPU cores, at most 90."""
-    return Run(
+    run = Run(
         out="runs/world",
         eval_every=500,
         stop_after=88.0,
         model=Model(rank=32, dropout=0.0, targets="all"),
-        distill=Distill(
-            states=6,
-            spread="systematic",
-            solver="adams",
-            handover="student",
-            hold=2600,
-            decay=1000,
-            led=1,
-        ),
         data=Data(count=131_072),
         optim=Optim(
-            iterations=4200,
+            iterations=4400,
             batch=32,
             lr=2e-3,
             lr_log_gamma=2e-5,
-            directions="segment",
             warmup=20,
             cooldown="linear",
-            cooldown_iterations=4000,
+            cooldown_iterations=4200,
             clip_from=20,
             ema_from=20,
         ),
     )
+    return own(run)
 
 
 def world_quick() -> Run:
@@ -58,9 +52,9 @@ def world_quick() -> Run:
         save_every=200,
         stop_after=8.0,
         model=replace(long.model, rank=16),
-        distill=replace(long.distill, hold=440, decay=140),
+        distill=replace(long.distill, reuse=2),
         data=replace(long.data, count=8192),
-        optim=replace(long.optim, iterations=620, batch=16, cooldown_iterations=560),
+        optim=replace(long.optim, iterations=940, batch=16, cooldown_iterations=850),
     )
 
 
@@ -72,7 +66,7 @@ def comparison() -> Budget:
 
     * The teacher leads to the end. In so few iterations the student's own path costs more distance than it brings.
     * A walk is used several times (`reuse`). Asking the teacher is most of an iteration's cost, and it is iterations
-      that are missing; in trainings as long as `world_quick` fresh walks are better, kept ones are learned by heart.
+      that are missing; in trainings as long as `world` fresh walks are better, kept ones are learned by heart.
     * As many states as an accurate walk needs (`states`), at stratified times.
     * Directions of a step are AdamW's own: those of the segment are made for ArcFlow's curves, and worse here.
     * A training that breaks goes on to its budget, so that its row has a number; skipped steps are counted.
@@ -112,32 +106,16 @@ def states(calls: int) -> int:
     return max(16 // calls, paper.STATES)
 
 
-def reuse(forwards: int) -> int:
+def reuse(budget: int) -> int:
     """How often a walk is used on a budget: eight times on 24 000 forward-equivalents, twice on four times as many, and
     once from 200 000 on. A walk that is used more often than that is learned by heart (docs/log.md)."""
-    return max(8 * 24_000 // max(forwards, 24_000), 1)
+    return max(8 * 24_000 // max(budget, 24_000), 1)
 
 
-def forwards(run: Run) -> float:
-    """Forward-equivalents of a trained sample: the teacher's walk and the averaged student's, shared by all uses of the
-    walk, and the student's calls with their backward pass (with checkpointing, once more forward). Of a student of
-    several numbers of calls, which take turns, it is the mean."""
-    distill = run.distill
-    guided = 2 if distill.teacher_cfg > 1 else 1
-
-    def by(steps: int) -> float:
-        walk = steps * distill.states * guided
-        own = steps - 1 if distill.handover == "average" else 0
-        student = steps * (4 if run.model.gradient_checkpointing else 3)
-        return (walk + own) / distill.reuse + student
-
-    return sum(map(by, distill.all_steps)) / len(distill.all_steps)
-
-
-def flux() -> Run:
+def flux_published() -> Run:
     """FLUX.1-dev with the published values. Needs --data.prompts FILE and large GPUs."""
     return Run(
-        out="runs/flux",
+        out="runs/flux_published",
         eval_every=500,
         save_every=250,
         log_every=10,
@@ -148,10 +126,10 @@ def flux() -> Run:
     )
 
 
-def qwen_image() -> Run:
+def qwen_image_published() -> Run:
     """Qwen-Image with the published values, true CFG 4 in the teacher. Needs --data.prompts FILE and large GPUs."""
     return Run(
-        out="runs/qwen_image",
+        out="runs/qwen_image_published",
         eval_every=500,
         save_every=250,
         log_every=10,
@@ -162,32 +140,35 @@ def qwen_image() -> Run:
     )
 
 
+def flux() -> Run:
+    """FLUX.1-dev in two steps: the project's own objective, for the forward passes of the published training. Needs
+    --data.prompts FILE and large GPUs."""
+    return _instead_of(flux_published(), "runs/flux")
+
+
+def qwen_image() -> Run:
+    """Qwen-Image in two steps, true CFG 4 in the teacher: the project's own objective, for the forward passes of the
+    published training. Needs --data.prompts FILE and large GPUs."""
+    return _instead_of(qwen_image_published(), "runs/qwen_image")
+
+
+def _instead_of(published: Run, out: str) -> Run:
+    return as_dear_as(own(dataclasses.replace(published, out=out)), published)
+
+
 def flux_day() -> Run:
     """FLUX.1-dev in two steps at 512 x 512: about a day of one H100. Planned from the small bench, not run.
 
-    In a day a card makes some 30 000 walks, a hundredth of the published training. With so few, what helped on the
-    bench (docs/log.md) is what this recipe changes: accurate walks of eight states, each used twice; the path in
-    coefficients, which leaves as a plain LoRA; a share of the loss on the end of the step; and later segments that
-    start where the averaged student arrives.
+    In a day a card makes some 30 000 walks, a hundredth of the published training: as many as fit, of small images, in
+    batches of 16.
     """
-    run = flux()
-    replace = dataclasses.replace
+    replace, run = dataclasses.replace, flux()
     return replace(
         run,
         out="runs/flux_day",
         eval_every=250,
-        model=replace(run.model, form="coefficients", modes=4, text_device="cpu"),
-        distill=replace(
-            run.distill,
-            states=states(paper.STEPS),
-            spread="stratified",
-            solver="adams",
-            handover="average",
-            end=0.2,
-            led=paper.STEPS,
-            reuse=2,
-            kept=16,  # 3.5 GB of the CPU's memory, and of a checkpoint
-        ),
+        model=replace(run.model, text_device="cpu"),
+        distill=replace(run.distill, reuse=2, kept=16),  # 3.5 GB of the CPU's memory, and of a checkpoint
         data=replace(run.data, height=512, width=512),
         optim=replace(run.optim, iterations=3600, batch=16, micro_batch=4, spike=10.0),
     )
@@ -213,10 +194,12 @@ RECIPES = {
     "world": world,
     "world-quick": world_quick,
     "flux": flux,
+    "flux-published": flux_published,
     "flux-day": flux_day,
     "flux-48gb": flux_48gb,
     "flux-24gb": flux_24gb,
     "qwen-image": qwen_image,
+    "qwen-image-published": qwen_image_published,
     "qwen-image-48gb": qwen_image_48gb,
     **{name: models.recipe(name) for name in models.ROWS},
 }
@@ -228,13 +211,12 @@ SCHEDULE = ("optim.warmup", "optim.cooldown_iterations", "distill.hold", "distil
 
 
 def _on_one_card(run: Run, **model: Any) -> Run:  # noqa: ANN401
-    """Batches of 16, one sample at a time. The paper's authors: 8 to 16 converge, with a longer decay."""
+    """Batches of 16, one sample at a time. The paper's authors: 8 to 16 converge."""
     replace = dataclasses.replace
     return replace(
         run,
         out=f"{run.out}_one_card",
         model=replace(run.model, **model),
-        distill=replace(run.distill, decay=2 * run.distill.decay),
         optim=replace(run.optim, iterations=2 * run.optim.iterations, batch=16, micro_batch=1, spike=10.0),
     )
 

@@ -1,12 +1,12 @@
 """Recipes of the large models, one row each: base, size, guidance, and why.
 
-All take what was published for FLUX.1 and Qwen-Image (arXiv 2602.09014) but for what a row says. The rules behind the
-rows:
+All take the project's own objective, for the forward passes that were published for Qwen-Image (arXiv 2602.09014), but
+for what a row says. The rules behind the rows:
 
 * A teacher that guides by a second call is guided while it is asked, at the scale its authors advise (`teacher_cfg`):
   the student then makes one call a step. Z-Image and Krea 2 count that scale from 0, so it is one more here.
-* Such a teacher takes twice the calls, as Qwen-Image's does: `paper.QWEN_ITERATIONS` and `paper.QWEN_DECAY` are those
-  of the published adapter that was trained so.
+* Such a teacher takes twice the calls, as Qwen-Image's does: `paper.QWEN_ITERATIONS` are those of the published adapter
+  that was trained so, which `as_dear_as` turns into ours.
 * Two steps at shift 3.2 are the published grid, for images. Videos have many times the tokens, and noise hides less of
   what many tokens share: their makers sample with shift 5 and more, and so do their students.
 * No row was trained at full size here: what is measured is each family's tiny model (docs/families.md).
@@ -17,6 +17,7 @@ from dataclasses import dataclass
 
 from arcflow import paper
 from arcflow.config import Data, Distill, Model, Optim, Run, Sources
+from arcflow.recipes.objective import as_dear_as, own
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,15 +154,13 @@ def recipe(name: str) -> Callable[[], Run]:
     row = ROWS[name]
 
     def make() -> Run:
-        return Run(
+        published = Run(
             out=f"runs/{name.replace('-', '_')}",
             eval_every=500,
             save_every=250,
             log_every=10,
             model=Model(base=row.base, dtype="bfloat16", gradient_checkpointing=row.checkpointing),
-            distill=Distill(
-                decay=paper.QWEN_DECAY, teacher_cfg=row.teacher_cfg, guidance=row.guidance, shift=row.shift
-            ),
+            distill=Distill(teacher_cfg=row.teacher_cfg, guidance=row.guidance, shift=row.shift),
             data=Data(
                 prompts="prompts.txt" if row.sources == "none" else "edits.jsonl",
                 sources=row.sources,
@@ -173,6 +172,7 @@ def recipe(name: str) -> Callable[[], Run]:
             ),
             optim=Optim(iterations=paper.QWEN_ITERATIONS, batch=paper.BATCH, micro_batch=row.micro_batch),
         )
+        return as_dear_as(own(published), published)
 
     make.__doc__ = f"{row.base}. {row.why} Needs --data.prompts FILE and large GPUs."
     return make

@@ -1,0 +1,51 @@
+"""The project's own objective, as the recipes have it: found on the small teacher by measurement (docs/log.md)."""
+
+import dataclasses
+
+from arcflow import paper
+from arcflow.config import ALWAYS, Run
+
+
+def own(run: Run, *, calls: int = paper.STEPS, reuse: int = 1) -> Run:
+    """The same training with the project's own objective, for a student of so many calls.
+
+    The path in coefficients, which leaves as a plain LoRA; accurate walks of the teacher's, who leads them all, each
+    used `reuse` times; half of the loss on the end of the step; later segments from where the averaged student arrives.
+    """
+    replace = dataclasses.replace
+    objective = replace(
+        run.distill,
+        steps=calls,
+        states=max(12 // calls, paper.STATES),
+        spread="systematic",
+        solver="adams",
+        handover="average" if calls > 1 else "walk",
+        hold=ALWAYS,
+        decay=0,
+        led=0,
+        end=0.5,
+        reuse=reuse,
+    )
+    return replace(run, model=replace(run.model, form="coefficients", modes=4), distill=objective)
+
+
+def as_dear_as(run: Run, other: Run) -> Run:
+    """The same training with as many iterations as cost the forward passes of another one, of batches as large."""
+    iterations = round(other.optim.iterations * forwards(other) / forwards(run))
+    return dataclasses.replace(run, optim=dataclasses.replace(run.optim, iterations=iterations))
+
+
+def forwards(run: Run) -> float:
+    """Forward-equivalents of a trained sample: the teacher's walk and the averaged student's, shared by all uses of the
+    walk, and the student's calls with their backward pass (with checkpointing, once more forward). Of a student of
+    several numbers of calls, which take turns, it is the mean."""
+    distill = run.distill
+    guided = 2 if distill.teacher_cfg > 1 else 1
+
+    def by(steps: int) -> float:
+        walk = steps * distill.states * guided
+        own_states = steps - 1 if distill.handover == "average" else 0
+        student = steps * (4 if run.model.gradient_checkpointing else 3)
+        return (walk + own_states) / distill.reuse + student
+
+    return sum(map(by, distill.all_steps)) / len(distill.all_steps)
