@@ -41,14 +41,14 @@ def test_a_table_on_a_page_is_escaped_and_marked():
 
 def test_a_page_that_lacks_a_value_is_an_error():
     with pytest.raises(UndefinedError, match="'sources' is undefined"):
-        fill("claims.html", findings={}, badges={})
+        fill("claims.html", published={}, own={}, badges={})
 
 
 def test_every_page_has_the_one_look():
     pages = [path for path in files("arcflow.reports").joinpath("templates").iterdir() if path.name.endswith(".html")]
     own = {path.name: path.read_text("utf-8") for path in pages}
     base = own.pop("base.html")
-    assert "prefers-color-scheme: dark" in fill("claims.html", findings={}, badges={}, sources={})
+    assert "prefers-color-scheme: dark" in fill("claims.html", published={}, own={}, badges={}, sources={})
     assert base.count("<style>") == 1 and 'name="viewport"' in base
     del own["parts.html"]
     assert own and all(
