@@ -239,7 +239,11 @@ class Engine:
             partial={place: job.partial for place, job in enumerate(batch) if job.partial is not None},
         )
         try:
-            drawn = studio.draw(batch[0].order, [job.piece for job in batch], watch)
+            try:
+                drawn = studio.draw(batch[0].order, [job.piece for job in batch], watch)
+            finally:  # before anybody has an answer, and before what failed is drawn again
+                self.metrics.texts.labels("yes").inc(studio.texts.hits - hits)
+                self.metrics.texts.labels("no").inc(studio.texts.misses - misses)
         except Gone:
             for job in batch:
                 job.future.set_exception(CancelledError())
@@ -254,8 +258,6 @@ class Engine:
             for job, one in zip(batch, drawn, strict=True):
                 self.metrics.waited.observe(begun - job.since)
                 job.future.set_result(replace(one, waited=begun - job.since))
-        self.metrics.texts.labels("yes").inc(studio.texts.hits - hits)
-        self.metrics.texts.labels("no").inc(studio.texts.misses - misses)
 
     def _failed(self, studio: Draws, batch: list[WaitingImage], error: Exception) -> None:
         """Draw a failed batch again in smaller ones, so that one image's failure is no other's."""
