@@ -160,7 +160,7 @@ def training(net: Any, names: list[str], repeats: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--recipes", nargs="*", default=["flux-48gb", "flux"])
+    parser.add_argument("--recipes", nargs="*", default=["flux-published", "flux-48gb", "flux"])
     options = parser.parse_args()
     if not torch.cuda.is_available():
         parser.error("no CUDA device is there; python -m benchmarks.memory and training_memory compute without one")
