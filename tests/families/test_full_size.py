@@ -27,6 +27,7 @@ def test_the_share_that_is_trained_is_that_of_the_published_adapters() -> None:
 
 @pytest.mark.long
 @pytest.mark.filterwarnings("ignore:`FluxPosEmbed` is deprecated:FutureWarning")  # diffusers' own Chroma uses it
+@pytest.mark.filterwarnings("ignore:Mismatch dtype between input and weight:UserWarning")  # norms kept in float32
 def test_the_memory_that_is_planned_with_is_what_the_benchmark_computes() -> None:
     from arcflow.families.memory import MODELS, VIDEOS
     from benchmarks.memory import IMAGES, parts_of_all

@@ -41,17 +41,16 @@ class RecipeCost:
 CARDS = {
     "world": ("two CPU cores", None),
     "world-quick": ("two CPU cores", None),
-    "flux": ("80 GB, several", 51.3),
+    "flux": ("80 GB, several", 51.2),
     "flux-published": ("80 GB, several", 51.3),
     "flux-day": ("48 GB", 42.3),
-    "flux-48gb": ("48 GB", 41.2),
-    "flux-24gb": ("24 GB", 20.3),
-    "qwen-image": ("80 GB, several", 68.1),
+    "flux-48gb": ("48 GB", 41.1),
+    "flux-24gb": ("24 GB", 20.2),
+    "qwen-image": ("80 GB, several", 69.6),
     "qwen-image-published": ("80 GB, several", 68.1),
-    "qwen-image-48gb": ("48 GB", 35.3),
+    "qwen-image-48gb": ("48 GB", 36.0),
 }
-"""Card and memory by recipe, as in docs/training.md: those of a mixture of sixteen modes, whose head is larger than
-that of a path in coefficients, so that the others take no more. A recipe that is missing was not looked at."""
+"""Card and memory by recipe, as in docs/training.md; a recipe that is missing was not looked at."""
 
 HOURS = {
     "world": (75 / 60, "this recipe, on two cores"),
