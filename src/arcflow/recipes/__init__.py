@@ -15,8 +15,8 @@ from typing import Any
 from arcflow import paper
 from arcflow.config import ALWAYS, PARTS, Budget, Data, Distill, Model, Optim, Run, flat, to_json
 from arcflow.recipes import models
-from arcflow.recipes.objective import as_dear_as, own
 from arcflow.recipes.objective import forwards as forwards
+from arcflow.recipes.objective import in_place_of, own
 
 
 def world() -> Run:
@@ -143,17 +143,13 @@ def qwen_image_published() -> Run:
 def flux() -> Run:
     """FLUX.1-dev in two steps: the project's own objective, for the forward passes of the published training. Needs
     --data.prompts FILE and large GPUs."""
-    return _instead_of(flux_published(), "runs/flux")
+    return in_place_of(dataclasses.replace(flux_published(), out="runs/flux"))
 
 
 def qwen_image() -> Run:
     """Qwen-Image in two steps, true CFG 4 in the teacher: the project's own objective, for the forward passes of the
     published training. Needs --data.prompts FILE and large GPUs."""
-    return _instead_of(qwen_image_published(), "runs/qwen_image")
-
-
-def _instead_of(published: Run, out: str) -> Run:
-    return as_dear_as(own(dataclasses.replace(published, out=out)), published)
+    return in_place_of(dataclasses.replace(qwen_image_published(), out="runs/qwen_image"))
 
 
 def flux_day() -> Run:

@@ -6,7 +6,7 @@ for what a row says. The rules behind the rows:
 * A teacher that guides by a second call is guided while it is asked, at the scale its authors advise (`teacher_cfg`):
   the student then makes one call a step. Z-Image and Krea 2 count that scale from 0, so it is one more here.
 * Such a teacher takes twice the calls, as Qwen-Image's does: `paper.QWEN_ITERATIONS` are those of the published adapter
-  that was trained so, which `as_dear_as` turns into ours.
+  that was trained so, which `in_place_of` turns into ours.
 * Two steps at shift 3.2 are the published grid, for images. Videos have many times the tokens, and noise hides less of
   what many tokens share: their makers sample with shift 5 and more, and so do their students.
 * No row was trained at full size here: what is measured is each family's tiny model (docs/families.md).
@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 from arcflow import paper
 from arcflow.config import Data, Distill, Model, Optim, Run, Sources
-from arcflow.recipes.objective import as_dear_as, own
+from arcflow.recipes.objective import in_place_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,7 +172,7 @@ def recipe(name: str) -> Callable[[], Run]:
             ),
             optim=Optim(iterations=paper.QWEN_ITERATIONS, batch=paper.BATCH, micro_batch=row.micro_batch),
         )
-        return as_dear_as(own(published), published)
+        return in_place_of(published)
 
     make.__doc__ = f"{row.base}. {row.why} Needs --data.prompts FILE and large GPUs."
     return make

@@ -2,36 +2,33 @@
 
 import dataclasses
 
-from arcflow import paper
 from arcflow.config import ALWAYS, Run
 
 
-def own(run: Run, *, calls: int = paper.STEPS, reuse: int = 1) -> Run:
-    """The same training with the project's own objective, for a student of so many calls.
+def own(run: Run) -> Run:
+    """The same training with the project's own objective.
 
-    The path in coefficients, which leaves as a plain LoRA; accurate walks of the teacher's, who leads them all, each
-    used `reuse` times; half of the loss on the end of the step; later segments from where the averaged student arrives.
+    The path in coefficients, which leaves as a plain LoRA; accurate walks of the teacher's, who leads them all; half of
+    the loss on the end of the step; later segments from where the averaged student arrives.
     """
     replace = dataclasses.replace
     objective = replace(
         run.distill,
-        steps=calls,
-        states=max(12 // calls, paper.STATES),
+        states=6,
         spread="systematic",
         solver="adams",
-        handover="average" if calls > 1 else "walk",
+        handover="average",
         hold=ALWAYS,
         decay=0,
-        led=0,
         end=0.5,
-        reuse=reuse,
     )
     return replace(run, model=replace(run.model, form="coefficients", modes=4), distill=objective)
 
 
-def as_dear_as(run: Run, other: Run) -> Run:
-    """The same training with as many iterations as cost the forward passes of another one, of batches as large."""
-    iterations = round(other.optim.iterations * forwards(other) / forwards(run))
+def in_place_of(published: Run) -> Run:
+    """A published training with the project's own objective, in as many iterations as cost its forward passes."""
+    run = own(published)
+    iterations = round(published.optim.iterations * forwards(published) / forwards(run))
     return dataclasses.replace(run, optim=dataclasses.replace(run.optim, iterations=iterations))
 
 

@@ -374,17 +374,8 @@ def _sooner(comparison: Comparison, name: str, other: str, factor: float) -> Fin
     return Finding(holds, measured, "Measured at a few points of the budget.")
 
 
-def diverse(methods: Comparison) -> Finding:
+def diverse(methods: Comparison, name: str = ARCFLOW) -> Finding:
     """Diversity is kept."""
-    return _diverse(methods, ARCFLOW)
-
-
-def own_diverse(methods: Comparison) -> Finding:
-    """Diversity is kept by the project's own objective."""
-    return _diverse(methods, COEFFICIENTS)
-
-
-def _diverse(methods: Comparison, name: str) -> Finding:
     ours = at(methods, name).diversity
     others = ", ".join(
         f"{row.title} {at(methods, other).diversity.mean:.2f}" for other, row in methods.rows.items() if other != name
@@ -461,7 +452,7 @@ OWN: Claims = {
     },
     "Its bends beat straight lines at 2 calls": (bends_help, ("methods",)),
     "Where the published form ends after a third of its forward passes": (fewer_passes, ("methods", "third")),
-    "Its diversity is kept": (own_diverse, ("methods",)),
+    "Its diversity is kept": (partial(diverse, name=COEFFICIENTS), ("methods",)),
     "Nearer than the published form on a second bench": (on_digits, ("digits",)),
 }
 """Those of the project's own objective."""
