@@ -1,6 +1,7 @@
 """Numbers into the README, from results.json only.
 
     python -m benchmarks.readme_table shipped out/evaluate [--image]       after `arcflow evaluate --count 1024`
+    python -m benchmarks.readme_table one out/one                          the same with `--adapter world-one`
     python -m benchmarks.readme_table demo out/demo                        after `make demo`
 
 Keeps a copy of results.json in benchmarks/results/, from which the tests check that the README says the same, and with
@@ -30,7 +31,7 @@ def put(text: str, name: str, content: str) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("name", choices=("shipped", "demo"))
+    parser.add_argument("name", choices=("shipped", "one", "demo"))
     parser.add_argument("folder", type=Path)
     parser.add_argument("--image", action="store_true")
     options = parser.parse_args()

@@ -84,7 +84,19 @@ def test_the_changelog_knows_the_version() -> None:
     assert f'version = "{arcflow.__version__}"' in read("pyproject.toml")
 
 
-@pytest.mark.parametrize("name", ["shipped", "demo"])
+@pytest.mark.parametrize(("recipe", "name"), [("world", "shipped"), ("world-one", "one"), ("world-quick", "demo")])
+def test_what_a_recipe_is_expected_to_reach_was_measured(recipe, name) -> None:
+    from arcflow.commands.recipes import EXPECTED
+    from arcflow.evaluation.results import Evaluation
+
+    results = records.read(Evaluation, RESULTS / f"{name}.json")
+    own = results.rows[results.own]
+    expected, rests_on = EXPECTED[recipe]
+    assert expected.startswith(f"distance {own.mse_to_teacher:.3f}, {own.right:.1%} right".replace("%", " %"))
+    assert rests_on.startswith(f"{own.prompts} held-out captions")
+
+
+@pytest.mark.parametrize("name", ["shipped", "one", "demo"])
 def test_numbers_in_the_readme_are_those_of_a_run(name) -> None:
     from arcflow.evaluation.results import Evaluation
     from arcflow.reports.side_by_side import markdown_table

@@ -69,6 +69,15 @@ def page(tmp_path_factory) -> str:
     return file.read_text("utf-8")
 
 
+def test_a_student_is_shown_in_its_own_number_of_calls_beside_the_nearest_of_euler() -> None:
+    rows = {row: result(n) for row, (_, n) in ROWS.items()}
+    shown = {steps: Evaluation(**rows, about=dataclasses.replace(ABOUT, steps=steps)) for steps in (1, 2, 4, 8)}
+    assert {steps: one.own for steps, one in shown.items()} == dict(
+        zip((1, 2, 4, 8), ("arcflow_1", "arcflow_2", "arcflow_4", "arcflow_4"), strict=True)
+    )
+    assert [one.plain for one in shown.values()] == ["euler_2", "euler_2", "euler_4", "euler_4"]
+
+
 @pytest.mark.slow
 def test_the_report_is_one_file_that_fetches_nothing(page) -> None:
     assert "http" not in page and "<link" not in page and "<script" not in page

@@ -45,7 +45,7 @@ def _side_by_side(request: Request) -> None:
     from arcflow.world.scene import SIZE
 
     setup = settle(request.subject, request.drawing, request.machine)
-    if not setup.adapter:
+    if setup.info is None:
         raise ValueError("--adapter none has no student to compare: expected an adapter, or --suite world with it")
     adapter = Path(setup.adapter)
     out = request.folder
@@ -65,7 +65,8 @@ def _side_by_side(request: Request) -> None:
         progress=True,
         **size,
     )
-    made = EvaluationAbout(**about(command=f"arcflow {' '.join(sys.argv[1:])}", adapter=request.subject.adapter))
+    command = f"arcflow {' '.join(sys.argv[1:])}"
+    made = EvaluationAbout(**about(command=command, adapter=request.subject.adapter), steps=setup.info.steps)
     evaluation = Evaluation(**results, about=made)
     records.write(out / "results.json", evaluation)
     ways = [side_by_side.tracks(pipe, adapter, text, first + i * seeds, **size) for i, text in three(prompts)]

@@ -31,6 +31,10 @@ class RecipeCost:
     unit: str
     measured: str
     """What the hours come from."""
+    expected: str
+    """What its student is expected to reach; "" where nobody knows."""
+    sure: str
+    """What that rests on."""
 
     @property
     def tenth(self) -> str:
@@ -40,6 +44,7 @@ class RecipeCost:
 
 CARDS = {
     "world": ("two CPU cores", None),
+    "world-one": ("two CPU cores", None),
     "world-quick": ("two CPU cores", None),
     "flux": ("80 GB, several", 51.2),
     "flux-published": ("80 GB, several", 51.3),
@@ -57,6 +62,22 @@ HOURS = {
     "world-quick": (8 / 60, "this recipe, on two cores"),
 }
 """Hours of recipes that were timed as a whole."""
+
+SMALL = "the small bench alone: no real weights were trained"
+
+EXPECTED = {
+    "world": ("distance 0.080, 92.3 % right in two calls", "1024 held-out captions, one training"),
+    "world-quick": ("distance 0.087, 89.6 % right in two calls", "384 held-out captions, one training"),
+    "flux": ("as near as flux-published, right as often or more", SMALL),
+    "flux-day": ("behind flux: a hundredth of its walks", SMALL),
+    "flux-48gb": ("behind flux: a twelfth of its samples", SMALL),
+    "flux-24gb": ("behind flux: a twelfth of its samples", SMALL),
+    "qwen-image": ("as near as qwen-image-published, right as often or more", SMALL),
+    "qwen-image-48gb": ("behind qwen-image: a twelfth of its samples", SMALL),
+    "flux-published": ("what its authors report", "arXiv 2602.09014"),
+    "qwen-image-published": ("what its authors report", "arXiv 2602.09014"),
+}
+"""What a recipe's student is expected to reach, and what that rests on."""
 
 
 def costs() -> list[RecipeCost]:
@@ -76,6 +97,7 @@ def costs() -> list[RecipeCost]:
                 measured += f", times {cheaper:.2f} for the calls of a sample"
             if smaller < 1:
                 measured += f", times {smaller:.2f} for the size by its operations"
+        expected, sure = EXPECTED.get(name, ("", "not tried"))
         row = RecipeCost(
             recipe=name,
             base=run.model.base,
@@ -86,6 +108,8 @@ def costs() -> list[RecipeCost]:
             hours=hours,
             unit="hours" if run.model.base == "world" else "GPU-hours",
             measured=measured,
+            expected=expected,
+            sure=sure,
         )
         found.append(row)
     return found
@@ -121,11 +145,15 @@ class Recipes:
             for one in found
         ]
         print(Table(["", "card", "memory", "iterations x batch", "GPU-hours", "a tenth"], rows).text())
-        print("\nGPU-hours are those of one H100; of two CPU cores for world and world-quick. Measured on:")
+        print("\nGPU-hours are those of one H100; of two CPU cores for the recipes of the world. Measured on:")
         for one in found:
             if one.hours is not None:
                 print(f"  {one.recipe:<16} {one.measured}")
+        print("\nExpected, and what that rests on:")
+        for one in found:
+            if one.expected:
+                print(f"  {one.recipe:<20} {one.expected} ({one.sure})")
         print(
-            "A tenth: --optim.iterations N; the schedule is shortened with it. Nobody has trained the real weights with"
+            "\nA tenth: --optim.iterations N; the schedule is shortened with it. Nobody has trained the real weights with"
         )
         print("these recipes yet: what a tenth gives on FLUX is not known.")

@@ -47,6 +47,8 @@ class EvaluationAbout(About):
     """What an evaluation was made with."""
 
     adapter: str
+    steps: int = 2
+    """The student's own number of steps."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +68,20 @@ class Evaluation:
     def rows(self) -> dict[str, Result]:
         """All of them by name, in the order of the tables."""
         return {one.name: getattr(self, one.name) for one in fields(self) if one.name != "about"}
+
+    @property
+    def own(self) -> str:
+        """Name of the student's row in its own number of steps, or in the nearest one that was drawn."""
+        return self._nearest("arcflow", self.about.steps)
+
+    @property
+    def plain(self) -> str:
+        """Name of plain Euler's row that stands beside it, in the nearest number of calls."""
+        return self._nearest("euler", self.rows[self.own].nfe)
+
+    def _nearest(self, way: str, steps: int) -> str:
+        drawn = [name for name in self.rows if name.startswith(way)]
+        return min(drawn, key=lambda name: abs(self.rows[name].nfe - steps))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -127,11 +127,13 @@ class Tracks:
 
 
 def tracks(
-    pipe: DiffusionPipeline, folder: str | Path, prompt: str, seed: int, *, height: int, width: int, steps: int = 2
+    pipe: DiffusionPipeline, folder: str | Path, prompt: str, seed: int, *, height: int, width: int
 ) -> Tracks:
-    """The teacher's path, Euler's chords and the student's arcs of one prompt from one noise."""
+    """The teacher's path, Euler's chords and the student's arcs of one prompt from one noise, in the student's own
+    number of steps."""
     eps = noise(pipe, [seed], height, width)
-    guidance = read_info(folder).guidance
+    info = read_info(folder)
+    steps, guidance = info.steps, info.guidance
     walk = {"height": height, "width": width, "guidance": guidance}
     with stock_euler(pipe):
         teacher = torch.cat([eps, trajectory(pipe, prompt, seed, steps=ROWS[REFERENCE][1], **walk)])

@@ -2,7 +2,11 @@
 
 import dataclasses
 
+from arcflow import paper
 from arcflow.config import ALWAYS, Run
+
+STATES = 12
+"""States of the teacher's walk over the whole path, as long as every step has as many as the published method."""
 
 
 def own(run: Run) -> Run:
@@ -14,7 +18,7 @@ def own(run: Run) -> Run:
     replace = dataclasses.replace
     objective = replace(
         run.distill,
-        states=6,
+        states=max(STATES // run.distill.steps, paper.STATES),
         spread="systematic",
         solver="adams",
         handover="average",

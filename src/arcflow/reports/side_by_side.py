@@ -76,8 +76,8 @@ def write_report(
     show what their prompts say, by `is_right`, are marked.
     """
     teacher = results.teacher_50
-    ours = results.arcflow_2
-    plain = results.euler_2
+    ours = results.rows[results.own]
+    plain = results.rows[results.plain]
     around = share_interval(ours.right, ours.prompts)
     points = (around.high - around.low) / 2
     write_page(
@@ -85,6 +85,7 @@ def write_report(
         "side_by_side.html",
         teacher=teacher,
         ours=ours,
+        plain=plain,
         images=ours.prompts * ours.seeds,
         few=f"{100 * points:.0f}" if points > FEW else "",
         network=teacher.transformer / ours.transformer,
@@ -113,10 +114,6 @@ def _title(row: str) -> str:
     return TITLES[row.split("_")[0]]
 
 
-def _ours(row: str) -> bool:
-    return row == "arcflow_2"
-
-
 def _drawn(
     results: Evaluation,
     samples: dict[str, Samples],
@@ -127,7 +124,7 @@ def _drawn(
         nfe = results.rows[row].nfe
         image = samples[row].images[place]
         wrong = not is_right(image, prompts[place])
-        return Shown(_title(row), calls(nfe), image, _ours(row), wrong)
+        return Shown(_title(row), calls(nfe), image, row == results.own, wrong)
 
     return [ImageRow(prompt, [shown(row, place) for row in samples]) for place, prompt in enumerate(prompts)]
 
@@ -151,7 +148,7 @@ def _times(results: Evaluation) -> Table:
 
 def _table(results: Evaluation, heads: list[str], cells: Callable[[Result], list[str]]) -> Table:
     """A line for each row of an evaluation: its title, its calls, and these cells."""
-    lines = [Line.of(_title(row), one.nfe, *cells(one), ours=_ours(row)) for row, one in results.rows.items()]
+    lines = [Line.of(_title(row), one.nfe, *cells(one), ours=row == results.own) for row, one in results.rows.items()]
     return Table(["", "calls", *heads], lines)
 
 
@@ -215,13 +212,14 @@ def _draw_way(panel: "Axes", way: Tracks) -> None:
     teacher = flat(way.teacher)
     chords = flat(way.chords)
     arcs = [flat(arc) for arc in way.arcs]
-    calls = np.stack([arc[0] for arc in arcs])
-    panel.plot(*chords.T, color=EULER, lw=1.6, ls=(0, (5, 3)), zorder=2, label="plain Euler, 2 calls")
+    starts = np.stack([arc[0] for arc in arcs])
+    taken = calls(len(arcs))
+    panel.plot(*chords.T, color=EULER, lw=1.6, ls=(0, (5, 3)), zorder=2, label=f"plain Euler, {taken}")
     panel.scatter(*chords[:-1].T, color=EULER, s=42, marker="s", zorder=3)
     panel.plot(*teacher.T, color=TEACHER, lw=4.5, alpha=0.3, solid_capstyle="round", zorder=3)
     panel.plot(*teacher.T, color=TEACHER, lw=0, marker=".", ms=4.5, zorder=4, label="teacher, 50 calls")
-    panel.plot(*np.concatenate(arcs).T, color=STUDENT, lw=2.4, zorder=5, label="ArcFlow, 2 calls")
-    panel.scatter(*calls.T, color="white", edgecolor=STUDENT, lw=2.2, s=62, zorder=6)
+    panel.plot(*np.concatenate(arcs).T, color=STUDENT, lw=2.4, zorder=5, label=f"ArcFlow, {taken}")
+    panel.scatter(*starts.T, color="white", edgecolor=STUDENT, lw=2.2, s=62, zorder=6)
     panel.annotate("noise", teacher[0], (0, 14), textcoords="offset points", ha="center", color=TEACHER)
     for end, color in ((chords, EULER), (teacher, TEACHER), (arcs[-1], STUDENT)):
         panel.scatter(*end[-1], color=color, s=36, zorder=7)

@@ -29,6 +29,10 @@ if TYPE_CHECKING:
 SHIPPED = "world"
 """Name of what comes with the package: the small teacher, and its adapter."""
 
+ADAPTERS = {SHIPPED: "adapter", "world-one": "adapter_one"}
+"""Adapters that come with the package, for its teacher, and where: in two steps and in one. The recipes that made them
+have these names."""
+
 MOST_STEPS = 1000
 """The noise levels that the large models were trained on are that many."""
 
@@ -40,13 +44,14 @@ def adapter_of(model: str, adapter: str) -> str:
     """Where the adapter is; "" when the teacher itself is wanted."""
     if adapter == "none":
         return ""
-    if adapter != SHIPPED:
+    if adapter not in ADAPTERS:
         return adapter
     if model != SHIPPED:
-        raise ValueError(f"no adapter given for {model}; add --adapter FOLDER (or owner/name:subfolder, or none)")
-    folder = Path(__file__).parents[1] / "assets" / "adapter"
+        given = "no adapter given" if adapter == SHIPPED else f"{adapter} is an adapter of the shipped teacher, not one"
+        raise ValueError(f"{given} for {model}; add --adapter FOLDER (or owner/name:subfolder, or none)")
+    folder = Path(__file__).parents[1] / "assets" / ADAPTERS[adapter]
     if not folder.is_dir():
-        raise ValueError(f"no adapter in {folder}; make one with `arcflow train world` and give --adapter FOLDER")
+        raise ValueError(f"no adapter in {folder}; make one with `arcflow train {adapter}` and give --adapter FOLDER")
     return str(folder)
 
 
