@@ -24,7 +24,7 @@ from arcflow.families.conditioning import Cond
 from arcflow.families.loading import load_pipe
 from arcflow.laboratory.ideal import Errors, Measure, ideal_errors, noise_level, raw_time
 from arcflow.path import step_grid
-from arcflow.reports.claims import Bound, Ideal
+from arcflow.reports.claim_files import Bound, Ideal
 from arcflow.system import records
 from arcflow.system.packages import About, about
 

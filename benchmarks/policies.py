@@ -21,7 +21,7 @@ from arcflow import Mixture
 from arcflow.config import Distill
 from arcflow.methods.piflow import DX, GM, denoised_curve, gaussian_mixture
 from arcflow.path import step_grid
-from arcflow.reports.claims import Policies, Timing
+from arcflow.reports.claim_files import Policies, Timing
 from arcflow.system import records
 from arcflow.system.packages import About, about
 

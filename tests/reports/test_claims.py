@@ -8,7 +8,9 @@ import pytest
 
 from arcflow.comparison.results import Apart, Comparison, ComparisonAbout, EntrantRow, Mean, Means, SeedMean
 from arcflow.metrics.intervals import seed_difference, seed_interval
-from arcflow.reports.claims import CLAIMS, FILES, KINDS, LARGE, findings, read_results, trained_share, write_claims
+from arcflow.reports.claim_deciders import LARGE, trained_share
+from arcflow.reports.claim_files import FILES, KINDS, read_results
+from arcflow.reports.claims import CLAIMS, findings, write_claims
 from arcflow.system import records
 
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"

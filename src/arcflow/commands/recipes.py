@@ -153,7 +153,5 @@ class Recipes:
         for one in found:
             if one.expected:
                 print(f"  {one.recipe:<20} {one.expected} ({one.sure})")
-        print(
-            "\nA tenth: --optim.iterations N; the schedule is shortened with it. Nobody has trained the real weights with"
-        )
-        print("these recipes yet: what a tenth gives on FLUX is not known.")
+        print("\nA tenth: --optim.iterations N; the schedule is shortened with it. Nobody has trained the real weights")
+        print("with these recipes yet: what a tenth gives on FLUX is not known.")

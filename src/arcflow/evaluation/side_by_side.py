@@ -126,9 +126,7 @@ class Tracks:
     """The images they arrive at: "teacher", "chords", "arcs"."""
 
 
-def tracks(
-    pipe: DiffusionPipeline, folder: str | Path, prompt: str, seed: int, *, height: int, width: int
-) -> Tracks:
+def tracks(pipe: DiffusionPipeline, folder: str | Path, prompt: str, seed: int, *, height: int, width: int) -> Tracks:
     """The teacher's path, Euler's chords and the student's arcs of one prompt from one noise, in the student's own
     number of steps."""
     eps = noise(pipe, [seed], height, width)
