@@ -40,8 +40,9 @@ import torch
 from arcflow.sampling.open import settle
 from arcflow.sampling.options import Drawing, Machine, ModelAndAdapter
 from arcflow.serving.engine import Engine, WaitingImage
+from arcflow.serving.offer import StudioSetup, Watch
 from arcflow.serving.order import Drawn, Order, Piece
-from arcflow.serving.studio import Studio, StudioSetup, Watch
+from arcflow.serving.studio import Studio
 from arcflow.system import files, records
 from arcflow.system.packages import about, version_of
 from arcflow.world.scene import sample_prompts

@@ -13,10 +13,12 @@ from arcflow import student
 from arcflow.families import WAN
 from arcflow.sampling import open as opening
 from arcflow.sampling.generate import generate
+from arcflow.serving import offer
 from arcflow.serving import studio as studios
 from arcflow.serving.images import within
+from arcflow.serving.offer import StudioSetup, Watch
 from arcflow.serving.order import Order, Piece
-from arcflow.serving.studio import Studio, StudioSetup, Watch
+from arcflow.serving.studio import Studio
 from arcflow.serving.texts import Texts
 from arcflow.student.adapter import save_adapter
 from tests.support.families import MORE, side
@@ -84,7 +86,7 @@ def test_what_is_read_beside_the_text_is_no_larger_than_what_is_drawn():
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:`FluxPosEmbed` is deprecated:FutureWarning")
-@pytest.mark.parametrize("name", [name for name in studios.SERVED if name in MORE])
+@pytest.mark.parametrize("name", [name for name in offer.SERVED if name in MORE])
 def test_the_newer_families_are_served_as_they_are_sampled(name, tmp_path, monkeypatch):
     """The server's image is that of the stock pipeline; guided, too, and an image on the way is one."""
     long = side(name)
@@ -131,7 +133,7 @@ def test_the_newer_families_are_served_as_they_are_sampled(name, tmp_path, monke
     ],
 )
 def test_what_is_offered_has_a_stock_pipeline(pipeline, tasks):
-    assert studios.tasks_of(pipeline) == tasks
+    assert offer.tasks_of(pipeline) == tasks
 
 
 def test_a_video_is_not_served(setup, monkeypatch):

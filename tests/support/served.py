@@ -12,8 +12,9 @@ from PIL import Image
 from arcflow.serving.app import Limits, create_app
 from arcflow.serving.engine import Engine
 from arcflow.serving.host import Server
+from arcflow.serving.offer import Gone, Offer, StudioSetup, Watch
 from arcflow.serving.order import Drawn, Order, Piece
-from arcflow.serving.studio import Gone, Offer, Studio, StudioSetup, Watch
+from arcflow.serving.studio import Studio
 from arcflow.serving.texts import Texts
 
 OFFER = Offer(

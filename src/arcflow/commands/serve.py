@@ -76,7 +76,8 @@ class Serve:
         from arcflow.serving.app import Limits, create_app
         from arcflow.serving.engine import Engine
         from arcflow.serving.host import serve
-        from arcflow.serving.studio import Studio, StudioSetup
+        from arcflow.serving.offer import StudioSetup
+        from arcflow.serving.studio import Studio
 
         setup = StudioSetup(
             model=self.model,

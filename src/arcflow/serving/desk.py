@@ -11,8 +11,8 @@ from arcflow.serving.arguments import taken
 from arcflow.serving.engine import Engine, NotReady
 from arcflow.serving.errors import Refused
 from arcflow.serving.images import cropped, holes, within
+from arcflow.serving.offer import TEACHER, Offer
 from arcflow.serving.order import Order, Piece, Task
-from arcflow.serving.studio import TEACHER, Offer
 
 NEGATIVE = 2.0
 """Guidance against a negative prompt, where a request does not say."""

@@ -23,8 +23,8 @@ import torch
 from jaxtyping import UInt8
 
 from arcflow.serving.metrics import Metrics
+from arcflow.serving.offer import TEACHER, Gone, Offer, Watch
 from arcflow.serving.order import Drawn, Order, Piece
-from arcflow.serving.studio import TEACHER, Gone, Offer, Watch
 from arcflow.serving.texts import Texts
 
 LOGGER = logging.getLogger(__name__)

@@ -31,7 +31,8 @@ from arcflow.config import Device, Dtype, Fit
 from arcflow.sampling.open import SHIPPED
 from arcflow.serving.app import Limits, create_app
 from arcflow.serving.engine import Engine
-from arcflow.serving.studio import Studio, StudioSetup
+from arcflow.serving.offer import StudioSetup
+from arcflow.serving.studio import Studio
 from arcflow.system.cluster import connected, gpus_of_a_worker
 from arcflow.system.signals import stop_signals
 

@@ -7,144 +7,37 @@ length, and latents are decoded one by one; so an image does not depend on what 
 One thread may use a studio, the one that opened it.
 """
 
-import copy
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field, replace
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
 from diffusers import DiffusionPipeline
-from diffusers.pipelines import auto_pipeline
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
-from arcflow import config, paper
+from arcflow import paper
 from arcflow.families import family_of, network
-from arcflow.families.conditioning import Cond, masked
+from arcflow.families.conditioning import Cond
 from arcflow.families.family import Family
-from arcflow.families.fit import fitted
-from arcflow.sampling.attach import attach, detach
-from arcflow.sampling.editing import READS_IMAGES
-from arcflow.sampling.generate import stock_euler
-from arcflow.sampling.open import SHIPPED, settle, size_of
+from arcflow.sampling.open import settle, size_of
 from arcflow.sampling.options import Drawing, Machine, ModelAndAdapter
-from arcflow.serving.arguments import Words, called_back, guidance_of, inputs_of, known_to, told_of
-from arcflow.serving.order import Drawn, Order, Piece, Task
+from arcflow.serving.arguments import called_back, guidance_of, inputs_of, known_to, told_of
+from arcflow.serving.offer import SERVED, TEACHER, Gone, Offer, StudioSetup, Watch, tasks_of
+from arcflow.serving.order import Drawn, Order, Piece
 from arcflow.serving.texts import Lengths, Texts, lengths_of, padded_text, together
+from arcflow.serving.wardrobe import Wardrobe
 from arcflow.serving.widths import agreeing, next_width
-from arcflow.student import views
+from arcflow.serving.words import spelled, words_of
 from arcflow.student.record import AdapterInfo
 from arcflow.system.timing import now
-
-TEACHER = "teacher"
-"""Name of the base without a student."""
 
 PARTS = ("text", "transformer", "vae")
 """The parts of an image's time."""
 
-SMALL = 500_000_000
-"""Parameters of a transformer of which a second copy is kept for the teacher, so that the student can be fused."""
-
-EMBEDDINGS = {
-    "encoder_hidden_states": "prompt_embeds",
-    "pooled_projections": "pooled_prompt_embeds",
-}
-"""What a text encoder gives: its name in `families`, and in a stock pipeline's call."""
-
-MASK = "encoder_hidden_states_mask"
-"""Name in `families` of the mask that says which tokens of the text there are."""
-
-MASKS = ("prompt_embeds_mask", "prompt_attention_mask")
-"""Its names in the calls of stock pipelines; those that know neither take a list of texts, each of its own length."""
-
-SERVED = (
-    "flux",
-    "flux2",
-    "qwen_image",
-    "sd3",
-    "z_image",
-    "krea2",
-    "chroma",
-    "longcat_image",
-    "lumina2",
-    "qwen_image_21",
-    "ovis_image",
-    "ernie_image",
-)
-"""Families with a stock pipeline: all that draw images, but FLUX.3."""
-
-SPELLED = ("longcat_image", "lumina2")
-"""Families whose pipelines are given words: that of LongCat-Image fails on embedded text alone (diffusers 0.42), and
-that of Lumina 2 puts a system prompt before the prompt and none before the negative one. Their text has one length."""
-
 ROUNDED = ("qwen_image", "z_image", "krea2")
 """Families whose text is as long as its words, and whose image stands where it does whatever the length: their text
 is padded to round lengths, so that more prompts are drawn together. Others' text stays as it is encoded."""
-
-
-class Gone(Exception):
-    """Nobody wants the batch any more."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class StudioSetup:
-    """What a studio is made of."""
-
-    model: str = SHIPPED
-    """The shipped small teacher, a diffusers pipeline folder, or a Hub id."""
-    adapters: Mapping[str, str] = field(default_factory=lambda: {SHIPPED: SHIPPED})
-    """Adapters by name; the first one is the default."""
-    styles: Mapping[str, str] = field(default_factory=dict)
-    """LoRAs by name."""
-    teacher_lora: str | None = None
-    """A LoRA on the teacher, as the adapters' records ask for it; "none" draws without."""
-    device: config.Device = "auto"
-    dtype: config.Dtype | Literal["auto"] = "auto"
-    fit: config.Fit = "auto"
-    """How the model is fitted to the card, as `families.fit` has it."""
-    max_batch: int = 8
-    kept_text: int = 256
-    """MB of encoded prompts that are kept."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Offer:
-    """What a studio can draw, for whoever asks before ordering."""
-
-    model: str
-    models: tuple[str, ...]
-    """Names that an order may have, the default first."""
-    steps: Mapping[str, int]
-    """Steps that each is meant for."""
-    guidance: Mapping[str, float | None]
-    """What each embeds unless an order says another."""
-    ranges: Mapping[str, tuple[float, float]] = field(default_factory=dict)
-    """The lowest and the highest guidance of those that were distilled over a range."""
-    styles: tuple[str, ...]
-    height: int
-    width: int
-    multiple: int
-    """Height and width are multiples of this."""
-    tasks: tuple[Task, ...]
-    negative: bool
-    """Whether negative prompts are understood."""
-
-
-@dataclass(kw_only=True)
-class Watch:
-    """How the one who waits follows a batch."""
-
-    wanted: Callable[[], bool] = lambda: True
-    """Whether anybody still waits; asked after every step."""
-    partial: Mapping[int, Callable[[int, UInt8[np.ndarray, "height width 3"]], None]] = field(default_factory=dict)
-    """By place in the batch: called with the number of steps taken and the image as it would be."""
-
-    def of(self, places: Sequence[int]) -> "Watch":
-        """The same for some of the batch."""
-        partial = {new: self.partial[old] for new, old in enumerate(places) if old in self.partial}
-        return Watch(wanted=self.wanted, partial=partial)
 
 
 class Studio:
@@ -166,44 +59,31 @@ class Studio:
             for name, path in setup.adapters.items()
         }
         settled = {name: settle(subject, Drawing(), machine) for name, subject in subjects.items()}
-        self.paths = {name: one.adapter for name, one in settled.items()}
         self.infos: dict[str, AdapterInfo] = {name: one.info for name, one in settled.items() if one.info}
         if len(self.infos) < len(settled) or not settled:
             raise ValueError(f"adapters {list(setup.adapters)}: expected adapters; the teacher is served beside any")
         loras = {info.teacher_lora for info in self.infos.values()}
         if len(loras) > 1:
             raise ValueError(f"the adapters were distilled with different LoRAs on the teacher ({loras}); serve one")
-        self.base = next(iter(settled.values()))
-        if self.base.fit == "group" and len(settled) > 1:
+        base = next(iter(settled.values()))
+        if base.fit == "group" and len(settled) > 1:
             raise ValueError("--fit group holds every layer by a hook of its own, so adapters cannot change: serve one")
-        if self.base.family.video:
+        if base.family.video:
             raise ValueError(
                 f"{setup.model} draws videos, and the server draws images: expected one of {', '.join(SERVED)}; draw "
                 f"it with arcflow sample --frames"
             )
-        if self.base.family.name not in SERVED:
+        if base.family.name not in SERVED:
             raise ValueError(
-                f"{setup.model} is of the family {self.base.family.name!r}, which the server does not draw, for "
+                f"{setup.model} is of the family {base.family.name!r}, which the server does not draw, for "
                 f"diffusers has modular blocks of it and no stock pipeline: expected one of {', '.join(SERVED)}"
             )
-        self.pipe = self.base.base()
-        self.pipe.set_progress_bar_config(disable=True)
+        self.wardrobe = Wardrobe(settled, setup.styles, next(iter(self.infos.values())).shift)
+        self.pipe = self.wardrobe.pipe
         self.family = family_of(self.pipe.transformer)
-        small = sum(p.numel() for p in self.pipe.transformer.parameters()) <= SMALL
-        self.fused = small and self.base.fit == "card" and all(one.fused for one in settled.values())
-        self.teacher = self._beside(copy.deepcopy(self.pipe.transformer)) if self.fused else None
-        pipes = [self.pipe] if self.teacher is None else [self.pipe, self.teacher]
-        for pipe in pipes:
-            for name, path in setup.styles.items():
-                self._load_style(pipe, name, path)
         self.texts = Texts(setup.kept_text)
         self.widths = dict[tuple[Order, Lengths], tuple[int, ...]]()
         self.most = dict[Order, int]()
-        self.attached = ""
-        self.worn = dict[int, tuple[tuple[str, float], ...]]()
-        self.others = dict[tuple[int, Task], DiffusionPipeline]()
-        for name in [*self.paths][::-1]:  # all of them fit, and the default is on at the end
-            self._attach(name)
         self.warm()
 
     # --- what there is
@@ -225,7 +105,7 @@ class Studio:
         guidance = {name: info.guidance for name, info in self.infos.items()}
         return Offer(
             model=self.setup.model,
-            models=(*self.paths, TEACHER),
+            models=(*self.infos, TEACHER),
             steps={**steps, TEACHER: paper.TEACHER_STEPS},
             guidance={**guidance, TEACHER: None},
             ranges={name: info.guidance_range for name, info in self.infos.items() if info.guidance_range},
@@ -247,16 +127,16 @@ class Studio:
         """
         watch = watch or Watch()
         drawn = dict[int, Drawn]()
-        with torch.inference_mode(), self._dressed(order) as plain:
+        with torch.inference_mode(), self.wardrobe.dressed(order) as plain:
             start = now()
-            texts = [() if self._spelled(order) else self._texts(order, piece) for piece in pieces]
+            texts = [() if spelled(self.family, order) else self._texts(order, piece) for piece in pieces]
             spent = (now() - start) / len(pieces)
             for alike in together(texts):
                 widths = self._widths(plain, order, pieces[alike[0]], texts[alike[0]])
                 for first in range(0, len(alike), widths[-1]):
                     places = alike[first : first + widths[-1]]
                     some = self._drawn(
-                        self._of_task(plain, order.task),
+                        self.wardrobe.of_task(plain, order.task),
                         order,
                         [pieces[place] for place in places],
                         [texts[place] for place in places],
@@ -378,7 +258,7 @@ class Studio:
                     generator=[torch.Generator("cpu").manual_seed(piece.seed) for piece in pieces],
                     output_type="latent",
                     **back,
-                    **self._words(order, pieces, texts),
+                    **words_of(self.pipe, self.family, order, pieces, texts),
                     **guidance_of(pipe, order),
                     **inputs_of(pipe, order, pieces),
                     **told_of(pipe),
@@ -396,10 +276,6 @@ class Studio:
 
     # --- words
 
-    def _spelled(self, order: Order) -> bool:
-        """Whether the pipeline encodes the text: with the image to edit, or because it must."""
-        return order.task == "edit" or self.family.name in SPELLED
-
     def _texts(self, order: Order, piece: Piece) -> tuple[Cond, ...]:
         """Conditioning of the prompt, and of the negative one if there is any."""
 
@@ -409,111 +285,6 @@ class Studio:
 
         wanted = [piece.prompt] if order.negative is None else [piece.prompt, piece.negative]
         return tuple(self.texts.of(prompt, encode, order.styles) for prompt in wanted)
-
-    def _words(self, order: Order, pieces: Sequence[Piece], texts: Sequence[tuple[Cond, ...]]) -> Words:
-        if order.task == "edit":  # its encoder may read the images too
-            negative = {} if order.negative is None else {"negative_prompt": pieces[0].negative}
-            return {"prompt": pieces[0].prompt, **negative}
-        if self._spelled(order):
-            negative = {} if order.negative is None else {"negative_prompt": [piece.negative for piece in pieces]}
-            return {"prompt": [piece.prompt for piece in pieces], **negative}
-        # some pipelines have an empty text there, which would stand beside the embeddings
-        known = known_to(self.pipe)
-        words: Words = {"negative_prompt": None} if "negative_prompt" in known else {}
-        mask = next((name for name in MASKS if name in known), None)
-        names = EMBEDDINGS if mask is None else {**EMBEDDINGS, MASK: mask}
-        for which, before in enumerate(("", "negative_")[: len(texts[0])]):
-            conds = [text[which] for text in texts]
-            if mask == "prompt_attention_mask":  # Chroma's, which is added to the attention as it is
-                conds = [{**cond, MASK: cond[MASK].to(cond["encoder_hidden_states"].dtype)} for cond in conds]
-            if MASK in conds[0] and MASK not in names:
-                words[f"{before}prompt_embeds"] = [row for cond in conds for row in masked(cond)]
-                continue
-            words |= {before + names[name]: torch.cat([cond[name] for cond in conds]) for name in conds[0]}
-        return words
-
-    # --- the pipeline, dressed for an order
-
-    @contextmanager
-    def _dressed(self, order: Order) -> Iterator[DiffusionPipeline]:
-        """The pipeline with the order's adapter, or with the teacher, and its styles."""
-        with ExitStack() as stack:
-            pipe = self.pipe
-            if order.model != TEACHER:
-                self._attach(order.model)
-            elif self.teacher is not None:
-                pipe = self.teacher
-            else:
-                stack.enter_context(views.teacher(pipe.transformer))
-            self._wear(pipe, order.styles)
-            if order.model == TEACHER:
-                stack.enter_context(stock_euler(pipe, next(iter(self.infos.values())).shift))
-            yield pipe
-
-    def _attach(self, name: str) -> None:
-        if self.attached == name:
-            return
-        if self.attached:
-            detach(self.pipe)
-        self.attached = ""
-        attach(self.pipe, self.paths[name], fuse=self.fused, guidance=True)
-        if self.base.fit != "card":
-            fitted(self.pipe, self.base.fit, self.base.device)
-        self.attached = name
-
-    def _beside(self, transformer: nn.Module) -> DiffusionPipeline:
-        """A pipeline that shares everything but the transformer."""
-        parts = {**self.pipe.components, "transformer": transformer, "scheduler": copy.deepcopy(self.pipe.scheduler)}
-        pipe = type(self.pipe)(**parts)
-        pipe.set_progress_bar_config(disable=True)
-        return pipe
-
-    def _of_task(self, pipe: DiffusionPipeline, task: Task) -> DiffusionPipeline:
-        """The stock pipeline of another task, of the same parts."""
-        if task in ("generate", "edit"):
-            return pipe
-        key = (id(pipe), task)
-        if key not in self.others:
-            from diffusers import AutoPipelineForImage2Image, AutoPipelineForInpainting
-
-            kind = AutoPipelineForImage2Image if task == "vary" else AutoPipelineForInpainting
-            self.others[key] = kind.from_pipe(pipe)
-            self.others[key].set_progress_bar_config(disable=True)
-        self.others[key].scheduler = pipe.scheduler
-        return self.others[key]
-
-    def _load_style(self, pipe: DiffusionPipeline, name: str, path: str) -> None:
-        from arcflow.system import hub
-
-        with hub.explained(path):
-            try:
-                pipe.load_lora_weights(path, adapter_name=name)
-            except (RuntimeError, ValueError) as error:
-                line = str(error).splitlines()[0]
-                raise ValueError(f"the style {name!r} ({path}) does not fit {self.setup.model}: {line}") from None
-        pipe.disable_lora()
-
-    def _wear(self, pipe: DiffusionPipeline, styles: tuple[tuple[str, float], ...]) -> None:
-        if not self.setup.styles or self.worn.get(id(pipe)) == styles:
-            return
-        if styles:
-            pipe.set_adapters([name for name, _ in styles], [strength for _, strength in styles])
-            pipe.enable_lora()
-        else:
-            pipe.disable_lora()
-        self.worn[id(pipe)] = styles
-
-
-def tasks_of(pipeline: str) -> tuple[Task, ...]:
-    """What a pipeline of this class draws, by itself or by its siblings in diffusers."""
-    if any(word in pipeline for word in READS_IMAGES):
-        return ("generate", "edit")
-    tasks: list[Task] = ["generate"]
-    if auto_pipeline._get_task_class(auto_pipeline.AUTO_IMAGE2IMAGE_PIPELINES_MAPPING, pipeline, False):
-        tasks.append("vary")
-    if auto_pipeline._get_task_class(auto_pipeline.AUTO_INPAINT_PIPELINES_MAPPING, pipeline, False):
-        tasks.append("inpaint")
-    return tuple(tasks)
 
 
 class _Glimpse:
