@@ -201,6 +201,16 @@ def test_the_doctor_says_what_is_missing_and_how_to_get_it(monkeypatch) -> None:
     assert "python" in text and "cores" in text
 
 
+def test_a_cache_says_that_it_has_no_place_before_a_model_is_read(tmp_path, capsys) -> None:
+    (tmp_path / "file").write_text("", "utf-8")
+    with pytest.raises(SystemExit):
+        cli.main(
+            ["cache", "make", "--prompts", "world", "--model", str(tmp_path), "--out", str(tmp_path / "file" / "c")]
+        )
+    assert "cannot be a folder, a file is in the way" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
 @pytest.mark.slow
 def test_a_cache_is_made_held_against_its_checksums_and_mended(tmp_path, capsys) -> None:
     make = ["cache", "make", "--prompts", "world", "--count", "6", "--held-out-count", "2", "--shard", "4"]

@@ -51,6 +51,7 @@ class CacheMake:
         from arcflow.data.prompts import read_prompts
         from arcflow.families import network
         from arcflow.sampling import folder
+        from arcflow.system.owner import owned_share
 
         texts: list[str] = []
         for name in self.prompts:
@@ -63,6 +64,9 @@ class CacheMake:
             texts += [row.text for row in rows]
             if message:
                 print(message, file=sys.stderr)
+        share = folder.share_of_work()
+        with owned_share(self.out, share, "makes embeddings"):
+            pass  # a folder that cannot be had is told before a large model is read
         pipe = open_pipe(self.model, self.device, self.dtype)
         cache.make(
             self.out,
@@ -72,7 +76,7 @@ class CacheMake:
             dtype=self.stored,
             shard=self.shard,
             batch=self.batch,
-            share=folder.share_of_work(),
+            share=share,
         )
         print(f"embeddings: {self.out}; train with --data.embeddings {self.out}")
 
