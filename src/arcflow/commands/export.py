@@ -19,7 +19,7 @@ class Export:
     """An adapter ready for others: in our layout or the authors', with a model card, and on the Hub if wanted."""
 
     adapter: str
-    """Adapter folder or Hub "owner/name:subfolder"; "world" for the shipped one."""
+    """Adapter folder or Hub "owner/name:subfolder"; "world" and "world-one" for the shipped ones."""
     out: Path = Path("out/export")
     """Folder to write: the adapter's files, README.md and the curves."""
     layout: Literal["arcflow", "file", "published", "lora", "merged"] = "arcflow"

@@ -23,6 +23,9 @@ Holds = Literal["holds", "holds in part", "does not hold", "not measured"]
 KEPT = 0.95
 """Share of the teacher's diversity, or accuracy, from which it counts as kept."""
 
+KEPT_BY_ONE = 0.90
+"""Share of the teacher's accuracy from which one call counts as enough."""
+
 ARCFLOW = "arcflow"
 """The published form in the comparison of the methods."""
 
@@ -91,6 +94,18 @@ def two_calls(shipped: Evaluation) -> Finding:
     )
     why = f"The shipped student reaches {share:.1%} of the teacher's accuracy; {KEPT:.0%} would count as its quality."
     return Finding("holds" if share >= KEPT else "holds in part", measured, why)
+
+
+def one_call(one: Evaluation) -> Finding:
+    """A student that was trained for one call keeps nine tenths of the teacher's accuracy."""
+    ours, teacher = one.rows[one.own], one.teacher_50
+    share = ours.right / teacher.right
+    measured = (
+        f"{ours.nfe} call instead of {teacher.nfe}; accuracy {ours.right:.1%} of the teacher's {teacher.right:.1%}, "
+        f"distance {ours.mse_to_teacher:.3f} (Euler in 4 calls {one.euler_4.mse_to_teacher:.3f})"
+    )
+    why = f"The shipped one-step student reaches {share:.1%} of the teacher's accuracy."
+    return Finding("holds" if share >= KEPT_BY_ONE else "does not hold", measured, why)
 
 
 def faster(shipped: Evaluation) -> Finding:

@@ -12,6 +12,7 @@ FILES = {
     "methods": "arcflow compare",
     "rank": "arcflow compare --study rank --calls 2",
     "shipped": "arcflow evaluate --count 1024",
+    "one": "arcflow evaluate --adapter world-one --count 1024",
     "ideal": "python -m benchmarks.ideal",
     "policies": "python -m benchmarks.policies",
     "digits": "python -m benchmarks.digits compare",
@@ -64,6 +65,8 @@ class Results:
     methods: Comparison | None = None
     rank: Comparison | None = None
     shipped: Evaluation | None = None
+    one: Evaluation | None = None
+    """The shipped one-step student."""
     ideal: Ideal | None = None
     policies: Policies | None = None
     digits: Comparison | None = None
@@ -75,6 +78,7 @@ KINDS = {
     "methods": Comparison,
     "rank": Comparison,
     "shipped": Evaluation,
+    "one": Evaluation,
     "ideal": Ideal,
     "policies": Policies,
     "digits": Comparison,
