@@ -13,7 +13,7 @@ from arcflow.distillation.method import Method
 from arcflow.methods import arcflow, consistency, dmd2, piflow, progressive, reflow, scfm, series, twinflow
 
 Changes = dict[str, object]
-"""Settings by name, as `dataclasses.replace` takes them."""
+"""Settings by name, as `dataclasses.replace` takes them; one of them may be a function of the number of calls."""
 
 PUBLISHED: Changes = {"hold": 0, "decay": PARTS * paper.FLUX_DECAY // paper.FLUX_ITERATIONS}
 """The teacher's share falls over the first fifth: 2000 of 10 000 iterations (FLUX)."""
@@ -45,11 +45,12 @@ def settings(plan: Plan, entrant: Entrant, calls: int, seed: int) -> Budget:
     model = replace(run.model, base=plan.model, rank=plan.rank, modes=entrant.method.modes)
     common: Changes = {"steps": calls, "states": recipes.states(calls), "reuse": recipes.reuse(plan.budget)}
     optim = replace(run.optim, batch=plan.batch, lr=plan.lr, lr_log_gamma=plan.lr / 100)
+    own = {name: value(calls) if callable(value) else value for name, value in entrant.distill.items()}
     run = replace(
         run,
         seed=seed,
         model=replace(model, **entrant.model),
-        distill=replace(run.distill, **(common | entrant.distill)),
+        distill=replace(run.distill, **(common | own)),
         data=replace(run.data, count=plan.prompts),
         optim=replace(optim, **entrant.optim),
     )
@@ -77,12 +78,12 @@ def arc(
     )
 
 
-OURS: Changes = {"handover": "average", "end": 0.2}
-"""Own states of the averaged student, and a fifth of the loss on the end of the step."""
+OURS: Changes = {"handover": "average", "end": recipes.end}
+"""Own states of the averaged student, and a part of the loss on the end of the step."""
 
 
 def ours(name: str = "coefficients", title: str = "", *, distill: Changes | None = None) -> Entrant:
-    """The project's own objective: the path in coefficients, a fifth of the loss on the end of the step, later
+    """The project's own objective: the path in coefficients, a part of the loss on the end of the step, later
     segments from where the averaged student arrives; with something changed."""
     return Entrant(
         method=series.COEFFICIENTS,
@@ -105,6 +106,7 @@ def _end() -> list[Entrant]:
         ours(),
         ours("coefficients_plain", "neither end nor own states", distill={"handover": "walk", "end": 0.0}),
         ours("coefficients_own", "own states, no end", distill={"end": 0.0}),
+        ours("coefficients_fifth", "a fifth on the end", distill={"end": 0.2}),
         ours("coefficients_half", "half on the end", distill={"end": 0.5}),
         ours("coefficients_walk", "end, no own states", distill={"handover": "walk"}),
         straight,

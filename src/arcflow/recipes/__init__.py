@@ -118,6 +118,12 @@ def states(calls: int) -> int:
     return max(16 // calls, paper.STATES)
 
 
+def end(calls: int) -> float:
+    """Share of the loss on the end of a step, on the comparison's budget: half in one call, where the end of the step
+    is the image and half costs no distance; a fifth in more, where half buys accuracy with distance (docs/log.md)."""
+    return 0.5 if calls == 1 else 0.2
+
+
 def reuse(budget: int) -> int:
     """How often a walk is used on a budget: eight times on 24 000 forward-equivalents, twice on four times as many, and
     once from 200 000 on. A walk that is used more often than that is learned by heart (docs/log.md)."""
