@@ -100,6 +100,10 @@ def test_typing_errors_get_a_hint(words, hint, capsys) -> None:
         (("sample", "--model", "some/model"), "no prompt given; add --prompt TEXT"),
         (("sample", "--prompts", "nowhere.txt"), "no prompt file 'nowhere.txt'"),
         (("sample", "--prompt", "a square", "--model", "some/model"), "no adapter given for some/model; add --adapter"),
+        (
+            ("sample", "--prompt", "a square", "--model", "some/model", "--adapter", "world-one"),
+            "world-one is an adapter of the shipped teacher, not one for some/model; add --adapter",
+        ),
         (("world", "check", "nowhere"), "expected a folder written by `arcflow sample`"),
         (("train", "flux"), "no prompt file 'prompts.txt'"),
     ],

@@ -93,9 +93,10 @@ def test_what_a_mixture_is_not_made_into_is_said_before_its_base_is_loaded(
     assert not (tmp_path / "out").exists()
 
 
-def test_the_shipped_adapter_leaves_as_a_plain_lora_that_draws_the_same(tmp_path) -> None:
-    shipped = open.adapter_of("world", "world")
-    cli.main(["export", "--adapter", "world", "--layout", "lora", "--out", str(tmp_path / "lora")])
+@pytest.mark.parametrize("name", open.ADAPTERS)
+def test_a_shipped_adapter_leaves_as_a_plain_lora_that_draws_the_same(name, tmp_path) -> None:
+    shipped = open.adapter_of("world", name)
+    cli.main(["export", "--adapter", name, "--layout", "lora", "--out", str(tmp_path / "lora")])
     pipe = open.open_pipe("world", "cpu", "float32")
     size = dict(height=64, width=64, guidance_scale=3.5)
     apart = latent_difference(pipe, shipped, tmp_path / "lora" / LORA["diffusers"], prompts=["a red cube"], **size)
