@@ -20,8 +20,8 @@ class ModelAndAdapter:
     model: str = "world"
     """Teacher: "world" for the shipped small one, a diffusers pipeline folder, or a Hub id."""
     adapter: str = "world"
-    """Adapter folder or Hub "owner/name:subfolder"; "world" or "world-one" for those shipped for the shipped teacher, in
-    two steps and in one, "none" for the teacher itself in plain Euler steps."""
+    """Adapter folder or Hub "owner/name:subfolder"; "world" or "world-one" for those shipped for the shipped teacher,
+    in two steps and in one, "none" for the teacher itself in plain Euler steps."""
     teacher_lora: Annotated[str | None, unset("STR")] = None
     """A LoRA on the teacher: file, folder or Hub id. An adapter that was distilled with one asks for it; "none" draws
     without."""
