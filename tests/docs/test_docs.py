@@ -10,6 +10,7 @@ import pytest
 import arcflow
 from arcflow import cli
 from arcflow.system import records
+from benchmarks.readme_table import PAGES
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -96,13 +97,13 @@ def test_what_a_recipe_is_expected_to_reach_was_measured(recipe, name) -> None:
     assert rests_on.startswith(f"{own.prompts} held-out captions")
 
 
-@pytest.mark.parametrize("name", ["shipped", "one", "demo"])
-def test_numbers_in_the_readme_are_those_of_a_run(name) -> None:
+@pytest.mark.parametrize(("name", "page"), PAGES.items())
+def test_numbers_of_the_small_model_are_those_of_a_run(name, page) -> None:
     from arcflow.evaluation.results import Evaluation
     from arcflow.reports.side_by_side import markdown_table
     from benchmarks.readme_table import put
 
-    stored, text = ROOT / "benchmarks" / "results" / f"{name}.json", read("README.md")
+    stored, text = ROOT / "benchmarks" / "results" / f"{name}.json", read(page)
     content = markdown_table(records.read(Evaluation, stored)) if stored.exists() else "Not measured yet."
     assert put(text, f"results:{name}", content) == text
 
