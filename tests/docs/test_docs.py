@@ -85,7 +85,7 @@ def test_the_changelog_knows_the_version() -> None:
     assert f'version = "{arcflow.__version__}"' in read("pyproject.toml")
 
 
-@pytest.mark.parametrize(("recipe", "name"), [("world", "shipped"), ("world-quick", "demo")])
+@pytest.mark.parametrize(("recipe", "name"), [("world", "shipped"), ("world-one", "one"), ("world-quick", "demo")])
 def test_what_a_recipe_is_expected_to_reach_was_measured(recipe, name) -> None:
     from arcflow.commands.recipes import EXPECTED
     from arcflow.evaluation.results import Evaluation

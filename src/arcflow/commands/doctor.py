@@ -132,6 +132,7 @@ def _assets() -> Iterator[Diagnosis]:
     for name, file, command in (
         ("shipped teacher", "teacher/model_index.json", "reinstall arcflow, or `arcflow world train`"),
         ("shipped adapter", "adapter/arcflow.json", "reinstall arcflow, or `arcflow train world`"),
+        ("in one step", "adapter_one/arcflow.json", "reinstall arcflow, or `arcflow train world-one`"),
     ):
         there = (assets / file).is_file()
         yield Diagnosis(name, str((assets / file).parent) if there else "missing", "" if there else command)
