@@ -142,7 +142,7 @@ def test_the_command_of_a_run_makes_that_run_again(recipe) -> None:
         milestones=100,
         model=dataclasses.replace(run.model, gradient_checkpointing=checkpointing, teacher_lora="my style.safetensors"),
         distill=dataclasses.replace(
-            run.distill, also_steps=(1, 4), led=0, end=0.0, teacher_cfg=2.5, guidance=(1.5, 5.0)
+            run.distill, also_steps=(3, 4), led=0, end=0.0, teacher_cfg=2.5, guidance=(1.5, 5.0)
         ),
         optim=dataclasses.replace(run.optim, micro_batch=None, betas=(0.5, 0.6)),
     )
