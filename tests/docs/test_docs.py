@@ -65,7 +65,8 @@ FILES = [
     if "commands" in p.parts or p.name in ("config.py", "request.py", "options.py")
 ]
 COMMANDS = "".join(path.read_text("utf-8") for path in FILES)
-COMMAND_WORDS = set(re.findall(r"    (\w+):", COMMANDS)) | {"config", "data", "help", "help_all"}
+RENAMED = set(re.findall(r'arg\(name="(\w+)"', COMMANDS))
+COMMAND_WORDS = set(re.findall(r"    (\w+):", COMMANDS)) | RENAMED | {"config", "data", "help", "help_all"}
 
 
 def test_the_guide_to_a_new_family_has_every_field() -> None:
