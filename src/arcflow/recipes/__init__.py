@@ -16,7 +16,7 @@ from arcflow import paper
 from arcflow.config import ALWAYS, PARTS, Budget, Data, Distill, Model, Optim, Run, flat, to_json
 from arcflow.recipes import models
 from arcflow.recipes.objective import forwards as forwards
-from arcflow.recipes.objective import in_place_of, own
+from arcflow.recipes.objective import in_place_of, own, segment_states
 
 
 def world() -> Run:
@@ -115,7 +115,7 @@ def states(calls: int) -> int:
     """States of a segment that leave the teacher's walk little error of its own: sixteen over the whole path, and four
     in every segment at least. With four states in the only segment of a one-call student, the walk's own error is what
     limits every method (docs/log.md)."""
-    return max(16 // calls, paper.STATES)
+    return segment_states(calls, 16)
 
 
 def end(calls: int) -> float:

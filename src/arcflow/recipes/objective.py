@@ -6,7 +6,7 @@ from arcflow import paper
 from arcflow.config import ALWAYS, Run
 
 STATES = 12
-"""States of the teacher's walk over the whole path, as long as every step has as many as the published method."""
+"""States of the teacher's walk over the whole path."""
 
 
 def own(run: Run) -> Run:
@@ -18,7 +18,7 @@ def own(run: Run) -> Run:
     replace = dataclasses.replace
     objective = replace(
         run.distill,
-        states=max(STATES // run.distill.steps, paper.STATES),
+        states=segment_states(run.distill.steps, STATES),
         spread="systematic",
         solver="adams",
         handover="average",
@@ -27,6 +27,11 @@ def own(run: Run) -> Run:
         end=0.5,
     )
     return replace(run, model=replace(run.model, form="coefficients", modes=4), distill=objective)
+
+
+def segment_states(steps: int, path: int) -> int:
+    """States of the walk in a segment where the whole path has `path`, and no fewer than the published method's."""
+    return max(path // steps, paper.STATES)
 
 
 def in_place_of(published: Run) -> Run:

@@ -13,7 +13,7 @@ import torch
 
 from arcflow import paper
 from arcflow.comparison.results import Comparison, Mean, Means, SeedMean, Verdict, verdict
-from arcflow.evaluation.results import Evaluation
+from arcflow.evaluation.results import Evaluation, Result
 from arcflow.metrics.intervals import seed_difference
 from arcflow.reports.claim_files import Ideal, Policies
 from arcflow.student.places import trainable_shapes
@@ -88,24 +88,25 @@ def two_calls(shipped: Evaluation) -> Finding:
     """Two network calls draw what took the teacher 50."""
     ours, teacher = shipped.arcflow_2, shipped.teacher_50
     share = ours.right / teacher.right
-    measured = (
-        f"{ours.nfe} calls instead of {teacher.nfe}; accuracy {ours.right:.1%} of the teacher's {teacher.right:.1%}, "
-        f"distance {ours.mse_to_teacher:.3f} (Euler in 4 calls {shipped.euler_4.mse_to_teacher:.3f})"
-    )
     why = f"The shipped student reaches {share:.1%} of the teacher's accuracy; {KEPT:.0%} would count as its quality."
-    return Finding("holds" if share >= KEPT else "holds in part", measured, why)
+    return Finding("holds" if share >= KEPT else "holds in part", _quality(shipped, ours), why)
 
 
 def one_call(one: Evaluation) -> Finding:
     """A student that was trained for one call keeps nine tenths of the teacher's accuracy."""
     ours, teacher = one.rows[one.own], one.teacher_50
     share = ours.right / teacher.right
-    measured = (
-        f"{ours.nfe} call instead of {teacher.nfe}; accuracy {ours.right:.1%} of the teacher's {teacher.right:.1%}, "
-        f"distance {ours.mse_to_teacher:.3f} (Euler in 4 calls {one.euler_4.mse_to_teacher:.3f})"
-    )
     why = f"The shipped one-step student reaches {share:.1%} of the teacher's accuracy."
-    return Finding("holds" if share >= KEPT_BY_ONE else "does not hold", measured, why)
+    return Finding("holds" if share >= KEPT_BY_ONE else "does not hold", _quality(one, ours), why)
+
+
+def _quality(results: Evaluation, ours: Result) -> str:
+    teacher = results.teacher_50
+    return (
+        f"{ours.nfe} call{'s' * (ours.nfe > 1)} instead of {teacher.nfe}; accuracy {ours.right:.1%} of the teacher's "
+        f"{teacher.right:.1%}, distance {ours.mse_to_teacher:.3f} "
+        f"(Euler in 4 calls {results.euler_4.mse_to_teacher:.3f})"
+    )
 
 
 def faster(shipped: Evaluation) -> Finding:
