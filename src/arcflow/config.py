@@ -152,11 +152,18 @@ class Distill:
     """First segments in which the teacher ratio stays at 1 for good. The first decides what is drawn, and on its own
     path a student may settle that otherwise than its teacher."""
 
+    warm_start: bool = False
+    """Begin with a student that hears, at the start of each of its steps, the noise level at which its velocity is
+    nearest to the mean over the step, fitted on the first batch: the time embedding's LoRA makes it so, and learns on
+    from there. It pays where a training is short or takes many steps; the paper begins with the teacher as it is."""
+
     def __post_init__(self) -> None:
         check(self.steps >= 1, "distill.steps", self.steps, "1 or more", f"the published adapters use {paper.STEPS}")
         known = all(steps >= 1 for steps in self.also_steps) and self.steps not in self.also_steps
         check(known, "distill.also_steps", self.also_steps, f"numbers of 1 or more beside {self.steps}", "say 1 4")
         check(self.shift > 0, "distill.shift", self.shift, "a positive number", f"the published value is {paper.SHIFT}")
+        one = not (self.warm_start and self.also_steps)
+        check(one, "distill.warm_start", True, "False for several numbers of calls", "leave out distill.also_steps")
         self._check_guidance()
         scale = self.final_step_scale
         check(
@@ -426,6 +433,9 @@ class Run:
         for name in ("milestones", "shard"):
             value = getattr(self, name)
             check(value is None or value >= 1, name, value, "1 or more", "leave it out for none")
+        lora = self.model.lora and self.model.targets != "full"
+        remedy = "train a LoRA, or set distill.warm_start to False"
+        check(lora or not self.distill.warm_start, "distill.warm_start", True, "False without a LoRA", remedy)
         limit = self.stop_after
         check(limit is None or limit > 0, "stop_after", limit, "a positive number of minutes", "leave it out for none")
 

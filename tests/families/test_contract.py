@@ -12,12 +12,15 @@ from peft import LoraConfig
 
 import arcflow
 from arcflow import ArcFlowScheduler, families, student
+from arcflow.distillation import warm_start
+from arcflow.distillation.policy import level
 from arcflow.families import network, weights
 from arcflow.sampling import generate
 from arcflow.student import adapter, views
 from arcflow.student.layers import swapped
 from arcflow.student.places import base_linear, norm_linears
 from arcflow.student.state import state_of
+from arcflow.training import learner
 from tests.support.families import ALL, EXACT, FRAMES, SHIFT, OnOurGrid, side
 from tests.support.pipelines import fresh, perturb
 
@@ -235,6 +238,25 @@ def test_the_teachers_view_and_a_base_without_its_student_are_the_untouched_base
         assert torch.equal(draw(pipe), before)
     student.remove(net)
     assert pipe.scheduler is stock and torch.equal(draw(pipe), before)
+
+
+HEARS_ELSEWHERE = ("chroma", "qwen_image_21")
+"""Their time embeddings have no Linear with a LoRA in them, or are one with the text's."""
+
+
+@torch.no_grad()
+def test_a_student_that_starts_warm_is_the_base_told_another_level(pipe, family):
+    net, x, cond = pipe.transformer, starting(pipe), conditioned(pipe)
+    student.build(net, modes=2, rank=4, dropout=0.0, form="coefficients")
+    walker = learner.views(net)[0]
+    if family.name in HEARS_ELSEWHERE:
+        with pytest.raises(ValueError, match="so the student cannot start warm"):
+            warm_start.tell(net, walker, x, cond, [(1.0, 0.9)])
+        return
+    warm_start.tell(net, walker, x, cond, [(1.0, 0.9), (0.7, 0.6)])
+    for start, heard in [(1.0, 0.9), (0.7, 0.6)]:
+        said = walker(x, level(start, x), cond).velocity(0.0)
+        torch.testing.assert_close(said, views.teacher_velocity(net, x, heard, cond), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("form", FORMS)

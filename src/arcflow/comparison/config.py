@@ -15,6 +15,7 @@ USUAL = recipes.comparison()
 Study = Literal[
     "methods",
     "end",
+    "start",
     "modes",
     "basis",
     "window",

@@ -13,7 +13,7 @@ from arcflow.distillation.method import Method
 from arcflow.methods import arcflow, consistency, dmd2, piflow, progressive, reflow, scfm, series, twinflow
 
 Changes = dict[str, object]
-"""Settings by name, as `dataclasses.replace` takes them; one of them may be a function of the number of calls."""
+"""Settings by name, as `dataclasses.replace` takes them; some of them may be functions of the number of calls."""
 
 PUBLISHED: Changes = {"hold": 0, "decay": PARTS * paper.FLUX_DECAY // paper.FLUX_ITERATIONS}
 """The teacher's share falls over the first fifth: 2000 of 10 000 iterations (FLUX)."""
@@ -82,7 +82,9 @@ OURS: Changes = {"handover": "average", "end": recipes.end}
 """Own states of the averaged student, and a part of the loss on the end of the step."""
 
 
-def ours(name: str = "coefficients", title: str = "", *, distill: Changes | None = None) -> Entrant:
+def ours(
+    name: str = "coefficients", title: str = "", *, distill: Changes | None = None, optim: Changes | None = None
+) -> Entrant:
     """The project's own objective: the path in coefficients, a part of the loss on the end of the step, later
     segments from where the averaged student arrives; with something changed."""
     return Entrant(
@@ -91,7 +93,30 @@ def ours(name: str = "coefficients", title: str = "", *, distill: Changes | None
         title=title,
         model={"form": "coefficients"},
         distill=OURS | (distill or {}),
+        optim=optim or {},
     )
+
+
+SLOW: Changes = {"lr": 5e-4, "lr_log_gamma": 5e-6}
+"""A quarter of the rate of all."""
+
+WARM: Changes = {"warm_start": True}
+
+
+def _start() -> list[Entrant]:
+    """Where a training starts, and at what rate it goes on: a high one forgets a good start."""
+    straight = Entrant(method=arcflow.LINEAR)
+    return [
+        ours(),
+        ours("coefficients_slow", "ours, a quarter of the rate", optim=SLOW),
+        ours("coefficients_warm", "ours, warm start, a quarter of the rate", distill=WARM, optim=SLOW),
+        ours("coefficients_fast", "ours, warm start, the rate of all", distill=WARM),
+        straight,
+        replace(straight, name="linear_slow", title="Linear, a quarter of the rate", optim=SLOW),
+        replace(
+            straight, name="linear_warm", title="Linear, warm start, a quarter of the rate", distill=WARM, optim=SLOW
+        ),
+    ]
 
 
 def _end() -> list[Entrant]:
@@ -215,6 +240,7 @@ STUDIES: dict[str, Callable[[], list[Entrant]]] = {
     "modes": _modes,
     "basis": _basis,
     "end": _end,
+    "start": _start,
     "window": _window,
     "states": _states,
     "ratio": _ratio,

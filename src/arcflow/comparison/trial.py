@@ -65,6 +65,11 @@ def train_entrant(bench: Bench, entrant: Entrant, calls: int, seed: int, referen
     data = bench.captions(seed, run.optim.batch)
     end = ender(method.sample, student, run.distill, calls)
 
+    if run.distill.warm_start:
+        first = data.batch(0)
+        sample = Prepared(bench.noise(first.seeds), bench.cond(first.prompts), {})
+        learner.start_warm(net, student, teacher, sample, torch.Generator().manual_seed(seed_of(seed, "warm")))
+
     curve: list[tuple[int, float]] = []
     measuring = 0.0
     net.train()

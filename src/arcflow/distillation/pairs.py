@@ -11,6 +11,7 @@ from arcflow.distillation.policy import Policy, Student, Teacher
 from arcflow.distillation.solvers import by_dpmpp
 from arcflow.families.conditioning import Cond, rows, shared
 from arcflow.runs.ema import Ema
+from arcflow.student.state import at_rest
 from arcflow.system.seeds import Draws, uniform
 
 CALLS = 16
@@ -63,10 +64,5 @@ def averaged(net: nn.Module, average: Ema, student: Student) -> Student:
 def as_target(net: nn.Module, weights: Ema) -> Iterator[None]:
     """The network has these weights, and neither dropout nor gradient, while the block runs. Ask the target before the
     student: weights that move after a call with gradient spoil its backward pass."""
-    training = net.training
-    net.eval()
-    try:
-        with torch.no_grad(), weights.applied():
-            yield
-    finally:
-        net.train(training)
+    with at_rest(net), weights.applied():
+        yield

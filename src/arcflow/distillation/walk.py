@@ -7,7 +7,7 @@ displacement(a, b) for a policy. Raw time tau is uniform; a schedule is drawn in
 float64. Source: arXiv 2602.09014, section 4 and the code released with it.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -171,11 +171,11 @@ def _along(roll: Policy | None, x: Tensor, a: Tensor, b: float | Tensor) -> Tens
     return x if roll is None else x - roll.at(x).displacement(a, b)
 
 
-def walked(
+def legs(
     teacher: Teacher, x: Float[Tensor, "batch *rest"], cond: Cond, config: Distill, generator: Draws
-) -> Float[Tensor, "batch *rest"]:
-    """Where the teacher's walk of a training arrives from noise `x`, every segment walked to its end by the teacher
-    alone. A student that learns from this walk comes no nearer to the teacher's many steps than it does."""
+) -> Iterator[tuple[Schedule, Float[Tensor, "batch *rest"], Float[Tensor, "batch *rest"]]]:
+    """The teacher's walk of a training from noise `x`, every segment walked to its end by the teacher alone: of each
+    its times, and the states where it starts and ends."""
     for segment in segments(config.steps, config.final_step_scale):
         times = schedule(
             segment,
@@ -186,8 +186,18 @@ def walked(
             generator=generator,
             spread=config.spread,
         )
+        start = x
         *_, x = visit(None, teacher, x, cond, times, config.shift, config.solver)
-    return x
+        yield times, start, x
+
+
+def walked(
+    teacher: Teacher, x: Float[Tensor, "batch *rest"], cond: Cond, config: Distill, generator: Draws
+) -> Float[Tensor, "batch *rest"]:
+    """Where the teacher's walk of a training arrives from noise `x`. A student that learns from this walk comes no
+    nearer to the teacher's many steps than it does."""
+    *_, (_, _, end) = legs(teacher, x, cond, config, generator)
+    return end
 
 
 def left_behind(tau: Float[Tensor, "*any"], times: Schedule, shift: float) -> Float[Tensor, "*any"]:

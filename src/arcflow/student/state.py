@@ -3,8 +3,11 @@
 A `State` hangs on its transformer; `attached` connects and disconnects it, `build` and `adapter` make one.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
+import torch
 from diffusers import ModelMixin
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
@@ -108,6 +111,19 @@ def learn(transformer: nn.Module) -> None:
     transformer.eval()
     for part in trained_modules(state_of(transformer)):
         part.train()
+
+
+@contextmanager
+def at_rest(transformer: nn.Module) -> Iterator[None]:
+    """Neither dropout nor gradient while the block runs; then every module is in the mode that it was in."""
+    modes = {module: module.training for module in transformer.modules()}
+    transformer.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module, training in modes.items():
+            module.training = training
 
 
 def lora_layers(transformer: nn.Module) -> dict[str, LowRank]:

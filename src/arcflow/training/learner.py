@@ -24,6 +24,7 @@ from arcflow.distillation.kept import asked_before
 from arcflow.distillation.objective import Part, distill, teacher_ratio
 from arcflow.distillation.policy import Policy, Student, Teacher
 from arcflow.distillation.walk import guided, sampler_grid
+from arcflow.distillation.warm_start import Levels, warm_start
 from arcflow.families.conditioning import Cond, rows
 from arcflow.runs.checkpoint import Progress
 from arcflow.runs.ema import Ema, ema_beta
@@ -92,6 +93,21 @@ class Learner:
         for name in [name for name in parameters if any(f"_{part}." in name for part in frozen)]:
             parameters.pop(name).requires_grad_(False)
         return cls(parameters, run, ranks)
+
+    def start_warm(self, net: nn.Module, student: Student, teacher: Teacher, sample: Prepared, draws: Draws) -> Levels:
+        """Let the new student on `net` start warm, fitted on these samples, and its average with it."""
+        levels = warm_start(
+            net,
+            student,
+            teacher,
+            sample.x,
+            sample.cond,
+            config=self.run.distill,
+            generator=draws,
+            ranks=self.ranks,
+        )
+        self.average.update(0.0)
+        return levels
 
     def gradients(self, objective: Losing, sample: Prepared, draws: Draws) -> "Losses":
         """The losses of a batch, whose gradients are added to the parameters: one backward pass for each part of the

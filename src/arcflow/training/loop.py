@@ -189,6 +189,8 @@ def _taught(run: OpenTraining, step: int) -> tuple[dict[str, float], dict[str, A
     config = run.config
     number = asked_before(step, config.distill)
     sample = run.batch(number)
+    if step == 0 and config.distill.warm_start:
+        _start_warm(run, sample)
     first = number * config.optim.batch + run.ranks.rows(config.optim.batch).start
     draws = sample_draws(seed_of(config.seed, "draws", first + i) for i in range(len(sample.x)))
     average = averaged(run.pipe.transformer, run.learner.average, run.student)
@@ -202,6 +204,15 @@ def _taught(run: OpenTraining, step: int) -> tuple[dict[str, float], dict[str, A
     if config.distill.reuse > 1 and step < led_until(config.distill):
         run.walks.add(made)
     return losses.logs(), sample.position
+
+
+def _start_warm(run: OpenTraining, sample: Prepared) -> None:
+    """Let a new student start warm, fitted on its first batch, and say what it hears."""
+    place = run.ranks.rows(run.config.optim.batch).start
+    draws = sample_draws(seed_of(run.config.seed, "warm", place + i) for i in range(len(sample.x)))
+    levels = run.learner.start_warm(run.pipe.transformer, run.student, run.teacher, sample, draws)
+    heard = ", ".join(f"{heard:.3f} at {start:.3f}" for start, heard in levels)
+    run.log(f"warm start: the student hears the noise level {heard}")
 
 
 def _again(run: OpenTraining, step: int) -> dict[str, float]:
