@@ -60,3 +60,12 @@ def test_a_target_has_its_weights_no_dropout_and_no_gradient_for_a_while():
         raise KeyError
     assert net.training and all(torch.equal(p, now[name]) for name, p in net.named_parameters())
     assert all((w == 3).all() for w in weights.weights.values())
+
+
+def test_behind_a_target_every_module_learns_or_rests_as_before():
+    """A student learns in a network that rests: its dropout must not stay off."""
+    net = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Dropout(0.5)).eval()
+    net[1].train()
+    with as_target(net, Ema(dict(net.named_parameters()))):
+        assert not net[1].training
+    assert net[1].training and not net.training and not net[0].training

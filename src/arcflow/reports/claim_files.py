@@ -17,6 +17,7 @@ FILES = {
     "policies": "python -m benchmarks.policies",
     "digits": "python -m benchmarks.digits compare",
     "third": "arcflow compare --only arcflow coefficients --calls 2 --budget 8000",
+    "fourfold": "arcflow compare --only arcflow coefficients linear piflow_dx --calls 2 --budget 96000",
 }
 """What is read, and the command that makes it."""
 
@@ -72,6 +73,8 @@ class Results:
     digits: Comparison | None = None
     third: Comparison | None = None
     """The methods on a third of the budget."""
+    fourfold: Comparison | None = None
+    """Those that lead, on four times the budget."""
 
 
 KINDS = {
@@ -83,6 +86,7 @@ KINDS = {
     "policies": Policies,
     "digits": Comparison,
     "third": Comparison,
+    "fourfold": Comparison,
 }
 """What each file holds."""
 

@@ -49,6 +49,7 @@ OWN: Claims = {
         )
         for n in (1, 2, 4, 8)
     },
+    "First or tied at 2 calls on four times the budget": (partial(deciders.first_or_tied, calls=2), ("fourfold",)),
     f"One call keeps {deciders.KEPT_BY_ONE:.0%} of the teacher's accuracy": (deciders.one_call, ("one",)),
     "Its bends beat straight lines at 2 calls": (deciders.bends_help, ("methods",)),
     "Where the published form ends after a third of its forward passes": (deciders.fewer_passes, ("methods", "third")),
