@@ -5,12 +5,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from peft import LoraConfig
 from safetensors.torch import load_file
 
 from arcflow import student
 from arcflow.config import ALWAYS, Distill
 from arcflow.distillation.policy import level
-from arcflow.distillation.warm_start import lowest, nearest_levels, tell
+from arcflow.distillation.warm_start import level_errors, lowest, nearest_levels, tell
 from arcflow.families import network
 from arcflow.path import column, step_grid
 from arcflow.student.state import trainable
@@ -31,7 +32,7 @@ def rising(x, sigma, cond):
 
 def test_a_velocity_that_is_linear_in_the_noise_level_is_told_the_middle_of_each_step():
     x, settings = torch.zeros(3, 2, 4, dtype=torch.float64), Distill(states=64, spread="systematic", solver="adams")
-    found = nearest_levels(
+    errors = level_errors(
         lambda x, sigma, cond: policy(rising(x, sigma, cond)),
         rising,
         x,
@@ -39,6 +40,7 @@ def test_a_velocity_that_is_linear_in_the_noise_level_is_told_the_middle_of_each
         config=settings,
         generator=torch.Generator().manual_seed(0),
     )
+    found = nearest_levels(errors, settings)
     grid = step_grid(settings.steps, settings.shift, settings.final_step_scale).tolist()
     assert [start for start, _ in found] == pytest.approx(grid[:-1])
     middles = [(start + end) / 2 for start, end in zip(grid, grid[1:], strict=False)]
@@ -52,10 +54,13 @@ def test_the_least_of_a_parabola_is_found_between_its_points():
     assert lowest(points, [1.0] * 4) == 0.0
 
 
-@pytest.fixture
-def new():
-    """A new student in coefficients, what it is called with, and its two views."""
+@pytest.fixture(params=["plain", "a user's LoRA on the time embedding"])
+def new(request):
+    """A new student in coefficients, and what it is called with."""
     pipe = tiny_pipe()
+    if request.param != "plain":
+        hears = ["time_text_embed.timestep_embedder.linear_1"]
+        pipe.transformer.add_adapter(LoraConfig(r=2, target_modules=hears, init_lora_weights=False))
     net, cond = pipe.transformer, network.encode_prompts(pipe, ["a red circle"] * 2, height=8, width=8)
     student.build(net, modes=4, rank=4, dropout=0.5, form="coefficients", generator=torch.Generator().manual_seed(0))
     return net.eval(), views(net)[0], network.noise(pipe, [0, 1], 8, 8), cond

@@ -2,19 +2,20 @@
 
 A step of a new student follows the teacher's velocity at its start. What it has to cover is the mean velocity over the
 step, and to that the teacher is nearer if it is told, at the same state, a noise level further down (as the midpoint
-rule asks in the middle of a step). Which one is fitted on a batch (`nearest_levels`).
+rule asks in the middle of a step). Which one is fitted on a batch (`level_errors`).
 
-A network hears its noise level through one Linear, the first of its time embedding. For n noise levels with inputs E of
-that Linear (a row each), and inputs T at the levels it is to hear instead,
+A network hears its noise level through one Linear, the first of its time embedding. For n noise levels with inputs E
+(a row each) and outputs Y of that Linear, and outputs Z at the levels that it is to hear instead,
 
-    (W + D) E^T = W T^T,        D = W (T - E)^T (E^T)^+
+    D E^T = (Z - Y)^T,        D = (Z - Y)^T (E^T)^+
 
 is a change of rank n, so a LoRA takes it as it is, exactly, and nothing at sampling knows of it: the student is still
-the base with a LoRA, under the same scheduler (docs/math.md, "A warm start").
+the base with a LoRA, under the same scheduler (docs/math.md, eqs. 16 and 17).
 """
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -23,29 +24,33 @@ from torch import Tensor, nn
 
 from arcflow.config import Distill
 from arcflow.distillation.policy import Student, Teacher, level
-from arcflow.distillation.walk import legs, span
-from arcflow.families.conditioning import Cond, rows
-from arcflow.families.weights import dense
-from arcflow.path import shift_sigma
+from arcflow.distillation.walk import legs, sampler_grid
+from arcflow.families.conditioning import Cond
+from arcflow.families.weights import compute_dtype
 from arcflow.student.layers import LowRank
-from arcflow.student.places import base_linear
-from arcflow.student.state import at_rest, lora_layers
-from arcflow.system.processes import Ranks, local, shared_like, whole
+from arcflow.student.state import lora_layers, state_of
+from arcflow.system.processes import local, shared_like, whole
 from arcflow.system.seeds import Draws
 
 SHARES = torch.linspace(0.0, 0.5, 9, dtype=torch.float64)
 """Where levels are tried: shares of the step, from its start to its middle."""
 
 CLOSE = 0.1
-"""How much of the change a rewritten network may miss. It is exact but for the rounding of a short dtype; what misses
-more hears the time elsewhere too."""
+"""How much of the change a rewritten network may miss, beside its dtype's rounding. What misses more hears the time
+elsewhere too."""
 
 Levels = list[tuple[float, float]]
 """Of each step, the noise level at its start and the one to hear instead."""
 
 
-def warm_start(
-    net: nn.Module,
+def tried(config: Distill) -> Float[Tensor, "steps tried"]:
+    """The noise levels that are tried, a row for each step of the student, the level at its start first."""
+    grid = sampler_grid(config.steps, config).double()
+    return grid[:-1, None] - (grid[:-1] - grid[1:])[:, None] * SHARES
+
+
+@torch.no_grad()
+def level_errors(
     student: Student,
     teacher: Teacher,
     x: Float[Tensor, "batch *rest"],
@@ -53,45 +58,21 @@ def warm_start(
     *,
     config: Distill,
     generator: Draws,
-    ranks: Ranks | None = None,
-) -> Levels:
-    """Let a new student on `net`, in place, hear at the start of each of its steps the noise level that is best there.
-
-    The levels are fitted on noise `x` with its conditioning; several processes fit on all that they have. It costs one
-    walk of the teacher's and, for each step, nine calls of the student.
-
-    Raises:
-        ValueError: the network hears its noise level in no Linear that has a LoRA, or in more than one. Nothing has
-            changed then.
-    """
-    with at_rest(net):
-        levels = nearest_levels(student, teacher, x, cond, config=config, generator=generator, ranks=ranks)
-        tell(net, student, x[:1], rows(cond, slice(1)), levels)
-    return levels
-
-
-def nearest_levels(
-    student: Student,
-    teacher: Teacher,
-    x: Float[Tensor, "batch *rest"],
-    cond: Cond,
-    *,
-    config: Distill,
-    generator: Draws,
-    ranks: Ranks | None = None,
-) -> Levels:
-    """For each step the noise level at which the student's velocity, at the state where the step starts, has the least
-    mean squared difference to the mean velocity of the teacher's walk over the step."""
-    found: Levels = []
-    for times, start, end in legs(teacher, x, cond, config, generator):
-        sigma, length = float(shift_sigma(times.segment.tau_src, config.shift)), span(times, config.shift)
+) -> Float[Tensor, "steps tried"]:
+    """Mean squared difference of what the student says, told each of the levels at the state where a step starts, and
+    the mean velocity of the teacher's walk over the step. It costs one walk, and nine calls of the student a step."""
+    errors = []
+    for levels, (start, end, length) in zip(tried(config), legs(teacher, x, cond, config, generator), strict=True):
         mean = (start - end) / length
-        tried = (sigma - length * SHARES).tolist()
-        said = (student(start, level(one, start), cond).velocity(0.0) for one in tried)
-        errors = {str(i): float((velocity - mean).square().mean()) for i, velocity in enumerate(said)}
-        errors = ranks.mean(errors) if ranks else errors
-        found.append((sigma, lowest(tried, list(errors.values()))))
-    return found
+        said = (student(start, level(one, start), cond).velocity(0.0) for one in levels.tolist())
+        errors.append(torch.stack([(velocity - mean).square().mean() for velocity in said]))
+    return torch.stack(errors)
+
+
+def nearest_levels(errors: Float[Tensor, "steps tried"], config: Distill) -> Levels:
+    """For each step the level with the least error, between those that were tried."""
+    rows = zip(tried(config).tolist(), errors.tolist(), strict=True)
+    return [(levels[0], lowest(levels, row)) for levels, row in rows]
 
 
 def lowest(points: Sequence[float], values: Sequence[float]) -> float:
@@ -105,42 +86,57 @@ def lowest(points: Sequence[float], values: Sequence[float]) -> float:
     return points[i] + (points[i + 1] - points[i]) * (before - after) / (2 * bend) if bend > 0 else points[i]
 
 
+@torch.no_grad()
 def tell(net: nn.Module, student: Student, x: Float[Tensor, "batch *rest"], cond: Cond, levels: Levels) -> None:
-    """Rewrite a LoRA of the student on `net` so that at the first level of each pair it hears the second.
+    """Rewrite a LoRA of the new student on `net` so that at the first level of each pair it hears the second. One
+    sample is enough; neither dropout nor gradient may be at work.
 
     Raises:
         ValueError: no LoRA can do that; the student is as it was.
     """
-    starts, heard = zip(*levels, strict=True)
+    starts, heard = ([pair[i] for pair in levels] for i in (0, 1))
     if starts == heard:
         return
-    with inputs_of(net, _outside_blocks(net)) as inputs:
-        before, wanted = (
-            torch.stack([student(x, level(one, x), cond).velocity(0.0) for one in row]) for row in (starts, heard)
-        )
-    name = _hears_time(inputs, len(levels))
-    low = lora_layers(net)[name] if name else None
-    if name is None or low is None or len(low.down) < len(levels):
+
+    def velocities(row: list[float]) -> Tensor:
+        return torch.stack([student(x, level(one, x), cond).velocity(0.0) for one in row])
+
+    with calls_of(net, _outside_blocks(net)) as calls:
+        before, wanted = velocities(starts), velocities(heard)
+    name = _hears_time(calls, 2 * len(levels))
+    if name is None or len(lora_layers(net)[name].down) < len(levels):
         raise ValueError(_elsewhere(net, "hears its noise level in no Linear with a LoRA of enough rank"))
 
+    low = lora_layers(net)[name]
     kept = [local(p.detach()).clone() for p in (low.down, low.up)]
-    said, told = torch.stack([row for row in inputs[name] if row is not None]).double().cpu().chunk(2)
-    _write(low, dense(base_linear(net, name)).weight.double().cpu(), said, told)
-    now = torch.stack([student(x, level(one, x), cond).velocity(0.0) for one in starts])
-    if not (now - wanted).norm() <= CLOSE * (wanted - before).norm():
+    _write(low, calls[name][: len(levels)], calls[name][len(levels) :])
+    rounding = torch.finfo(compute_dtype(net, state_of(net).family)).eps * wanted.norm()
+    if not (velocities(starts) - wanted).norm() <= CLOSE * (wanted - before).norm() + rounding:
         for parameter, value in zip((low.down, low.up), kept, strict=True):
             local(parameter.detach()).copy_(value)
         raise ValueError(_elsewhere(net, f"hears its noise level elsewhere than in {name} too"))
 
 
-def _write(low: LowRank, weight: Tensor, said: Float[Tensor, "levels width"], told: Tensor) -> None:
+@dataclass(frozen=True)
+class LinearCall:
+    """What a Linear was given, and what it gave: the row that all rows are."""
+
+    given: Float[Tensor, " features"]
+    gave: Float[Tensor, " width"]
+    alike: bool
+    """Whether all rows are that one."""
+
+
+def _write(low: LowRank, at: Sequence[LinearCall], instead: Sequence[LinearCall]) -> None:
     """The change of the module's formula, shared out evenly between the two factors of the LoRA's first rows."""
-    change = weight @ (told - said).T @ torch.linalg.pinv(said.T)
-    u, s, v = torch.linalg.svd(change, full_matrices=False)
-    count = len(said)
+    given = torch.stack([call.given for call in at])
+    moved = torch.stack([there.gave - here.gave for here, there in zip(at, instead, strict=True)])
+    u, s, v = torch.linalg.svd(moved.T @ torch.linalg.pinv(given.T), full_matrices=False)
+    count = len(at)
     sides = s[:count].sqrt()
-    down, up = low.down.detach(), low.up.detach()  # of which a process may hold its part alone
-    new_down, new_up = (whole(p).clone() for p in (down, up))
+    # A process may hold its part of each factor alone.
+    down, up = low.down.detach(), low.up.detach()
+    new_down, new_up = whole(down).clone(), whole(up).clone()
     new_down[:count] = (sides[:, None] * v[:count]).to(new_down)
     new_up[:, :count] = (u[:, :count] * sides / low.scale).to(new_up)
     local(down).copy_(local(shared_like(new_down, down)))
@@ -148,18 +144,17 @@ def _write(low: LowRank, weight: Tensor, said: Float[Tensor, "levels width"], to
 
 
 @contextmanager
-def inputs_of(net: nn.Module, names: Sequence[str]) -> Iterator[dict[str, list[Tensor | None]]]:
-    """What Linears are given, call by call, in the order in which they are called first: the row that all rows are, or
-    None where rows differ."""
-    seen: dict[str, list[Tensor | None]] = {}
+def calls_of(net: nn.Module, names: Sequence[str]) -> Iterator[dict[str, list[LinearCall]]]:
+    """The calls of Linears, a user's LoRA on them included, in the order in which they are made first."""
+    calls: dict[str, list[LinearCall]] = {}
 
-    def note(name: str, module: nn.Module, given: tuple[Tensor, ...]) -> None:
-        lines = given[0].detach().flatten(0, -2)
-        seen.setdefault(name, []).append(lines[0].clone() if (lines == lines[0]).all() else None)
+    def note(name: str, module: nn.Module, arguments: tuple[Tensor, ...], output: Tensor) -> None:
+        given, gave = (rows.detach().flatten(0, -2).double().cpu() for rows in (arguments[0], output))
+        calls.setdefault(name, []).append(LinearCall(given[0], gave[0], bool((given == given[0]).all())))
 
-    hooks = [base_linear(net, name).register_forward_pre_hook(partial(note, name)) for name in names]
+    hooks = [net.get_submodule(name).register_forward_hook(partial(note, name)) for name in names]
     try:
-        yield seen
+        yield calls
     finally:
         for hook in hooks:
             hook.remove()
@@ -167,16 +162,15 @@ def inputs_of(net: nn.Module, names: Sequence[str]) -> Iterator[dict[str, list[T
 
 def _outside_blocks(net: nn.Module) -> list[str]:
     """Linears with a LoRA that are in none of the repeated blocks."""
-    return [
-        name for name in lora_layers(net) if not isinstance(net.get_submodule(name.partition(".")[0]), nn.ModuleList)
-    ]
+    tops = {name: net.get_submodule(name.partition(".")[0]) for name in lora_layers(net)}
+    return [name for name, top in tops.items() if not isinstance(top, nn.ModuleList)]
 
 
-def _hears_time(inputs: dict[str, list[Tensor | None]], levels: int) -> str | None:
+def _hears_time(calls: dict[str, list[LinearCall]], count: int) -> str | None:
     """The first Linear whose input depends on the noise level, and on nothing that differs from sample to sample."""
-    for name, given in inputs.items():
-        alike = [row for row in given if row is not None]
-        if len(alike) == len(given) == 2 * levels and any((row != alike[0]).any() for row in alike):
+    for name, made in calls.items():
+        depends = any((call.given != made[0].given).any() for call in made)
+        if len(made) == count and depends and all(call.alike for call in made):
             return name
     return None
 

@@ -9,7 +9,7 @@ They differ in the objective, in the batches, in what they measure and in when t
 """
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 
 import torch
@@ -24,10 +24,11 @@ from arcflow.distillation.kept import asked_before
 from arcflow.distillation.objective import Part, distill, teacher_ratio
 from arcflow.distillation.policy import Policy, Student, Teacher
 from arcflow.distillation.walk import guided, sampler_grid
-from arcflow.distillation.warm_start import Levels, warm_start
+from arcflow.distillation.warm_start import Levels, level_errors, nearest_levels, tell
 from arcflow.families.conditioning import Cond, rows
 from arcflow.runs.checkpoint import Progress
 from arcflow.runs.ema import Ema, ema_beta
+from arcflow.student.state import at_rest
 from arcflow.student.views import teacher_velocity
 from arcflow.system import processes
 from arcflow.system.processes import Ranks
@@ -95,29 +96,36 @@ class Learner:
         return cls(parameters, run, ranks)
 
     def start_warm(self, net: nn.Module, student: Student, teacher: Teacher, sample: Prepared, draws: Draws) -> Levels:
-        """Let the new student on `net` start warm, fitted on these samples, and its average with it."""
-        levels = warm_start(
-            net,
-            student,
-            teacher,
-            sample.x,
-            sample.cond,
-            config=self.run.distill,
-            generator=draws,
-            ranks=self.ranks,
-        )
+        """Let the new student on `net` start warm, fitted on these samples, and its average with it; processes fit on
+        all that they have.
+
+        Raises:
+            ValueError: this network cannot; nothing has changed then.
+        """
+        config = self.run.distill
+        with at_rest(net):
+            errors = torch.stack(
+                [
+                    share * level_errors(student, teacher, piece.x, piece.cond, config=config, generator=own)
+                    for share, piece, own in self._pieces(sample, draws)
+                ]
+            ).sum(0)
+            means = self.ranks.mean({str(i): error for i, error in enumerate(errors.flatten().tolist())})
+            levels = nearest_levels(torch.tensor([*means.values()]).view_as(errors), config)
+            tell(net, student, sample.x[:1], rows(sample.cond, slice(1)), levels)
         self.average.update(0.0)
         return levels
 
     def gradients(self, objective: Losing, sample: Prepared, draws: Draws) -> "Losses":
         """The losses of a batch, whose gradients are added to the parameters: one backward pass for each part of the
         objective and each micro-batch. `draws` are the batch's random numbers, or each sample's own."""
+        return self.backward((share, objective(piece, own)) for share, piece, own in self._pieces(sample, draws))
 
-        def micro_batch(piece: slice) -> tuple[float, Iterable[Part]]:
+    def _pieces(self, sample: Prepared, draws: Draws) -> Iterator[tuple[float, Prepared, Draws]]:
+        """The micro-batches, each with its share of the batch and its random numbers."""
+        for piece in micro_batches(len(sample.x), self.run.optim):
             own = draws if isinstance(draws, Generator) else draws[piece]
-            return len(sample.x[piece]) / len(sample.x), objective(_rows(sample, piece), own)
-
-        return self.backward(micro_batch(piece) for piece in micro_batches(len(sample.x), self.run.optim))
+            yield len(sample.x[piece]) / len(sample.x), _rows(sample, piece), own
 
     def backward(self, pieces: Iterable[tuple[float, Iterable[Part]]]) -> "Losses":
         """The losses of micro-batches, each with its share of the batch, whose gradients are added to the parameters:
