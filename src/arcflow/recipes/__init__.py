@@ -120,7 +120,8 @@ def states(calls: int) -> int:
 
 def end(calls: int) -> float:
     """Share of the loss on the end of a step, on the comparison's budget: half in one call, where the end of the step
-    is the image and half costs no distance; a fifth in more, where half buys accuracy with distance (docs/log.md)."""
+    is the image and half costs no distance; a fifth in more, where half buys nothing, on four times the budget neither
+    (docs/log.md)."""
     return 0.5 if calls == 1 else 0.2
 
 
