@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from arcflow import student
 from arcflow.config import ALWAYS, Distill
 from arcflow.distillation.policy import level
-from arcflow.distillation.warm_start import level_errors, lowest, nearest_levels, tell
+from arcflow.distillation.warm_start import Piece, lowest, nearest_levels, tell
 from arcflow.families import network
 from arcflow.path import column, step_grid
 from arcflow.student.state import trainable
@@ -32,19 +32,27 @@ def rising(x, sigma, cond):
 
 def test_a_velocity_that_is_linear_in_the_noise_level_is_told_the_middle_of_each_step():
     x, settings = torch.zeros(3, 2, 4, dtype=torch.float64), Distill(states=64, spread="systematic", solver="adams")
-    errors = level_errors(
-        lambda x, sigma, cond: policy(rising(x, sigma, cond)),
-        rising,
-        x,
-        {},
-        config=settings,
-        generator=torch.Generator().manual_seed(0),
-    )
-    found = nearest_levels(errors, settings)
+    pieces = [Piece(share, x, {}, torch.Generator().manual_seed(0)) for share in (0.25, 0.75)]
+    found = nearest_levels(lambda x, sigma, cond: policy(rising(x, sigma, cond)), rising, pieces, settings)
     grid = step_grid(settings.steps, settings.shift, settings.final_step_scale).tolist()
     assert [start for start, _ in found] == pytest.approx(grid[:-1])
     middles = [(start + end) / 2 for start, end in zip(grid, grid[1:], strict=False)]
     assert [heard for _, heard in found] == pytest.approx(middles, abs=0.01)
+
+
+def test_a_step_sets_right_what_the_one_before_it_missed():
+    """A student that is slow by a tenth behind a certain level lags behind, and its second step makes up for that."""
+    x, settings = torch.zeros(3, 2, 4, dtype=torch.float64), Distill(states=64, spread="systematic", solver="adams")
+
+    def slow(x, sigma, cond):
+        return policy(torch.where(column(sigma, x) > 0.8, 0.9, 1.0) * rising(x, sigma, cond))
+
+    (_, first), (start, second) = nearest_levels(
+        slow, rising, [Piece(1.0, x, {}, torch.Generator().manual_seed(0))], settings
+    )
+    grid = step_grid(settings.steps, settings.shift, settings.final_step_scale).tolist()
+    missed = (grid[0] ** 2 - grid[1] ** 2) / 2 - 0.9 * first * (grid[0] - grid[1])
+    assert second == pytest.approx(start / 2 + missed / start, abs=0.01)
 
 
 def test_the_least_of_a_parabola_is_found_between_its_points():

@@ -131,7 +131,8 @@ def test_a_base_that_is_not_plain_is_shared_out_too(tmp_path, monkeypatch):
     torchrun(2, __file__, "bases", tmp_path / "2", folder=tmp_path)
     on_all_bases(tmp_path / "1")
     for name in BASES:
-        rounding = 1e-3 if name == "bfloat16" else 1e-5  # its products differ with the size of the batch
+        # Its products differ with the size of the batch, on some processors by more than on others.
+        rounding = torch.finfo(torch.bfloat16).eps / 2 if name == "bfloat16" else 1e-5
         assert curve(tmp_path / "2" / name) == pytest.approx(curve(tmp_path / "1" / name), rel=rounding)
 
 

@@ -2,7 +2,7 @@
 
 A step of a new student follows the teacher's velocity at its start. What it has to cover is the mean velocity over the
 step, and to that the teacher is nearer if it is told, at the same state, a noise level further down (as the midpoint
-rule asks in the middle of a step). Which one is fitted on a batch (`level_errors`).
+rule asks in the middle of a step). Which one is fitted on a batch, step by step (`nearest_levels`).
 
 A network hears its noise level through one Linear, the first of its time embedding. For n noise levels with inputs E
 (a row each) and outputs Y of that Linear, and outputs Z at the levels that it is to hear instead,
@@ -29,7 +29,7 @@ from arcflow.families.conditioning import Cond
 from arcflow.families.weights import compute_dtype
 from arcflow.student.layers import LowRank
 from arcflow.student.state import lora_layers, state_of
-from arcflow.system.processes import local, shared_like, whole
+from arcflow.system.processes import Ranks, local, shared_like, whole
 from arcflow.system.seeds import Draws
 
 SHARES = torch.linspace(0.0, 0.5, 9, dtype=torch.float64)
@@ -49,30 +49,47 @@ def tried(config: Distill) -> Float[Tensor, "steps tried"]:
     return grid[:-1, None] - (grid[:-1] - grid[1:])[:, None] * SHARES
 
 
+@dataclass
+class Piece:
+    """Samples that a start is fitted on."""
+
+    share: float
+    """Of all that it is fitted on."""
+    x: Float[Tensor, "batch *rest"]
+    """Noise; later where the student's steps have led."""
+    cond: Cond
+    draws: Draws
+
+
 @torch.no_grad()
-def level_errors(
-    student: Student,
-    teacher: Teacher,
-    x: Float[Tensor, "batch *rest"],
-    cond: Cond,
-    *,
-    config: Distill,
-    generator: Draws,
-) -> Float[Tensor, "steps tried"]:
-    """Mean squared difference of what the student says, told each of the levels at the state where a step starts, and
-    the mean velocity of the teacher's walk over the step. It costs one walk, and nine calls of the student a step."""
-    errors = []
-    for levels, (start, end, length) in zip(tried(config), legs(teacher, x, cond, config, generator), strict=True):
-        mean = (start - end) / length
-        said = (student(start, level(one, start), cond).velocity(0.0) for one in levels.tolist())
-        errors.append(torch.stack([(velocity - mean).square().mean() for velocity in said]))
-    return torch.stack(errors)
+def nearest_levels(
+    student: Student, teacher: Teacher, pieces: Sequence[Piece], config: Distill, ranks: Ranks | None = None
+) -> Levels:
+    """For each step, at the states that the steps before have led to, the noise level at which the student's velocity
+    has the least mean squared difference to the way to where the teacher's walk is at the end of the step: so a step
+    sets right what those before it missed. `pieces` go on to the images' ends.
 
-
-def nearest_levels(errors: Float[Tensor, "steps tried"], config: Distill) -> Levels:
-    """For each step the level with the least error, between those that were tried."""
-    rows = zip(tried(config).tolist(), errors.tolist(), strict=True)
-    return [(levels[0], lowest(levels, row)) for levels, row in rows]
+    Processes fit on all that they have. It costs one walk of the teacher's, and ten calls of the student a step.
+    """
+    walks = [legs(teacher, piece.x, piece.cond, config, piece.draws) for piece in pieces]
+    found: Levels = []
+    for levels in tried(config).tolist():
+        errors = dict.fromkeys(map(str, levels), 0.0)
+        lengths = []
+        for piece, walk in zip(pieces, walks, strict=True):
+            _, end, length = next(walk)
+            lengths.append(length)
+            way = (piece.x - end) / length
+            for one in levels:
+                said = student(piece.x, level(one, piece.x), piece.cond).velocity(0.0)
+                errors[str(one)] += piece.share * float((said - way).square().mean())
+        if ranks:
+            errors = ranks.mean(errors)
+        heard = lowest(levels, list(errors.values()))
+        found.append((levels[0], heard))
+        for piece, length in zip(pieces, lengths, strict=True):
+            piece.x = piece.x - length * student(piece.x, level(heard, piece.x), piece.cond).velocity(0.0)
+    return found
 
 
 def lowest(points: Sequence[float], values: Sequence[float]) -> float:

@@ -24,7 +24,7 @@ from arcflow.distillation.kept import asked_before
 from arcflow.distillation.objective import Part, distill, teacher_ratio
 from arcflow.distillation.policy import Policy, Student, Teacher
 from arcflow.distillation.walk import guided, sampler_grid
-from arcflow.distillation.warm_start import Levels, level_errors, nearest_levels, tell
+from arcflow.distillation.warm_start import Levels, Piece, nearest_levels, tell
 from arcflow.families.conditioning import Cond, rows
 from arcflow.runs.checkpoint import Progress
 from arcflow.runs.ema import Ema, ema_beta
@@ -102,16 +102,9 @@ class Learner:
         Raises:
             ValueError: this network cannot; nothing has changed then.
         """
-        config = self.run.distill
+        pieces = [Piece(share, one.x, one.cond, own) for share, one, own in self._pieces(sample, draws)]
         with at_rest(net):
-            errors = torch.stack(
-                [
-                    share * level_errors(student, teacher, piece.x, piece.cond, config=config, generator=own)
-                    for share, piece, own in self._pieces(sample, draws)
-                ]
-            ).sum(0)
-            means = self.ranks.mean({str(i): error for i, error in enumerate(errors.flatten().tolist())})
-            levels = nearest_levels(torch.tensor([*means.values()]).view_as(errors), config)
+            levels = nearest_levels(student, teacher, pieces, self.run.distill, self.ranks)
             tell(net, student, sample.x[:1], rows(sample.cond, slice(1)), levels)
         self.average.update(0.0)
         return levels
