@@ -153,9 +153,9 @@ class Distill:
     path a student may settle that otherwise than its teacher."""
 
     warm_start: bool = False
-    """Begin with a student that hears, at the start of each of its steps, the noise level at which its velocity is
-    nearest to the mean over the step, fitted on the first batch: the time embedding's LoRA makes it so, and learns on
-    from there. It pays where a training is short or takes many steps; the paper begins with the teacher as it is."""
+    """Begin with a student that hears, at the start of each of its steps, the noise level at which its velocity leads
+    nearest to the step's end, fitted on the first batch: the time embedding's LoRA makes it so, and learns on from
+    there. It pays where a training is short or has many steps; the paper begins with the teacher as it is."""
 
     def __post_init__(self) -> None:
         check(self.steps >= 1, "distill.steps", self.steps, "1 or more", f"the published adapters use {paper.STEPS}")
