@@ -1,7 +1,6 @@
 """A warm start: the student hears better noise levels than it is told, exactly, as its base with a LoRA."""
 
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -13,6 +12,7 @@ from arcflow.config import ALWAYS, Distill
 from arcflow.distillation.policy import level
 from arcflow.distillation.warm_start import Piece, lowest, nearest_levels, tell
 from arcflow.families import network
+from arcflow.families.conditioning import rows
 from arcflow.path import column, step_grid
 from arcflow.student.state import trainable
 from arcflow.student.views import teacher_velocity
@@ -20,7 +20,7 @@ from arcflow.training.learner import views
 from arcflow.training.loop import train
 from tests.support.gaussian import policy
 from tests.support.pipelines import torchrun
-from tests.support.trainings import config, quiet, tiny_pipe
+from tests.support.trainings import config, newest_tensors, quiet, tiny_pipe
 
 LEVELS = [(1.0, 0.9), (0.76, 0.7)]
 
@@ -77,17 +77,12 @@ def new(request):
 @torch.no_grad()
 def test_at_the_start_of_its_steps_the_student_hears_other_levels_exactly(new):
     net, walker, x, cond = new
-    tell(net, walker, x[:1], {name: value[:1] for name, value in cond.items()} | shared(cond), LEVELS)
+    tell(net, walker, x[:1], rows(cond, slice(1)), LEVELS)
     for start, heard in LEVELS:
         said = walker(x, level(start, x), cond).velocity(0.0)
         torch.testing.assert_close(said, teacher_velocity(net, x, level(heard, x), cond), rtol=1e-5, atol=1e-5)
     between = walker(x, level(0.85, x), cond).velocity(0.0)
     assert between.isfinite().all(), "what it hears elsewhere nobody asks for"
-
-
-def shared(cond):
-    """What is one for the whole batch."""
-    return {name: value for name, value in cond.items() if name.startswith(("img_", "txt_"))}
 
 
 @torch.no_grad()
@@ -122,11 +117,6 @@ def run_of(folder, **changes):
     return config(folder, distill__warm_start=True, **kept, **changes)
 
 
-def weights(folder):
-    newest = sorted((Path(folder) / "checkpoints").iterdir())[-1]
-    return {name: value for file in newest.glob("*.safetensors") for name, value in load_file(file).items()}
-
-
 @pytest.mark.slow
 def test_a_run_starts_warm_once_says_so_and_is_taken_up_to_the_same_bits(tmp_path):
     """With dropout in the LoRA, and an averaged student between the segments that has none."""
@@ -139,7 +129,7 @@ def test_a_run_starts_warm_once_says_so_and_is_taken_up_to_the_same_bits(tmp_pat
         train(run_of(tmp_path / "parts", stop_after=1e-9), tiny_pipe(), again.append)
     train(run_of(tmp_path / "parts"), tiny_pipe(), again.append)
     assert sum(line.startswith("warm start") for line in again) == 1
-    whole, parts = weights(tmp_path / "whole"), weights(tmp_path / "parts")
+    whole, parts = newest_tensors(tmp_path / "whole"), newest_tensors(tmp_path / "parts")
     assert [name for name in whole if not torch.equal(whole[name], parts[name])] == []
 
 

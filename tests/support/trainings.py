@@ -3,6 +3,7 @@
 import dataclasses
 
 import torch
+from safetensors.torch import load_file
 
 from arcflow.config import Data, Distill, Model, Optim, Run
 
@@ -56,6 +57,12 @@ def config(out, **changes):
         value = dataclasses.replace(getattr(run, part), **{name: value}) if name else value
         run = dataclasses.replace(run, **{part: value})
     return run
+
+
+def newest_tensors(folder) -> dict[str, torch.Tensor]:
+    """What the newest checkpoint of a run holds."""
+    newest = sorted((folder / "checkpoints").iterdir())[-1]
+    return {name: value for file in newest.glob("*.safetensors") for name, value in load_file(file).items()}
 
 
 def quiet(message):

@@ -5,21 +5,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
 from arcflow.config import ALWAYS
 from arcflow.system import files
 from arcflow.training.loop import train
 from tests.support.pipelines import torchrun
-from tests.support.trainings import ITERATIONS, config, quiet, tiny_pipe
+from tests.support.trainings import ITERATIONS, config, newest_tensors, quiet, tiny_pipe
 
 KEPT = {"distill__hold": ALWAYS, "distill__reuse": 3, "distill__kept": 2, "pictures": 0}
-
-
-def tensors(folder) -> dict[str, torch.Tensor]:
-    """What the newest checkpoint holds."""
-    newest = sorted((folder / "checkpoints").iterdir())[-1]
-    return {name: value for file in newest.glob("*.safetensors") for name, value in load_file(file).items()}
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +35,7 @@ def test_one_iteration_of_three_asks_the_teacher(run):
 
 @pytest.mark.slow
 def test_the_walks_are_in_the_checkpoint(run):
-    walks = [name for name in tensors(run[0]) if name.startswith("walk.0-1.")]
+    walks = [name for name in newest_tensors(run[0]) if name.startswith("walk.0-1.")]
     assert {name.split(".")[2] for name in walks} == {"00000", "00001"}  # batches
     assert {name.split(".")[3] for name in walks} == {"000", "001"}  # micro-batches
 
@@ -52,7 +45,7 @@ def test_every_number_of_calls_has_its_turn(tmp_path):
     """Where every second iteration asks the teacher, the numbers of calls take turns among these."""
     run = config(tmp_path, distill__also_steps=(1,), **KEPT | {"distill__reuse": 2, "distill__kept": 4})
     train(run, tiny_pipe(), quiet)
-    walks = {name.split(".")[4] for name in tensors(tmp_path) if name.endswith("targets")}
+    walks = {name.split(".")[4] for name in newest_tensors(tmp_path) if name.endswith("targets")}
     assert walks == {"0-1", "0-2", "1-2"}  # segment and number of segments
 
 
@@ -63,7 +56,7 @@ def test_a_run_that_was_interrupted_ends_with_the_same_bits(run, tmp_path, start
     for _ in range(starts):
         train(config(tmp_path, optim__micro_batch=2, stop_after=1e-9, **KEPT), tiny_pipe(), quiet)
     train(config(tmp_path, optim__micro_batch=2, **KEPT), tiny_pipe(), quiet)
-    whole, found = tensors(run[0]), tensors(tmp_path)
+    whole, found = newest_tensors(run[0]), newest_tensors(tmp_path)
     assert whole.keys() == found.keys()
     assert [name for name in whole if not torch.equal(whole[name], found[name])] == []
     assert (tmp_path / "log.jsonl").read_bytes() == (run[0] / "log.jsonl").read_bytes()
@@ -79,7 +72,7 @@ def test_walks_that_do_not_fit_into_memory_are_refused_before_anything_is_writte
 def test_each_of_two_processes_takes_up_its_own_walks_and_another_number_begins_anew(tmp_path):
     torchrun(2, __file__, "whole", tmp_path)
     torchrun(2, __file__, "parts", tmp_path)
-    whole, parts = tensors(tmp_path / "whole"), tensors(tmp_path / "parts")
+    whole, parts = newest_tensors(tmp_path / "whole"), newest_tensors(tmp_path / "parts")
     assert {name.split(".")[1] for name in whole if name.startswith("walk.")} == {"0-2", "1-2"}
     assert [name for name in whole if not torch.equal(whole[name], parts[name])] == []
 

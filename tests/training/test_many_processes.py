@@ -117,8 +117,10 @@ BASES = {
 
 def on_all_bases(folder):
     """Trainings on a base that is not plain, in the folder where it lies, one after the other in the same processes."""
+    # Adam's first steps are as long as the rate, whatever the gradient: where that is rounding, they go either way.
+    plain = {"model__base": "base", "model__dropout": 0.0, "optim__iterations": 3, "optim__lr": 1e-4, "pictures": 0}
     for name, changes in BASES.items():
-        run = config(folder / name, model__base="base", model__dropout=0.0, optim__iterations=3, pictures=0, **changes)
+        run = config(folder / name, **plain, **changes)
         train(run, log=quiet)
 
 
@@ -131,8 +133,7 @@ def test_a_base_that_is_not_plain_is_shared_out_too(tmp_path, monkeypatch):
     torchrun(2, __file__, "bases", tmp_path / "2", folder=tmp_path)
     on_all_bases(tmp_path / "1")
     for name in BASES:
-        # Its products differ with the size of the batch, on some processors by more than on others.
-        rounding = torch.finfo(torch.bfloat16).eps / 2 if name == "bfloat16" else 1e-5
+        rounding = 1e-3 if name == "bfloat16" else 1e-5  # its products differ with the size of the batch
         assert curve(tmp_path / "2" / name) == pytest.approx(curve(tmp_path / "1" / name), rel=rounding)
 
 

@@ -17,7 +17,6 @@ from types import ModuleType, SimpleNamespace
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file
 
 from arcflow import attach, student
 from arcflow.config import Data, Optim, from_json
@@ -38,14 +37,12 @@ from arcflow.training.home import claim_run
 from arcflow.training.loop import train
 from arcflow.training.optimizer import accepted, adamw, rate
 from tests.support.prompt_lists import with_images
-from tests.support.trainings import ITERATIONS, config, quiet, tiny_pipe
+from tests.support.trainings import ITERATIONS, config, newest_tensors, quiet, tiny_pipe
 
 
 def finished(folder):
     """Everything a run leaves that must not depend on interruptions."""
-    newest = sorted((Path(folder) / "checkpoints").iterdir())[-1]
-    tensors = {name: value for file in newest.glob("*.safetensors") for name, value in load_file(file).items()}
-    return tensors, (Path(folder) / "log.jsonl").read_bytes()
+    return newest_tensors(Path(folder)), (Path(folder) / "log.jsonl").read_bytes()
 
 
 def assert_same(one, other):

@@ -65,19 +65,21 @@ def train_entrant(bench: Bench, entrant: Entrant, calls: int, seed: int, referen
     data = bench.captions(seed, run.optim.batch)
     end = ender(method.sample, student, run.distill, calls)
 
+    def sample_of(number: int) -> Prepared:
+        batch = data.batch(number)
+        return Prepared(bench.noise(batch.seeds), bench.cond(batch.prompts), {})
+
     if run.distill.warm_start:
-        first = data.batch(0)
-        sample = Prepared(bench.noise(first.seeds), bench.cond(first.prompts), {})
-        learner.start_warm(net, student, teacher, sample, torch.Generator().manual_seed(seed_of(seed, "warm")))
+        draws = torch.Generator().manual_seed(seed_of(seed, "warm"))
+        learner.start_warm(net, student, teacher, sample_of(0), draws)
 
     curve: list[tuple[int, float]] = []
     measuring = 0.0
     net.train()
     while cost.spent < budget.forwards:
-        done, batch = cost.spent / budget.forwards, data.batch(progress.step)
-        sample = Prepared(bench.noise(batch.seeds), bench.cond(batch.prompts), {})
+        done = cost.spent / budget.forwards
         draws = torch.Generator().manual_seed(seed_of(seed, "draws", progress.step))
-        learner.gradients(at_turn(objective, student, teacher, done), sample, draws)
+        learner.gradients(at_turn(objective, student, teacher, done), sample_of(progress.step), draws)
         learner.update(progress, at=int(done * PARTS))
 
         due = [share for share in MEASURED[len(curve) :] if cost.spent >= share * budget.forwards]

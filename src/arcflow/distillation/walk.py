@@ -173,9 +173,9 @@ def _along(roll: Policy | None, x: Tensor, a: Tensor, b: float | Tensor) -> Tens
 
 def legs(
     teacher: Teacher, x: Float[Tensor, "batch *rest"], cond: Cond, config: Distill, generator: Draws
-) -> Iterator[tuple[Float[Tensor, "batch *rest"], Float[Tensor, "batch *rest"], float]]:
+) -> Iterator[tuple[Float[Tensor, "batch *rest"], float]]:
     """The teacher's walk of a training from noise `x`, every segment walked to its end by the teacher alone: of each
-    the states where it starts and ends, and the noise level that it leaves behind."""
+    the state where it ends, and the noise level that it leaves behind."""
     for segment in segments(config.steps, config.final_step_scale):
         times = schedule(
             segment,
@@ -186,9 +186,8 @@ def legs(
             generator=generator,
             spread=config.spread,
         )
-        start = x
         *_, x = visit(None, teacher, x, cond, times, config.shift, config.solver)
-        yield start, x, span(times, config.shift)
+        yield x, span(times, config.shift)
 
 
 def walked(
@@ -196,7 +195,7 @@ def walked(
 ) -> Float[Tensor, "batch *rest"]:
     """Where the teacher's walk of a training arrives from noise `x`. A student that learns from this walk comes no
     nearer to the teacher's many steps than it does."""
-    *_, (_, end, _) = legs(teacher, x, cond, config, generator)
+    *_, (end, _) = legs(teacher, x, cond, config, generator)
     return end
 
 

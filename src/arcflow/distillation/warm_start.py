@@ -49,14 +49,14 @@ def tried(config: Distill) -> Float[Tensor, "steps tried"]:
     return grid[:-1, None] - (grid[:-1] - grid[1:])[:, None] * SHARES
 
 
-@dataclass
+@dataclass(frozen=True)
 class Piece:
     """Samples that a start is fitted on."""
 
     share: float
     """Of all that it is fitted on."""
     x: Float[Tensor, "batch *rest"]
-    """Noise; later where the student's steps have led."""
+    """Noise."""
     cond: Cond
     draws: Draws
 
@@ -67,28 +67,30 @@ def nearest_levels(
 ) -> Levels:
     """For each step, at the states that the steps before have led to, the noise level at which the student's velocity
     has the least mean squared difference to the way to where the teacher's walk is at the end of the step: so a step
-    sets right what those before it missed. `pieces` go on to the images' ends.
+    sets right what those before it missed.
 
     Processes fit on all that they have. It costs one walk of the teacher's, and ten calls of the student a step.
     """
     walks = [legs(teacher, piece.x, piece.cond, config, piece.draws) for piece in pieces]
+    states = [piece.x for piece in pieces]
     found: Levels = []
     for levels in tried(config).tolist():
         errors = dict.fromkeys(map(str, levels), 0.0)
-        lengths = []
-        for piece, walk in zip(pieces, walks, strict=True):
-            _, end, length = next(walk)
-            lengths.append(length)
-            way = (piece.x - end) / length
+        length = 0.0
+        for piece, x, walk in zip(pieces, states, walks, strict=True):
+            end, length = next(walk)
+            way = (x - end) / length
             for one in levels:
-                said = student(piece.x, level(one, piece.x), piece.cond).velocity(0.0)
+                said = student(x, level(one, x), piece.cond).velocity(0.0)
                 errors[str(one)] += piece.share * float((said - way).square().mean())
         if ranks:
             errors = ranks.mean(errors)
         heard = lowest(levels, list(errors.values()))
         found.append((levels[0], heard))
-        for piece, length in zip(pieces, lengths, strict=True):
-            piece.x = piece.x - length * student(piece.x, level(heard, piece.x), piece.cond).velocity(0.0)
+        states = [
+            x - length * student(x, level(heard, x), piece.cond).velocity(0.0)
+            for piece, x in zip(pieces, states, strict=True)
+        ]
     return found
 
 

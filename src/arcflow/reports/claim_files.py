@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import get_args, get_type_hints
 
 from arcflow.comparison.results import Comparison
 from arcflow.evaluation.results import Evaluation
@@ -77,17 +78,7 @@ class Results:
     """Those that lead, on four times the budget."""
 
 
-KINDS = {
-    "methods": Comparison,
-    "rank": Comparison,
-    "shipped": Evaluation,
-    "one": Evaluation,
-    "ideal": Ideal,
-    "policies": Policies,
-    "digits": Comparison,
-    "third": Comparison,
-    "fourfold": Comparison,
-}
+KINDS = {name: get_args(kind)[0] for name, kind in get_type_hints(Results).items()}
 """What each file holds."""
 
 
